@@ -1,0 +1,72 @@
+"""Build the native extension `tsqp_shm._native` from `native/`.
+
+Metadata lives in pyproject.toml; this file only says how the C++ is compiled. One source file per instruction
+set is compiled with that set's flags, everything else for the machine's baseline, so one wheel runs on every
+processor of its architecture and picks its kernels at load (see native/dispatch.cpp).
+"""
+
+import os
+import platform
+import sysconfig
+from pathlib import Path
+
+import pybind11
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
+from setuptools import setup
+
+NATIVE = Path("native")
+
+# -ffp-contract=off: a fused multiply-add rounds once where mul and add round twice, and the instruction sets must
+# agree bit for bit.
+FLAGS = ["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", "-Wshadow", "-Wconversion"]
+# Warnings are for this project's code: the headers of Python and pybind11 count as the system's.
+FLAGS += ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
+
+ISA_FLAGS = {
+    "kernels_scalar.cpp": ["-fno-tree-vectorize", "-fno-tree-slp-vectorize"],
+}
+if platform.machine() in ("x86_64", "AMD64"):
+    ISA_FLAGS["kernels_avx2.cpp"] = ["-mavx2", "-mf16c"]
+    ISA_FLAGS["kernels_avx512.cpp"] = [
+        "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512",
+    ]  # fmt: skip
+
+KERNEL_SOURCES = ["kernels_scalar.cpp", "kernels_avx2.cpp", "kernels_avx512.cpp"]
+SOURCES = sorted(
+    path
+    for path in NATIVE.glob("*.cpp")
+    if path.name not in KERNEL_SOURCES or path.name in ISA_FLAGS
+)
+
+
+class BuildWithIsaFlags(build_ext):
+    """Adds a source file's own instruction-set flags to the compile command that distutils makes for it."""
+
+    def build_extensions(self) -> None:
+        compile_one = self.compiler._compile
+
+        def compile_with_isa(obj, src, ext, cc_args, extra_postargs, pp_opts):  # noqa: ANN001, ANN202
+            flags = [*extra_postargs, *ISA_FLAGS.get(Path(src).name, [])]
+            return compile_one(obj, src, ext, cc_args, flags, pp_opts)
+
+        self.compiler._compile = compile_with_isa
+        super().build_extensions()
+
+
+if os.environ.get("TSQP_SHM_WERROR") == "1":
+    FLAGS.append("-Werror")
+
+ParallelCompile("NPY_NUM_BUILD_JOBS", default=2).install()
+setup(
+    ext_modules=[
+        Pybind11Extension(
+            "tsqp_shm._native",
+            [str(path) for path in SOURCES],
+            cxx_std=20,
+            extra_compile_args=FLAGS,
+            extra_link_args=["-pthread"],
+            depends=[str(path) for path in NATIVE.glob("*.h")],
+        )
+    ],
+    cmdclass={"build_ext": BuildWithIsaFlags},
+)

@@ -1,0 +1,7 @@
+"""`python -m tsqp_shm` is `tsqp-shm`."""
+
+import sys
+
+from tsqp_shm.cli import main
+
+sys.exit(main())

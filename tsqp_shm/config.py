@@ -1,0 +1,163 @@
+"""Settings as frozen values: what a user may choose, its default, and what is allowed.
+
+Command line and Python API read their defaults from here; `TSQP_SHM_*` environment variables lie between the two.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from tsqp_shm.errors import ConfigError
+
+DTYPES = ("bfloat16", "float32")
+DOORBELLS = ("adaptive", "zmq", "spin")
+MODE = "plain"
+MODE_WARNING = (
+    "mode plain: activations cross in clear. It protects nothing from whoever controls the GPU process: "
+    "hidden states can be inverted to the prompt."
+)
+# Where a model states no shorter limit; longer is asked for, because cache and score slots grow with it.
+DEFAULT_MAX_MODEL_LEN = 4096
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the geometry of arena and caches is derived from, beside the model.
+
+    Attributes:
+        dtype: element type of the slots and of the GPU process's arithmetic.
+        max_model_len: longest sequence, prompt and completion together, in tokens.
+        max_num_seqs: sequences whose caches exist at once.
+        max_batch_tokens: most tokens in one forward pass; longer prompts are prefilled in chunks.
+        tile_rows: query rows in one attention tile.
+        tiles_in_flight: score slots, so tiles that the two processes work on at once.
+    """
+
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    max_batch_tokens: int
+    tile_rows: int
+    tiles_in_flight: int
+
+    def __post_init__(self) -> None:
+        require_choice("dtype", self.dtype, DTYPES)
+        require_range("max_model_len", self.max_model_len, 1, 1 << 20)
+        require_range("max_num_seqs", self.max_num_seqs, 1, 1024)
+        require_range("max_batch_tokens", self.max_batch_tokens, 1, 1 << 20)
+        require_range("tile_rows", self.tile_rows, 1, 4096)
+        require_range("tiles_in_flight", self.tiles_in_flight, 2, 16)
+        if self.max_batch_tokens < self.max_num_seqs:
+            raise ConfigError("max_batch_tokens", self.max_batch_tokens, f"at least max_num_seqs ({self.max_num_seqs})")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Everything a session is started with, beside the model.
+
+    Units: times in seconds, but where the name says microseconds.
+    """
+
+    device: str = "auto"
+    dtype: str = "bfloat16"
+    max_model_len: int | None = None
+    max_num_seqs: int = 8
+    max_batch_tokens: int = 2048
+    tile_rows: int = 128
+    tiles_in_flight: int = 2
+    doorbell: str = "adaptive"
+    spin_us: int = 20
+    yield_us: int = 2000
+    endpoint: str | None = None
+    session: str | None = None
+    timeout_s: float = 60.0
+    tee_threads: int | None = None
+    gpu_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError("device", self.device, "auto, cpu, cuda or cuda:N")
+        require_choice("dtype", self.dtype, DTYPES)
+        require_choice("doorbell", self.doorbell, DOORBELLS)
+        require_range("spin_us", self.spin_us, 0, 10_000_000)
+        require_range("yield_us", self.yield_us, 0, 10_000_000)
+        if not 0 < self.timeout_s <= 86400:
+            raise ConfigError("timeout", self.timeout_s, "seconds, more than 0 and at most 86400")
+        for name in ("tee_threads", "gpu_threads"):
+            if getattr(self, name) is not None:
+                require_range(name, getattr(self, name), 1, 1024)
+        if self.max_model_len is not None:
+            require_range("max_model_len", self.max_model_len, 1, 1 << 20)
+        if self.session is not None:
+            require_session_name(self.session)
+        if self.endpoint is not None and not re.fullmatch(r"ipc://.+|tcp://[^:/]+:\d+", self.endpoint):
+            raise ConfigError("endpoint", self.endpoint, "ipc://PATH or tcp://127.0.0.1:PORT")
+        self._limits(self.max_model_len or 1)
+
+    def limits(self, max_position_embeddings: int) -> Limits:
+        """The limits for a model that knows `max_position_embeddings` positions.
+
+        Raises:
+            ConfigError: max_model_len is longer than the model's positions.
+        """
+        length = self.max_model_len
+        if length is None:
+            length = min(max_position_embeddings, DEFAULT_MAX_MODEL_LEN)
+        if length > max_position_embeddings:
+            raise ConfigError("max_model_len", length, f"at most the model's {max_position_embeddings} positions")
+        return self._limits(length)
+
+    def _limits(self, max_model_len: int) -> Limits:
+        return Limits(
+            dtype=self.dtype,
+            max_model_len=max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            max_batch_tokens=self.max_batch_tokens,
+            tile_rows=self.tile_rows,
+            tiles_in_flight=self.tiles_in_flight,
+        )
+
+    @classmethod
+    def from_environment(cls, overrides: Mapping[str, Any]) -> EngineConfig:
+        """Defaults, then `TSQP_SHM_*` variables, then the overrides that are not None.
+
+        Raises:
+            ConfigError: a variable or an override is not a legal value.
+        """
+        config = cls()
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            variable = f"TSQP_SHM_{field.name.upper()}"
+            text = os.environ.get(variable)
+            if text is not None:
+                values[field.name] = _parse(variable, text, str(field.type))
+        values.update({name: value for name, value in overrides.items() if value is not None})
+        return replace(config, **values)
+
+
+def _parse(variable: str, text: str, kind: str) -> Any:
+    if kind.startswith("str"):
+        return text
+    try:
+        return float(text) if kind.startswith("float") else int(text)
+    except ValueError:
+        raise ConfigError(variable, text, "a number") from None
+
+
+def require_choice(field: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(field, value, " or ".join(allowed))
+
+
+def require_range(field: str, value: int, lowest: int, highest: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
+        raise ConfigError(field, value, f"a whole number from {lowest} to {highest}")
+
+
+def require_session_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", name):
+        raise ConfigError("session", name, "1 to 40 letters, digits, '.', '_' or '-', a letter or digit first")
