@@ -1,0 +1,272 @@
+"""The doorbell: how a 64-byte record gets to the other side, and how a side waits for one.
+
+Three ways, one interface. `adaptive`: the ring in the arena, and ZeroMQ only to wake a side that sleeps. `zmq`: every
+record is a ZeroMQ message. `spin`: the ring alone, never asleep; for measuring, and for enclaves whose border no socket
+crosses cheaply.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from typing import Protocol
+
+import zmq
+
+from tsqp_shm import _native
+from tsqp_shm.errors import ConfigError, PeerTimeout, ProtocolError
+from tsqp_shm.shm import layout
+from tsqp_shm.shm.arena import Arena
+from tsqp_shm.shm.liveness import LOOK_INTERVAL_S
+
+# The kernel's sockaddr_un holds 108 bytes with the final zero; libzmq refuses more.
+MAX_IPC_PATH_BYTES = 107
+_SLICE_NS = int(LOOK_INTERVAL_S * 1e9)
+_TIMEOUT = 3
+_WAIT_PHASES = ("ready", "spun", "yielded")
+
+
+class Watch(Protocol):
+    """Tells while waiting whether the peer lives; see `liveness.PeerWatch`."""
+
+    @property
+    def heartbeat_age_s(self) -> float | None: ...
+    def check(self) -> None: ...
+
+
+class Doorbell(ABC):
+    """One end. The TEE sends submissions and receives completions; the GPU process does the opposite.
+
+    Attributes:
+        waits: how waits ended: "ready", "spun", "yielded", "parked", "message".
+    """
+
+    def __init__(self) -> None:
+        self.waits: Counter[str] = Counter()
+
+    @abstractmethod
+    def send(self, record: bytes) -> None:
+        """Hands one record over and does not wait for the other side to read it."""
+
+    @abstractmethod
+    def poll(self) -> bytes | None:
+        """The next record, waiting for it a fraction of a second at most."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of sockets and of the arena."""
+
+    def receive(self, watch: Watch, timeout_s: float | None, operation: str, slot: str = "") -> bytes:
+        """The next record.
+
+        Args:
+            watch: asked now and then whether the peer lives.
+            timeout_s: None waits as long as the peer lives.
+            operation: what is waited for, for the error.
+            slot: the slot it concerns, for the error.
+
+        Raises:
+            PeerDied: the watch says so.
+            PeerTimeout: the peer lives but nothing came.
+            ProtocolError: the peer wrote what it must not.
+        """
+        record = self.poll()
+        if record is not None:
+            return record
+        started = time.monotonic()
+        while True:
+            watch.check()
+            record = self.poll()
+            if record is not None:
+                return record
+            waited_s = time.monotonic() - started
+            if timeout_s is not None and waited_s > timeout_s:
+                raise PeerTimeout(operation, slot, waited_s, watch.heartbeat_age_s)
+
+
+class _Rings:
+    """Both rings of the arena as one side sees them."""
+
+    def __init__(self, arena: Arena, role: str) -> None:
+        outgoing, incoming = ("submission", "completion") if role == "tee" else ("completion", "submission")
+        self.writer = _native.RingWriter(arena.buffer, outgoing)
+        self.reader = _native.RingReader(arena.buffer, incoming)
+
+    def write(self, record: bytes) -> bool:
+        """Publishes a record; True: the other side is parked and has to be rung."""
+        try:
+            return self.writer.write(record)
+        except _native.PeerViolation as error:
+            raise ProtocolError(*error.args) from None
+
+    def read(self, spin_ns: int, yield_ns: int, waits: Counter[str]) -> bytes | None:
+        try:
+            how, record = self.reader.read(spin_ns, yield_ns)
+        except _native.PeerViolation as error:
+            raise ProtocolError(*error.args) from None
+        if how == _TIMEOUT:
+            return None
+        waits[_WAIT_PHASES[how]] += 1
+        return record
+
+    def park(self) -> bool:
+        try:
+            return self.reader.park()
+        except _native.PeerViolation as error:
+            raise ProtocolError(*error.args) from None
+
+    def release(self) -> None:
+        self.writer.release()
+        self.reader.release()
+
+
+class _Socket:
+    """A ZeroMQ PAIR socket that carries single records. The TEE binds, the GPU process connects."""
+
+    def __init__(self, endpoint: str, role: str) -> None:
+        self._endpoint = endpoint
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PAIR)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, layout.RECORD_BYTES)
+        try:
+            if role == "tee":
+                self._socket.bind(endpoint)
+            else:
+                self._socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError("endpoint", endpoint, f"an address that can be used ({error.strerror})") from error
+
+    def try_send(self, record: bytes) -> bool:
+        """Sends without waiting; False: nobody is connected yet, or the queue is full."""
+        try:
+            self._socket.send(record, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> bytes | None:
+        if not self.wait():
+            return None
+        return self._socket.recv(zmq.NOBLOCK)
+
+    def wait(self) -> bool:
+        """Sleeps until a message is there, a fraction of a second at most."""
+        return bool(self._socket.poll(int(LOOK_INTERVAL_S * 1000), zmq.POLLIN))
+
+    def drain(self) -> None:
+        while self._socket.poll(0, zmq.POLLIN):
+            self._socket.recv(zmq.NOBLOCK)
+
+    def close(self) -> None:
+        self._socket.close(linger=0)
+        self._context.term()
+
+
+class SpinDoorbell(Doorbell):
+    """Never sleeps: spins, and after `spin_us` yields the processor between looks."""
+
+    def __init__(self, arena: Arena, role: str, spin_us: int) -> None:
+        super().__init__()
+        self._rings = _Rings(arena, role)
+        self._spin_ns = min(spin_us * 1000, _SLICE_NS)
+
+    def send(self, record: bytes) -> None:
+        self._rings.write(record)
+
+    def poll(self) -> bytes | None:
+        return self._rings.read(self._spin_ns, _SLICE_NS - self._spin_ns, self.waits)
+
+    def close(self) -> None:
+        self._rings.release()
+
+
+class AdaptiveDoorbell(Doorbell):
+    """Spins, then yields, then sleeps on the socket, having said so in the arena."""
+
+    def __init__(self, arena: Arena, role: str, spin_us: int, yield_us: int, socket: _Socket) -> None:
+        super().__init__()
+        self._rings = _Rings(arena, role)
+        self._spin_ns, self._yield_ns = spin_us * 1000, yield_us * 1000
+        self._socket = socket
+
+    def send(self, record: bytes) -> None:
+        if self._rings.write(record):
+            # A message that cannot be sent is only a later wake-up: a sleeper looks at the ring by itself too.
+            self._socket.try_send(record)
+
+    def poll(self) -> bytes | None:
+        record = self._rings.read(self._spin_ns, self._yield_ns, self.waits)
+        if record is not None:
+            return record
+        # Messages of earlier wake-ups go first, or they would end this sleep before it began.
+        self._socket.drain()
+        if self._rings.park():
+            try:
+                self._socket.wait()
+            finally:
+                self._rings.reader.unpark()
+        record = self._rings.read(0, 0, Counter())
+        if record is not None:
+            self.waits["parked"] += 1
+        return record
+
+    def close(self) -> None:
+        self._socket.close()
+        self._rings.release()
+
+
+class ZmqDoorbell(Doorbell):
+    """Every record is one ZeroMQ message; the arena holds slots only."""
+
+    def __init__(self, socket: _Socket) -> None:
+        super().__init__()
+        self._socket = socket
+        self._unsent: deque[bytes] = deque()
+
+    def send(self, record: bytes) -> None:
+        self._unsent.append(record)
+        self._flush()
+
+    def _flush(self) -> None:
+        # What is sent before the peer has connected waits here, so that either side may start first.
+        while self._unsent and self._socket.try_send(self._unsent[0]):
+            self._unsent.popleft()
+
+    def poll(self) -> bytes | None:
+        self._flush()
+        record = self._socket.receive()
+        if record is None:
+            return None
+        # UNTRUSTED: the peer decides how long a message is, up to the socket's limit.
+        if len(record) != layout.RECORD_BYTES:
+            raise ProtocolError("message length", layout.RECORD_BYTES, len(record))
+        self.waits["message"] += 1
+        return record
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def open_doorbell(mode: str, arena: Arena, role: str, endpoint: str, spin_us: int, yield_us: int) -> Doorbell:
+    """Opens this side's end.
+
+    Args:
+        mode: "adaptive", "zmq" or "spin".
+        role: "tee" or "gpu".
+        endpoint: `ipc://PATH` or `tcp://127.0.0.1:PORT`; unused by "spin".
+
+    Raises:
+        ConfigError: the endpoint cannot be used.
+    """
+    if mode == "spin":
+        return SpinDoorbell(arena, role, spin_us)
+    path = endpoint.removeprefix("ipc://")
+    if path != endpoint and len(path.encode()) > MAX_IPC_PATH_BYTES:
+        raise ConfigError("endpoint", endpoint, f"a path of at most {MAX_IPC_PATH_BYTES} bytes after ipc://")
+    socket = _Socket(endpoint, role)
+    if mode == "zmq":
+        return ZmqDoorbell(socket)
+    return AdaptiveDoorbell(arena, role, spin_us, yield_us, socket)

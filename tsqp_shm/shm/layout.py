@@ -1,0 +1,35 @@
+"""The fixed bytes of an arena; the twin of native/layout.h, and a test holds both against each other.
+
+byte 0      header      magic, version (stored last), epoch, total bytes, plan digest
+byte 4096   control     one word per pair of cache lines, each written by one side only
+byte 8192   submission  64 records of 64 bytes, TEE -> GPU
+byte 12288  completion  64 records of 64 bytes, GPU -> TEE
+byte 16384  slots       each 4 KiB aligned; where they lie is in the plan, never in shared memory
+"""
+
+from __future__ import annotations
+
+MAGIC = 0x31304D4853505154
+VERSION = 1
+
+PAGE_BYTES = 4096
+RECORD_BYTES = 64
+RING_DEPTH = 64
+
+HEADER_MAGIC_OFFSET_BYTES = 0
+HEADER_VERSION_OFFSET_BYTES = 8
+HEADER_EPOCH_OFFSET_BYTES = 16
+HEADER_TOTAL_BYTES_OFFSET_BYTES = 24
+HEADER_DIGEST_OFFSET_BYTES = 32
+HEADER_BYTES = 64
+
+CONTROL_OFFSET_BYTES = PAGE_BYTES
+TEE_HEARTBEAT_OFFSET_BYTES = CONTROL_OFFSET_BYTES + 6 * 128
+GPU_HEARTBEAT_OFFSET_BYTES = CONTROL_OFFSET_BYTES + 7 * 128
+
+SUBMISSION_RING_OFFSET_BYTES = 2 * PAGE_BYTES
+COMPLETION_RING_OFFSET_BYTES = 3 * PAGE_BYTES
+SLOTS_OFFSET_BYTES = 4 * PAGE_BYTES
+
+DTYPE_CODES = {"bfloat16": 1, "float32": 2, "int32": 3}
+DTYPE_BYTES = {"bfloat16": 2, "float32": 4, "int32": 4}

@@ -1,0 +1,70 @@
+"""Whether the other process is alive: its heartbeat in the arena and, where it is a child, its exit."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from tsqp_shm import _native
+from tsqp_shm.errors import PeerDied, TsqpError
+from tsqp_shm.shm import layout
+from tsqp_shm.shm.arena import Arena
+
+HEARTBEAT_INTERVAL_MS = 100
+# Death must be known within a second, and a machine that stops for a moment must not look like it: the beat has to
+# be missing for this long and over this many looks, and this process's own looks stop when the machine does.
+SILENCE_S = 0.7
+SILENT_LOOKS = 6
+LOOK_INTERVAL_S = 0.08
+
+HEARTBEAT_OFFSETS = {
+    "tee": layout.TEE_HEARTBEAT_OFFSET_BYTES,
+    "gpu": layout.GPU_HEARTBEAT_OFFSET_BYTES,
+}
+
+
+class ChildProcess(Protocol):
+    """What liveness asks of a child; `process.RoleProcess` answers it."""
+
+    def death(self) -> TsqpError | None:
+        """Why the child ended, or None while it lives."""
+
+
+class PeerWatch:
+    """Looks after one peer; `check` is called while waiting, at least every LOOK_INTERVAL_S."""
+
+    def __init__(self, arena: Arena, role: str, child: ChildProcess | None = None) -> None:
+        self.role = role
+        self._arena = arena
+        self._child = child
+        self._beat = 0
+        self._beat_at: float | None = None
+        self._looks = 0
+        self._looked_at = 0.0
+
+    @property
+    def heartbeat_age_s(self) -> float | None:
+        """Seconds since the heartbeat was seen to change; None if it never was."""
+        return None if self._beat_at is None else time.monotonic() - self._beat_at
+
+    def check(self) -> None:
+        """Raises:
+        PeerDied: the peer has exited, or its heartbeat has stopped. One that has not begun is not dead.
+        """
+        if self._child is not None:
+            death = self._child.death()
+            if death is not None:
+                raise death
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_INTERVAL_S:
+            return
+        self._looked_at = now
+        # UNTRUSTED: any change counts as life and nothing else is concluded from it.
+        beat = _native.load_word(self._arena.buffer, HEARTBEAT_OFFSETS[self.role])
+        if beat != self._beat:
+            self._beat, self._beat_at, self._looks = beat, now, 0
+            return
+        self._looks += 1
+        age = self.heartbeat_age_s
+        if age is not None and age > SILENCE_S and self._looks >= SILENT_LOOKS:
+            raise PeerDied(self.role, f"no heartbeat for {age:.1f} s")

@@ -1,0 +1,228 @@
+"""The record: 64 bytes that say which operation, which slots, which rows. Nothing else passes between the processes.
+
+    byte 0   sequence       u64   1, 2, 3, ...
+    byte 8   epoch          u64   of the session
+    byte 16  opcode         u16
+    byte 18  layer          u16   0 where the operation has none
+    byte 20  in_slot        u16   NO_SLOT where there is none
+    byte 22  out_slot       u16   NO_SLOT where there is none
+    byte 24  first_row      u32   rows [first_row, first_row + rows) of both slots
+    byte 28  rows           u32
+    byte 32  first_segment  u32   of the step's segment table
+    byte 36  num_segments   u32
+    byte 40  status         u32   completions only, 0 in submissions
+    byte 44  reserved       u32   0
+    byte 48  busy_ns        u64   completions only: how long the GPU process worked
+    byte 56  value          u64   completions only: READY (see `pack_identity`), STATUS (peak resident bytes)
+
+A completion repeats the first 40 bytes of its submission, so the TEE validates it by comparing them with its own copy.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+from tsqp_shm.errors import ProtocolError
+from tsqp_shm.shm.plan import Plan, Slot
+
+NO_SLOT = 0xFFFF
+ECHOED_BYTES = 40
+
+_PACKING = struct.Struct("<QQHHHHIIIIIIQQ")
+
+
+class Opcode(IntEnum):
+    """What the GPU process can be asked to do; shapes are in `Plan.derive`."""
+
+    READY = 1  # answers once weights are loaded; value: pid and device
+    EMBED = 2  # tokens -> hidden; begins a step: the segment table is read
+    QKV = 3  # x -> qk; v stays on the device
+    SCORES = 4  # qk -> scores.N; appends the segments' k and v to the cache
+    CONTEXT = 5  # scores.N (probabilities) x v; the step's last tile also does o_proj -> hidden
+    GATE_UP = 6  # x -> gate_up
+    DOWN = 7  # act -> hidden
+    LM_HEAD = 8  # x -> logits
+    STATUS = 9  # value: peak resident bytes
+    STOP = 10  # answers, then the GPU process ends
+
+
+class Status(IntEnum):
+    """How an operation ended."""
+
+    OK = 0
+    FAILED = 1  # the operation raised; the GPU process ends and says why on its stderr
+    REJECTED = 2  # the record is not allowed; the GPU process ends and says why on its stderr
+
+
+class Record(NamedTuple):
+    """One submission or completion."""
+
+    sequence: int
+    epoch: int
+    opcode: int
+    layer: int = 0
+    in_slot: int = NO_SLOT
+    out_slot: int = NO_SLOT
+    first_row: int = 0
+    rows: int = 0
+    first_segment: int = 0
+    num_segments: int = 0
+    status: int = 0
+    reserved: int = 0
+    busy_ns: int = 0
+    value: int = 0
+
+    def pack(self) -> bytes:
+        return _PACKING.pack(*self)
+
+    @classmethod
+    def unpack(cls, record: bytes) -> Record:
+        """Reads 64 bytes; the values are not checked yet.
+
+        Raises:
+            ProtocolError: not 64 bytes.
+        """
+        if len(record) != _PACKING.size:
+            raise ProtocolError("record length", _PACKING.size, len(record))
+        return cls._make(_PACKING.unpack(record))
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What the fields of an operation's submission may hold.
+
+    Attributes:
+        in_slots: names of the slots that may be read; empty: there is none.
+        out_slots: names of the slots that may be written; None in it: NO_SLOT is allowed.
+        layered: the layer field counts.
+        segmented: the segment fields count.
+    """
+
+    in_slots: tuple[str, ...] = ()
+    out_slots: tuple[str | None, ...] = ()
+    layered: bool = False
+    segmented: bool = False
+
+
+def operands(plan: Plan) -> dict[Opcode, Operands]:
+    """The operations of a plan."""
+    scores = tuple(slot.name for slot in plan.score_slots)
+    return {
+        Opcode.READY: Operands(),
+        Opcode.EMBED: Operands(("tokens",), ("hidden",), segmented=True),
+        Opcode.QKV: Operands(("x",), ("qk",), layered=True),
+        Opcode.SCORES: Operands(("qk",), scores, layered=True, segmented=True),
+        Opcode.CONTEXT: Operands(scores, ("hidden", None), layered=True, segmented=True),
+        Opcode.GATE_UP: Operands(("x",), ("gate_up",), layered=True),
+        Opcode.DOWN: Operands(("act",), ("hidden",), layered=True),
+        Opcode.LM_HEAD: Operands(("x",), ("logits",)),
+        Opcode.STATUS: Operands(),
+        Opcode.STOP: Operands(),
+    }
+
+
+class SubmissionRules:
+    """Validates submissions field by field, in their order, against the plan and the session.
+
+    The GPU process holds one; what it lets through has a known opcode, existing slots and rows inside them.
+    """
+
+    def __init__(self, plan: Plan, epoch: int, num_layers: int) -> None:
+        self._epoch = epoch
+        self._num_layers = num_layers
+        self._last_sequence = 0
+        self._slots = plan.slots
+        self._max_segments = plan.slot("segments").num_rows
+        index = {slot.name: slot.index for slot in plan.slots}
+        self._operands = {
+            int(opcode): (
+                allowed,
+                {index[name] for name in allowed.in_slots} or {NO_SLOT},
+                {NO_SLOT if name is None else index[name] for name in allowed.out_slots} or {NO_SLOT},
+            )
+            for opcode, allowed in operands(plan).items()
+        }
+
+    def check(self, record: Record) -> None:
+        """Raises:
+        ProtocolError: naming the first field that is not allowed.
+        """
+        if record.sequence != self._last_sequence + 1:
+            raise ProtocolError("sequence", self._last_sequence + 1, record.sequence)
+        self._last_sequence = record.sequence
+        if record.epoch != self._epoch:
+            raise ProtocolError("epoch", f"{self._epoch:#x}", f"{record.epoch:#x}")
+        rules = self._operands.get(record.opcode)
+        if rules is None:
+            raise ProtocolError("opcode", "1 to 10", record.opcode)
+        allowed, in_slots, out_slots = rules
+        if record.layer >= (self._num_layers if allowed.layered else 1):
+            raise ProtocolError("layer", f"below {self._num_layers if allowed.layered else 1}", record.layer)
+        if record.in_slot not in in_slots:
+            raise ProtocolError("in_slot", sorted(in_slots), record.in_slot)
+        if record.out_slot not in out_slots:
+            raise ProtocolError("out_slot", sorted(out_slots), record.out_slot)
+        self._check_rows(record, allowed)
+        if record.status or record.reserved or record.busy_ns or record.value:
+            raise ProtocolError("completion fields", "0 in a submission", "something else")
+
+    def _check_rows(self, record: Record, allowed: Operands) -> None:
+        # A score slot's rows follow from its segments; every other slot is addressed by rows.
+        row_slots = [
+            self._slots[index]
+            for index in (record.in_slot, record.out_slot)
+            if index != NO_SLOT and not self._slots[index].name.startswith("scores.")
+        ]
+        for slot in row_slots:
+            check_rows_in_slot(slot, record.first_row, record.rows)
+        if not row_slots and not allowed.segmented and (record.first_row or record.rows):
+            raise ProtocolError("rows", 0, record.rows)
+        last_segment = record.first_segment + record.num_segments
+        if allowed.segmented:
+            if record.num_segments < 1 or last_segment > self._max_segments:
+                raise ProtocolError("num_segments", f"1 to {self._max_segments} in all", last_segment)
+        elif last_segment:
+            raise ProtocolError("num_segments", 0, last_segment)
+
+
+def pack_identity(pid: int, cuda_index: int | None) -> int:
+    """The value of READY's completion: pid in the low 32 bits, in the high ones 0 for the CPU or 1 + N for cuda:N."""
+    return (0 if cuda_index is None else cuda_index + 1) << 32 | pid
+
+
+def unpack_identity(value: int) -> tuple[int, str]:
+    """The pid and the device that the GPU process says it has; for display only."""
+    device = value >> 32
+    return value & 0xFFFFFFFF, f"cuda:{device - 1}" if device else "cpu"
+
+
+def check_rows_in_slot(slot: Slot, first_row: int, rows: int) -> None:
+    """Raises:
+    ProtocolError: no rows, or rows outside the slot.
+    """
+    if rows < 1 or first_row + rows > slot.num_rows:
+        raise ProtocolError(f"rows of slot {slot.name}", f"1 to {slot.num_rows}", f"{first_row} + {rows}")
+
+
+def check_completion(submitted: bytes, completed: bytes) -> Record:
+    """Validates a completion against the private copy of its submission.
+
+    Returns:
+        The completion; `busy_ns` and `value` are the peer's word and good for display only.
+
+    Raises:
+        ProtocolError: naming the first field that differs.
+    """
+    record = Record.unpack(completed)
+    # UNTRUSTED: every field that could steer anything must repeat what this side wrote.
+    if completed[:ECHOED_BYTES] != submitted[:ECHOED_BYTES]:
+        expected = Record.unpack(submitted)
+        for field, wanted, found in zip(Record._fields, expected, record, strict=True):
+            if wanted != found:
+                raise ProtocolError(field, wanted, found)
+    if record.status > Status.REJECTED or record.reserved:
+        raise ProtocolError("status", "0 to 2", record.status)
+    return record

@@ -1,0 +1,250 @@
+"""A session: the name under which two processes find each other, and what must be gone when it ends.
+
+    FOLDER/NAME/            mode 0700
+        lock                held by the TEE process while it lives; the kernel lets go of it at any death
+        session.json        written when the arena is published: how the GPU process attaches
+        doorbell            the ZeroMQ socket, unless another endpoint was chosen
+
+FOLDER is $TSQP_SHM_RUNTIME_DIR, else $XDG_RUNTIME_DIR/tsqp-shm, else /tmp/tsqp-shm-UID.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tsqp_shm.config import Limits, require_session_name
+from tsqp_shm.errors import ArenaNotReady, ConfigError, SessionBusy, TsqpError
+from tsqp_shm.shm.arena import unlink_arena
+
+SESSION_FILE = "session.json"
+LOCK_FILE = "lock"
+SOCKET_FILE = "doorbell"
+
+
+def new_session_name() -> str:
+    return f"s{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def arena_name(session: str) -> str:
+    """The POSIX shared-memory name; it holds the user id, so users do not meet."""
+    return f"/tsqp-shm-{os.geteuid()}-{session}"
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """What the TEE tells the GPU process through session.json; the TEE itself never reads it back.
+
+    Attributes:
+        arena: POSIX shared-memory name.
+        endpoint: ZeroMQ address of the doorbell.
+        doorbell: "adaptive", "zmq" or "spin".
+        spin_us, yield_us: thresholds of the wait.
+        limits: from which the GPU process derives its own plan.
+        geometry: of the TEE's plan, so that a mismatch can be named.
+        tee_pid: for display.
+    """
+
+    arena: str
+    endpoint: str
+    doorbell: str
+    spin_us: int
+    yield_us: int
+    limits: Limits
+    geometry: dict[str, Any]
+    tee_pid: int
+
+    @classmethod
+    def parse(cls, text: str) -> Invitation:
+        values = json.loads(text)
+        return cls(**{**values, "limits": Limits(**values["limits"])})
+
+
+class Session:
+    """The TEE's hold on a session's name; use `Session.begin`."""
+
+    def __init__(self, name: str, folder: Path, lock_fd: int) -> None:
+        self.name = name
+        self.folder = folder
+        self._lock_fd: int | None = lock_fd
+
+    @classmethod
+    def begin(cls, name: str | None = None) -> Session:
+        """Sweeps dead sessions and takes a name.
+
+        Raises:
+            SessionBusy: a live session has the name.
+            ConfigError: the name is malformed.
+        """
+        name = name or new_session_name()
+        require_session_name(name)
+        root = sessions_folder()
+        with _root_lock(root):
+            _sweep(root)
+            folder = root / name
+            folder.mkdir(mode=0o700, exist_ok=True)
+            lock_fd = _try_lock(folder)
+            if lock_fd is None:
+                raise SessionBusy(name, _owner_pid(folder))
+        os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
+        return cls(name, folder, lock_fd)
+
+    @property
+    def arena_name(self) -> str:
+        return arena_name(self.name)
+
+    @property
+    def default_endpoint(self) -> str:
+        return f"ipc://{self.folder / SOCKET_FILE}"
+
+    def invite(self, invitation: Invitation) -> None:
+        """Writes session.json, whole or not at all."""
+        partial = self.folder / f"{SESSION_FILE}.partial"
+        partial.write_text(json.dumps(asdict(invitation)))
+        partial.rename(self.folder / SESSION_FILE)
+
+    def end(self) -> None:
+        """Removes the folder and lets go of the name. Ending twice does nothing."""
+        if self._lock_fd is None:
+            return
+        with _root_lock(self.folder.parent):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(self._lock_fd)
+        self._lock_fd = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
+def wait_for_invitation(name: str, timeout_s: float, notify: Callable[[str], None]) -> Invitation:
+    """The GPU process's way in: waits until the TEE of that session has published its arena.
+
+    Args:
+        notify: called once with a line that says what is waited for, if it is not there at once.
+
+    Raises:
+        ArenaNotReady: nobody began the session in time.
+    """
+    require_session_name(name)
+    path = sessions_folder() / name / SESSION_FILE
+    deadline = time.monotonic() + timeout_s
+    told = False
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            text = path.read_text()
+            if not _is_dead(path.parent):
+                return Invitation.parse(text)
+        if time.monotonic() > deadline:
+            raise ArenaNotReady(
+                arena_name(name),
+                f"no TEE process began session {name!r} within {timeout_s:.0f} s; "
+                f"start it with: tsqp-shm tee MODEL --session {name}",
+            )
+        if not told:
+            notify(f"waiting up to {timeout_s:.0f} s for the TEE process of session {name!r}")
+            told = True
+        time.sleep(0.02)
+
+
+def sweep_dead_sessions() -> list[str]:
+    """Removes what sessions left behind whose TEE process is dead. Returns their names."""
+    root = sessions_folder()
+    with _root_lock(root):
+        return _sweep(root)
+
+
+def sessions_folder() -> Path:
+    """The folder of this user's sessions, made with mode 0700.
+
+    Raises:
+        ConfigError: it belongs to somebody else or others may write to it.
+    """
+    chosen = os.environ.get("TSQP_SHM_RUNTIME_DIR")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if chosen:
+        root = Path(chosen)
+    elif runtime:
+        root = Path(runtime) / "tsqp-shm"
+    else:
+        root = Path(tempfile.gettempdir()) / f"tsqp-shm-{os.geteuid()}"
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = root.lstat()
+    except OSError as error:
+        raise TsqpError(f"the session folder {root} cannot be made: {error.strerror}") from error
+    mode = stat.S_IMODE(status.st_mode)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or mode & 0o077:
+        raise ConfigError(
+            "session folder",
+            str(root),
+            f"a folder of user {os.geteuid()} with mode 0700; set TSQP_SHM_RUNTIME_DIR",
+        )
+    return root
+
+
+@contextlib.contextmanager
+def _root_lock(root: Path) -> Iterator[None]:
+    """Held while a session begins, ends or is swept, so that none is swept between its folder and its lock."""
+    fd = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _try_lock(folder: Path) -> int | None:
+    fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _is_dead(folder: Path) -> bool:
+    """Whether no process holds the session's lock."""
+    try:
+        fd = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        # Shared, so that two lookers do not take each other for the owner.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _owner_pid(folder: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        return int((folder / LOCK_FILE).read_text())
+    return None
+
+
+def _sweep(root: Path) -> list[str]:
+    swept = []
+    for folder in root.iterdir():
+        if not folder.is_dir() or not _is_dead(folder):
+            continue
+        unlink_arena(arena_name(folder.name))
+        shutil.rmtree(folder, ignore_errors=True)
+        swept.append(folder.name)
+    return swept

@@ -1,0 +1,97 @@
+"""Slots on the TEE's side: whose they are at the moment, and views of those that are its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tsqp_shm import _native
+from tsqp_shm.errors import SlotOwnershipError
+from tsqp_shm.shm import layout
+from tsqp_shm.shm.arena import Arena
+from tsqp_shm.shm.plan import Plan, Slot
+
+# numpy has no bfloat16; its bits are shown as uint16.
+NUMPY_DTYPES: dict[str, type] = {"bfloat16": np.uint16, "float32": np.float32, "int32": np.int32}
+
+
+class Slots:
+    """The slots of an arena, and which of their rows are handed over to the other side.
+
+    Ownership lives in private memory: the other side cannot change it.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        self.plan: Plan = arena.plan
+        entries = [
+            (slot.offset_bytes, slot.num_rows, slot.row_elements, layout.DTYPE_CODES[slot.dtype])
+            for slot in self.plan.slots
+        ]
+        self.table = _native.SlotTable(arena.buffer, entries)
+        self._arrays = {slot.index: _array(arena, slot) for slot in self.plan.slots}
+        # For each slot, what is lent: (first_row, end_row, operation).
+        self._lent: list[list[tuple[int, int, str]]] = [[] for _ in self.plan.slots]
+
+    def own(self, slot: Slot, first_row: int = 0, rows: int | None = None) -> int:
+        """Asserts that this side owns the rows.
+
+        Returns:
+            The slot's index, for the native kernels.
+
+        Raises:
+            SlotOwnershipError: some of the rows are handed over.
+        """
+        end_row = slot.num_rows if rows is None else first_row + rows
+        for lent_first, lent_end, operation in self._lent[slot.index]:
+            if first_row < lent_end and lent_first < end_row:
+                raise SlotOwnershipError(slot.name, operation)
+        return slot.index
+
+    def lend(self, slot: Slot, first_row: int, rows: int, operation: str) -> None:
+        """Hands rows over to the other side until `take_back`.
+
+        Rows may be handed over again before they are taken back: the other side executes in submission order.
+        """
+        self._lent[slot.index].append((first_row, first_row + rows, operation))
+
+    def take_back(self, slot: Slot, first_row: int, rows: int, operation: str) -> None:
+        """Ends a `lend` with the same arguments."""
+        self._lent[slot.index].remove((first_row, first_row + rows, operation))
+
+    def view(self, slot: Slot, first_row: int = 0, rows: int | None = None) -> npt.NDArray[Any]:
+        """The rows as a numpy array over the arena, without a copy; bfloat16 shows as uint16.
+
+        Shapes: [rows, row_elements].
+
+        Raises:
+            SlotOwnershipError: some of the rows are handed over.
+        """
+        self.own(slot, first_row, rows)
+        end_row = slot.num_rows if rows is None else first_row + rows
+        array: npt.NDArray[Any] = self._arrays[slot.index][first_row:end_row]
+        return array
+
+    def release(self) -> None:
+        """Drops every view of the arena."""
+        self._arrays.clear()
+        self.table.release()
+
+
+@contextmanager
+def open_slots(arena: Arena) -> Iterator[Slots]:
+    """Slots that are released at the end of the block, so that the arena can be unmapped."""
+    slots = Slots(arena)
+    try:
+        yield slots
+    finally:
+        slots.release()
+
+
+def _array(arena: Arena, slot: Slot) -> npt.NDArray[Any]:
+    count = slot.num_rows * slot.row_elements
+    flat: npt.NDArray[Any] = np.frombuffer(arena.buffer, NUMPY_DTYPES[slot.dtype], count, slot.offset_bytes)
+    return flat.reshape(slot.num_rows, slot.row_elements)
