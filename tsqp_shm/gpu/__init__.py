@@ -1,0 +1,1 @@
+"""The GPU process: untrusted, the only one that imports torch."""

@@ -1,0 +1,170 @@
+"""The GPU process: attach, load, then execute submissions in their order until told to stop."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from tsqp_shm import _native
+from tsqp_shm.errors import ArenaMismatch, DeviceError, ProtocolError
+from tsqp_shm.gpu.device import TORCH_DTYPES, Device, open_device, resolve_device
+from tsqp_shm.gpu.kv_cache import KVCache
+from tsqp_shm.gpu.ops import Operations
+from tsqp_shm.gpu.weights import load_weights, weights_size_bytes
+from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.model.weights import Checkpoint
+from tsqp_shm.shm.arena import Arena
+from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
+from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
+from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.protocol import Opcode, Record, Status, SubmissionRules, pack_identity
+from tsqp_shm.shm.session import Invitation, wait_for_invitation
+
+
+class Worker:
+    """Executes records. Whatever goes wrong, the TEE gets a completion that says so before this side ends."""
+
+    def __init__(
+        self,
+        doorbell: Doorbell,
+        watch: PeerWatch,
+        rules: SubmissionRules,
+        operations: Operations,
+        device: Device,
+    ) -> None:
+        self._doorbell = doorbell
+        self._watch = watch
+        self._rules = rules
+        self._device = device
+        self._execute: dict[int, Callable[[Record], int | None]] = {
+            Opcode.READY: lambda record: pack_identity(os.getpid(), device.torch_device.index),
+            Opcode.EMBED: operations.embed,
+            Opcode.QKV: operations.qkv,
+            Opcode.SCORES: operations.scores,
+            Opcode.CONTEXT: operations.context,
+            Opcode.GATE_UP: operations.gate_up,
+            Opcode.DOWN: operations.down,
+            Opcode.LM_HEAD: operations.lm_head,
+            Opcode.STATUS: lambda record: peak_resident_bytes(),
+            Opcode.STOP: lambda record: None,
+        }
+
+    def run(self) -> None:
+        """Serves until STOP.
+
+        Raises:
+            PeerDied: the TEE process is gone.
+            ProtocolError: a submission is not allowed.
+        """
+        with torch.inference_mode():
+            while self._serve_one() != Opcode.STOP:
+                pass
+
+    def _serve_one(self) -> int:
+        record = Record.unpack(self._doorbell.receive(self._watch, None, "a submission"))
+        started_ns = time.perf_counter_ns()
+        try:
+            self._rules.check(record)
+            value = self._execute[record.opcode](record) or 0
+            self._device.finish()
+        except Exception as error:
+            status = Status.REJECTED if isinstance(error, ProtocolError) else Status.FAILED
+            self._doorbell.send(record._replace(status=status, reserved=0, busy_ns=0, value=0).pack())
+            raise
+        busy_ns = time.perf_counter_ns() - started_ns
+        self._doorbell.send(record._replace(busy_ns=busy_ns, value=value).pack())
+        return record.opcode
+
+
+def serve(
+    model: Path,
+    session: str,
+    device: str,
+    threads: int | None,
+    timeout_s: float,
+    report: Callable[[str], None],
+    on_ready: Callable[[], None],
+) -> None:
+    """Plays the GPU role for one session.
+
+    Args:
+        model: a Hugging Face folder; must be the model that the TEE opens.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        threads: for operations on the CPU; None: one per core.
+        timeout_s: how long to wait for the TEE process.
+        report: takes lines for the operator.
+        on_ready: called when submissions are served.
+
+    Raises:
+        TsqpError: whatever keeps this role from working, one clear line each.
+    """
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    resolve_device(device)
+    spec = ModelSpec.from_folder(model)
+    invitation = wait_for_invitation(session, timeout_s, report)
+    plan = _own_plan(spec, invitation)
+    with ExitStack() as stack:
+        arena = stack.enter_context(Arena.attach(invitation.arena, plan))
+        # From here on the TEE notices a death, also while weights load.
+        heartbeat = _native.Heartbeat(arena.buffer, "gpu", HEARTBEAT_INTERVAL_MS)
+        stack.callback(heartbeat.release)
+        compute = open_device(device, arena)
+        stack.callback(compute.close)
+        operations = _load(spec, plan, model, compute, report)
+        doorbell = open_doorbell(
+            invitation.doorbell, arena, "gpu", invitation.endpoint, invitation.spin_us, invitation.yield_us
+        )
+        stack.callback(doorbell.close)
+        rules = SubmissionRules(plan, arena.epoch, spec.num_layers)
+        on_ready()
+        Worker(doorbell, PeerWatch(arena, "tee"), rules, operations, compute).run()
+
+
+def _own_plan(spec: ModelSpec, invitation: Invitation) -> Plan:
+    plan = Plan.derive(spec, invitation.limits)
+    for field, found in invitation.geometry.items():
+        expected = plan.geometry.get(field)
+        if expected != found:
+            raise ArenaMismatch(invitation.arena, f"the model's {field}", expected, found)
+    return plan
+
+
+def _load(spec: ModelSpec, plan: Plan, model: Path, device: Device, report: Callable[[str], None]) -> Operations:
+    limits = plan.geometry
+    dtype = TORCH_DTYPES[limits["dtype"]]
+    cache_bytes = KVCache.size_bytes(spec, limits["max_num_seqs"], limits["max_model_len"], dtype)
+    weights_bytes = weights_size_bytes(spec, dtype)
+    device.require_memory(weights_bytes, cache_bytes)
+    report(
+        f"device {device.name}, slots {device.transfer}; "
+        f"loading {weights_bytes:,} bytes of weights, cache of up to {cache_bytes:,} bytes"
+    )
+    started = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        if sys.stderr.isatty() and time.monotonic() - started > 1.0:
+            end = "\n" if done == total else ""
+            print(f"\rloading layer {done}/{total}", end=end, file=sys.stderr, flush=True)
+
+    try:
+        with Checkpoint.open(model) as checkpoint:
+            weights = load_weights(spec, checkpoint, dtype, device.torch_device, progress)
+        operations = Operations(spec, plan, weights, device)
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(device.name, f"out of memory while loading: {error}") from error
+    except MemoryError as error:
+        raise DeviceError(device.name, "out of memory while loading") from error
+    report(f"loaded in {time.monotonic() - started:.1f} s")
+    return operations
+
+
+def peak_resident_bytes() -> int:
+    """Peak resident memory of this process, shared pages that it has mapped included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

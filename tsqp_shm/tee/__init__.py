@@ -1,0 +1,1 @@
+"""The TEE process: may see the data. Imports neither torch nor transformers."""

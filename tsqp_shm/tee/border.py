@@ -1,0 +1,152 @@
+"""Bring-up: the TEE's side of a session, from its name to a GPU process that answers."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from tsqp_shm import _native
+from tsqp_shm.config import MODE, EngineConfig, Limits
+from tsqp_shm.errors import TsqpError
+from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.process import RoleProcess
+from tsqp_shm.shm.arena import Arena, Residency
+from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
+from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
+from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.protocol import Opcode, unpack_identity
+from tsqp_shm.shm.session import Invitation, Session
+from tsqp_shm.shm.slots import Slots
+from tsqp_shm.tee.statistics import Statistics
+from tsqp_shm.tee.submission import SubmissionQueue
+
+StartGpu = Callable[[str], RoleProcess]
+
+
+@dataclass
+class Border:
+    """Everything between this process and the GPU process; use `Border.open`, and `close` at the end.
+
+    Attributes:
+        gpu_pid, gpu_device: what the GPU process says it is and computes on; for display.
+    """
+
+    session: Session
+    arena: Arena
+    slots: Slots
+    queue: SubmissionQueue
+    doorbell: Doorbell
+    doorbell_mode: str
+    endpoint: str
+    statistics: Statistics
+    gpu_process: RoleProcess | None
+    gpu_pid: int = 0
+    gpu_device: str = ""
+    _stack: ExitStack = field(default_factory=ExitStack)
+    _is_broken: bool = False
+
+    @classmethod
+    def open(
+        cls,
+        spec: ModelSpec,
+        config: EngineConfig,
+        limits: Limits,
+        start_gpu: StartGpu | None,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> Border:
+        """Begins the session, publishes the arena, and waits until the GPU process is ready.
+
+        Args:
+            start_gpu: starts a GPU process for the session of that name; None: somebody else does.
+            report: takes a line about what is waited for.
+
+        Raises:
+            TsqpError: what kept it from coming up; nothing is left behind.
+        """
+        plan = Plan.derive(spec, limits)
+        with ExitStack() as stack:
+            session = stack.enter_context(Session.begin(config.session))
+            # Started first: loading torch takes longer than everything else here, and it waits for the invitation.
+            gpu_process = start_gpu(session.name) if start_gpu else None
+            if gpu_process is not None:
+                stack.callback(gpu_process.stop)
+            arena = stack.enter_context(Arena.create(session.arena_name, plan, secrets.randbits(63) | 1))
+            slots = Slots(arena)
+            stack.callback(slots.release)
+            heartbeat = _native.Heartbeat(arena.buffer, "tee", HEARTBEAT_INTERVAL_MS)
+            stack.callback(heartbeat.release)
+            endpoint = config.endpoint or session.default_endpoint
+            doorbell = open_doorbell(config.doorbell, arena, "tee", endpoint, config.spin_us, config.yield_us)
+            stack.callback(doorbell.close)
+            arena.publish()
+            session.invite(
+                Invitation(
+                    arena=arena.name,
+                    endpoint=endpoint,
+                    doorbell=config.doorbell,
+                    spin_us=config.spin_us,
+                    yield_us=config.yield_us,
+                    limits=limits,
+                    geometry=plan.geometry,
+                    tee_pid=os.getpid(),
+                )
+            )
+            statistics = Statistics()
+            watch = PeerWatch(arena, "gpu", gpu_process)
+            queue = SubmissionQueue(slots, doorbell, watch, arena.epoch, config.timeout_s, statistics)
+            border = cls(session, arena, slots, queue, doorbell, config.doorbell, endpoint, statistics, gpu_process)
+            stack.callback(border._stop_gpu)
+            if gpu_process is None:
+                report(
+                    f"waiting up to {config.timeout_s:.0f} s for the GPU process: "
+                    f"tsqp-shm gpu MODEL --session {session.name}"
+                )
+            border.gpu_pid, border.gpu_device = unpack_identity(queue.call(Opcode.READY).value)
+            border._stack = stack.pop_all()
+        return border
+
+    def _stop_gpu(self) -> None:
+        """Tells the GPU process to end, if it still listens."""
+        if self._is_broken or not self.gpu_pid:
+            return
+        try:
+            self.queue.call(Opcode.STOP, timeout_s=5.0)
+        except TsqpError:
+            # It is stopped firmly by whoever started it.
+            self._is_broken = True
+
+    def mark_broken(self) -> None:
+        """The session is over by an error; the GPU process is not asked any more."""
+        self._is_broken = True
+
+    def gpu_peak_resident_bytes(self) -> int:
+        """What the GPU process says its peak memory is; for display."""
+        return self.queue.call(Opcode.STATUS).value
+
+    def close(self) -> None:
+        """Stops the GPU process and removes what the session made. Closing twice does nothing."""
+        self._stack.close()
+
+    def describe(self) -> dict[str, Any]:
+        """The bring-up report as plain values."""
+        plan = self.arena.plan
+        residency: Residency = self.arena.residency
+        return {
+            "mode": MODE,
+            "session": self.session.name,
+            "arena": {
+                "name": self.arena.name,
+                "bytes": plan.total_bytes,
+                "slots": len(plan.slots),
+                "pages": residency.pages,
+                "locked": residency.locked,
+                "locked_reason": residency.locked_reason,
+            },
+            "doorbell": {"mode": self.doorbell_mode, "endpoint": self.endpoint},
+            "processes": {"tee": {"pid": os.getpid()}, "gpu": {"pid": self.gpu_pid}},
+            "device": self.gpu_device,
+        }

@@ -1,0 +1,103 @@
+"""One request and its completion so far: tokens, text, and why it ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from tsqp_shm.model.tokenizer import Tokenizer
+from tsqp_shm.tee.sampler import Sampler, SamplingParams
+
+
+class Completion:
+    """Grows token by token.
+
+    Attributes:
+        prompt_token_ids: what was asked.
+        token_ids: what was answered so far, an ending token included.
+        text: the answer so far; never half a character, never a part of a stop string.
+        finish_reason: None, "stop" (end-of-sequence token or stop string), "length" or "cancelled".
+        cached: how many tokens of prompt and answer lie in the cache.
+        started_s, first_token_s, ended_s: times on the monotonic clock, None until then.
+    """
+
+    def __init__(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        max_tokens: int,
+        eos_token_ids: Sequence[int],
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        self.prompt_token_ids = list(prompt_token_ids)
+        self.token_ids: list[int] = []
+        self.text = ""
+        self.finish_reason: str | None = None
+        self.cached = 0
+        self.started_s = time.monotonic()
+        self.first_token_s: float | None = None
+        self.ended_s: float | None = None
+        self._sampler = Sampler(params)
+        self._stops = tuple(params.stop)
+        self._max_tokens = max_tokens
+        self._eos_token_ids = () if params.ignore_eos else tuple(eos_token_ids)
+        self._stream = tokenizer.stream() if tokenizer else None
+        self._held = ""
+
+    @property
+    def all_token_ids(self) -> list[int]:
+        return self.prompt_token_ids + self.token_ids
+
+    def uncached_token_ids(self, most: int) -> list[int]:
+        """The tokens whose positions are not in the cache yet, at most so many."""
+        return self.all_token_ids[self.cached : self.cached + most]
+
+    def sample(self, logits: object) -> None:
+        """Takes the next token from logits [V] f32."""
+        token_id = self._sampler.sample(logits, self.all_token_ids)  # type: ignore[arg-type]
+        now = time.monotonic()
+        if self.first_token_s is None:
+            self.first_token_s = now
+        self.token_ids.append(token_id)
+        if token_id in self._eos_token_ids:
+            self._end("stop")
+            return
+        self._append(self._stream.push(token_id) if self._stream else "")
+        if self.finish_reason is None and len(self.token_ids) >= self._max_tokens:
+            self._end("length")
+
+    def cancel(self) -> None:
+        if self.finish_reason is None:
+            self._end("cancelled")
+
+    def _end(self, reason: str) -> None:
+        if self._stream is not None:
+            self._append(self._stream.finish())
+        # A stop string may be completed by the very last piece.
+        if self.finish_reason is None:
+            self.finish_reason = reason
+            self.text += self._held
+        self._held = ""
+        self.ended_s = time.monotonic()
+
+    def _append(self, piece: str) -> None:
+        self._held += piece
+        for stop in self._stops:
+            found = self._held.find(stop)
+            if found >= 0:
+                self.text += self._held[:found]
+                self._held = ""
+                self.finish_reason = "stop"
+                self.ended_s = time.monotonic()
+                return
+        keep = _longest_overlap(self._held, self._stops)
+        self.text += self._held[: len(self._held) - keep]
+        self._held = self._held[len(self._held) - keep :]
+
+
+def _longest_overlap(text: str, stops: Sequence[str]) -> int:
+    """How many of the last characters could be the beginning of a stop string."""
+    for length in range(min(len(text), max((len(stop) - 1 for stop in stops), default=0)), 0, -1):
+        if any(stop.startswith(text[-length:]) for stop in stops):
+            return length
+    return 0

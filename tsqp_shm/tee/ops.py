@@ -1,0 +1,93 @@
+"""What the TEE process computes: native kernels on slots, each timed.
+
+Shapes: T tokens, C hidden, H query heads, G kv heads, D head dim, F feed-forward, V vocabulary, R rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from tsqp_shm import _native
+from tsqp_shm.model.rope import rope_tables
+from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.shm.plan import Slot
+from tsqp_shm.shm.slots import Slots
+from tsqp_shm.shm.tiling import Segment, key_range
+from tsqp_shm.tee.statistics import Statistics
+
+Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
+
+
+class Operations:
+    """The model's light half: everything that sees activations between two Linears."""
+
+    def __init__(self, spec: ModelSpec, slots: Slots, max_model_len: int, statistics: Statistics) -> None:
+        self._spec = spec
+        self._slots = slots
+        self._statistics = statistics
+        self._scale = 1.0 / math.sqrt(spec.head_dim)
+        self._cos, self._sin = rope_tables(spec.rope, spec.head_dim, max_model_len)
+
+    def load_rows(self, slot: Slot, rows: int, out: Float32) -> None:
+        """Widens slot [rows, W] into private out [rows, W] f32."""
+        index = self._slots.own(slot, 0, rows)
+        with self._statistics.timed("LOAD"):
+            _native.load_rows(self._slots.table, index, 0, rows, out)
+
+    def add_rms_norm(
+        self,
+        residual: Float32,
+        weight: Float32,
+        out: Slot,
+        rows: int,
+        delta: Slot | None = None,
+        row_index: Int32 | None = None,
+    ) -> None:
+        """residual [T, C] f32 += delta [T, C]; out [rows, C] = RMSNorm(residual) * weight.
+
+        Args:
+            row_index: which row of residual and delta each output row takes; None: rows 0 to `rows`.
+        """
+        out_index = self._slots.own(out, 0, rows)
+        delta_index = None
+        if delta is not None:
+            delta_index = self._slots.own(delta, 0, None if row_index is not None else rows)
+        with self._statistics.timed("RMSNORM"):
+            _native.add_rms_norm(
+                self._slots.table, out_index, 0, delta_index, residual, row_index, 0, rows, weight,
+                self._spec.rms_norm_eps,
+            )  # fmt: skip
+
+    def rope(self, slot: Slot, rows: int, positions: Int32) -> None:
+        """Rotates q and k in place: slot [T, (H+G)*D]."""
+        index = self._slots.own(slot, 0, rows)
+        heads = self._spec.num_heads + self._spec.num_kv_heads
+        with self._statistics.timed("ROPE"):
+            _native.rope(self._slots.table, index, 0, rows, positions, self._cos, self._sin, heads, self._spec.head_dim)
+
+    def softmax(self, slot: Slot, segments: Sequence[Segment], window: int | None) -> None:
+        """Scales, masks and normalises a tile in place: one dense [H, rows, columns] block per segment."""
+        index = self._slots.own(slot)
+        heads = self._spec.num_heads
+        offset = 0
+        with self._statistics.timed("SOFTMAX"):
+            for segment in segments:
+                seen = key_range(segment, window)
+                first_valid_end = segment.position + 1 - seen.start
+                _native.softmax(
+                    self._slots.table, index, offset, heads, segment.rows, seen.columns, self._scale,
+                    first_valid_end, window or 0,
+                )  # fmt: skip
+                offset += heads * segment.rows * seen.columns
+
+    def silu_mul(self, gate_up: Slot, out: Slot, rows: int) -> None:
+        """out [T, F] = silu(gate) * up, from gate_up [T, 2F]."""
+        gate_up_index = self._slots.own(gate_up, 0, rows)
+        out_index = self._slots.own(out, 0, rows)
+        with self._statistics.timed("SILU"):
+            _native.silu_mul(self._slots.table, gate_up_index, out_index, 0, rows)

@@ -1,0 +1,80 @@
+"""Continuous batching: which completions take part in the next forward pass, and with how many tokens."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from tsqp_shm.shm.plan import Plan
+from tsqp_shm.tee.completion import Completion
+from tsqp_shm.tee.engine import Chunk, Engine
+from tsqp_shm.tee.statistics import Statistics
+
+
+class Scheduler:
+    """Runs completions together, as many as there are caches; the others wait in their order.
+
+    Decoding completions go first, one token each; what is left of max_batch_tokens goes to prompts, in chunks.
+    """
+
+    def __init__(self, engine: Engine, plan: Plan, statistics: Statistics) -> None:
+        self._engine = engine
+        self._statistics = statistics
+        self._max_batch_tokens: int = plan.geometry["max_batch_tokens"]
+        self._free_sequences = list(reversed(range(plan.geometry["max_num_seqs"])))
+        self._waiting: deque[Completion] = deque()
+        self._running: dict[Completion, int] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._waiting and not self._running
+
+    def add(self, completion: Completion) -> None:
+        self._waiting.append(completion)
+
+    def cancel(self, completion: Completion) -> None:
+        """Ends a completion; its cache is free for the next one."""
+        completion.cancel()
+        if completion in self._waiting:
+            self._waiting.remove(completion)
+        self._release(completion)
+
+    def step(self) -> None:
+        """One forward pass: prompts get on, and every completion whose prompt is in the cache grows by a token.
+
+        Raises:
+            PeerDied, PeerTimeout, ProtocolError: the session is over.
+        """
+        while self._waiting and self._free_sequences:
+            self._running[self._waiting.popleft()] = self._free_sequences.pop()
+        batch = self._next_batch()
+        if not batch:
+            return
+        logits = self._engine.forward([chunk for _, chunk in batch])
+        row = 0
+        for completion, chunk in batch:
+            completion.cached += len(chunk.token_ids)
+            if chunk.num_logits:
+                with self._statistics.timed("SAMPLE"):
+                    completion.sample(logits[row])
+                row += 1
+            if completion.finish_reason is not None:
+                self._release(completion)
+
+    def _next_batch(self) -> list[tuple[Completion, Chunk]]:
+        batch = []
+        budget = self._max_batch_tokens
+        by_phase = sorted(self._running, key=lambda completion: not completion.token_ids)
+        for completion in by_phase:
+            if budget == 0:
+                break
+            token_ids = completion.uncached_token_ids(budget)
+            budget -= len(token_ids)
+            is_complete = completion.cached + len(token_ids) == len(completion.all_token_ids)
+            chunk = Chunk(self._running[completion], completion.cached, token_ids, int(is_complete))
+            batch.append((completion, chunk))
+        return batch
+
+    def _release(self, completion: Completion) -> None:
+        sequence = self._running.pop(completion, None)
+        if sequence is not None:
+            self._free_sequences.append(sequence)

@@ -1,0 +1,83 @@
+"""What a session has done so far: operations of both sides, doorbells, bytes."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+# Round trips kept for the percentiles: the newest ones.
+ROUND_TRIP_SAMPLES = 16384
+
+
+@dataclass
+class OperationTally:
+    """Calls of one operation and the time they took."""
+
+    calls: int = 0
+    total_ns: int = 0
+
+
+@dataclass
+class Statistics:
+    """Tallies of one session; kept by the TEE process.
+
+    Attributes:
+        tee: this process's kernels by name, timed here.
+        gpu: the GPU process's operations by opcode name, with the times that it claims: for display only.
+        doorbells: submissions rung.
+        bytes_to_gpu: bytes of slots handed over for the GPU process to read.
+        bytes_to_tee: bytes of slots handed back with a result.
+        waiting_ns: how long this process waited for completions.
+        round_trips_ns: submission to completion less the work itself, where nothing else was in flight.
+    """
+
+    tee: defaultdict[str, OperationTally] = field(default_factory=lambda: defaultdict(OperationTally))
+    gpu: defaultdict[str, OperationTally] = field(default_factory=lambda: defaultdict(OperationTally))
+    doorbells: int = 0
+    bytes_to_gpu: int = 0
+    bytes_to_tee: int = 0
+    waiting_ns: int = 0
+    round_trips_ns: deque[int] = field(default_factory=lambda: deque(maxlen=ROUND_TRIP_SAMPLES))
+
+    @contextmanager
+    def timed(self, operation: str) -> Iterator[None]:
+        """Counts the block as one call of a TEE operation."""
+        started = time.perf_counter_ns()
+        try:
+            yield
+        finally:
+            tally = self.tee[operation]
+            tally.calls += 1
+            tally.total_ns += time.perf_counter_ns() - started
+
+    def operations(self) -> list[dict[str, Any]]:
+        """One entry for each operation of either side.
+
+        Units: seconds; `share` is of the side's own total.
+        """
+        rows = []
+        for side, tallies in (("gpu", self.gpu), ("tee", self.tee)):
+            side_ns = sum(tally.total_ns for tally in tallies.values()) or 1
+            for name, tally in tallies.items():
+                rows.append(
+                    {
+                        "operation": name,
+                        "side": side,
+                        "calls": tally.calls,
+                        "total_s": tally.total_ns / 1e9,
+                        "mean_us": tally.total_ns / tally.calls / 1e3,
+                        "share": tally.total_ns / side_ns,
+                    }
+                )
+        return rows
+
+    def round_trip_us(self, percentile: float) -> float | None:
+        """Units: microseconds. None before the first round trip."""
+        if not self.round_trips_ns:
+            return None
+        ordered = sorted(self.round_trips_ns)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * percentile / 100))] / 1e3
