@@ -1,0 +1,135 @@
+"""Fixtures that cannot leak or hang: every test has a deadline, and fails if it leaves anything behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tsqp_shm.model.demo import demo_model_folder
+from tsqp_shm.shm.session import sessions_folder
+
+DEADLINE_S = 60
+SLOW_DEADLINE_S = 300
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_folder() -> Iterator[Path]:
+    """Sessions of the tests in a folder of their own. Its path is short: a socket's path has 107 bytes."""
+    folder = tempfile.mkdtemp(prefix="tsqp", dir="/tmp")
+    os.environ["TSQP_SHM_RUNTIME_DIR"] = folder
+    yield Path(folder)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def deadline(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ends a test that hangs."""
+    with _alarm(SLOW_DEADLINE_S if request.node.get_closest_marker("slow") else DEADLINE_S):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(runtime_folder: Path) -> Iterator[None]:
+    """Fails a test after which there is a shared-memory object, a session or a child that was not there before."""
+    before = _leavings()
+    yield
+    # A child that was just told to end may need a moment to be gone.
+    end = time.monotonic() + 2
+    while (left := _leavings() - before) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not left, f"left behind: {sorted(left)}"
+
+
+@pytest.fixture
+def forked() -> Iterator[Callable[..., Forked]]:
+    """Runs functions in forked children; the ones that are still alive at the end are killed."""
+    children: list[Forked] = []
+
+    def fork(function: Callable[..., object], *arguments: object) -> Forked:
+        children.append(Forked(function, *arguments))
+        return children[-1]
+
+    yield fork
+    for child in children:
+        child.kill()
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The demo model's Hugging Face folder, fetched and converted when it is not cached."""
+    return demo_model_folder(lambda line: print(line, file=sys.stderr))
+
+
+class Forked:
+    """A forked child that runs one function, with a deadline of its own, and always ends in os._exit."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self._errors, errors = os.pipe()
+        self._code: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.close(self._errors)
+                with _alarm(DEADLINE_S):
+                    function(*arguments)
+                code = 0
+            except BaseException:
+                os.write(errors, traceback.format_exc().encode())
+            finally:
+                os._exit(code)
+        os.close(errors)
+
+    def join(self) -> None:
+        """Waits for the child; what it raised is this test's failure."""
+        with os.fdopen(os.dup(self._errors), "rb") as pipe:
+            error = pipe.read().decode()
+        assert self.wait() == 0, error
+
+    def wait(self) -> int:
+        """The exit code; negative is a signal's number."""
+        if self._code is None:
+            _, status = os.waitpid(self.pid, 0)
+            self._code = os.waitstatus_to_exitcode(status)
+            os.close(self._errors)
+        return self._code
+
+    def kill(self) -> None:
+        if self._code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+
+
+@contextlib.contextmanager
+def _alarm(seconds: int) -> Iterator[None]:
+    def expire(number: int, frame: object) -> None:
+        raise TimeoutError(f"the test took longer than {seconds} s")
+
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _leavings() -> set[str]:
+    shared = {str(path) for path in Path("/dev/shm").glob("tsqp-shm-*")}
+    sessions = {str(path) for path in sessions_folder().iterdir() if path.is_dir()}
+    children = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            children |= {f"child {pid}" for pid in (task / "children").read_text().split()}
+    return shared | sessions | children

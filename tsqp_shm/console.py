@@ -1,0 +1,155 @@
+"""What a person sees: the bring-up report, the completion as it is made, the statistics table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, TextIO
+
+from tsqp_shm.config import MODE_WARNING
+from tsqp_shm.errors import RequestError
+from tsqp_shm.llm import LLM
+from tsqp_shm.tee.completion import Completion
+from tsqp_shm.tee.sampler import SamplingParams
+
+
+def run_prompts(
+    llm: LLM,
+    params: SamplingParams,
+    prompt: str,
+    *,
+    chat: bool,
+    interactive: bool,
+    json_output: bool,
+    quiet: bool,
+) -> None:
+    """Completes one prompt, or asks for them turn by turn, and prints what was asked for.
+
+    The completion goes to stdout, everything else to stderr.
+    """
+    if not quiet and not json_output:
+        print_bring_up(llm, sys.stderr)
+    if interactive:
+        completions = _converse(llm, params)
+    else:
+        text = llm.tokenizer.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
+        completions = [_complete(llm, params, text, special=not chat, shown=not json_output)]
+    if json_output:
+        print(json.dumps({**summary(completions[0]), **llm.stats()}))
+    elif not quiet and completions:
+        print_statistics(llm, completions, sys.stderr)
+
+
+def _complete(llm: LLM, params: SamplingParams, text: str, *, special: bool, shown: bool) -> Completion:
+    # A rendered chat template spells out its special tokens itself.
+    completion = llm.start(llm.tokenizer.encode(text, add_special_tokens=special), params)
+    for piece in llm.stream_completion(completion):
+        if shown:
+            print(piece, end="", flush=True)
+    if shown:
+        print(flush=True)
+    return completion
+
+
+def _converse(llm: LLM, params: SamplingParams) -> list[Completion]:
+    """Reads prompts until the end of input; the conversation so far goes into each turn."""
+    messages: list[dict[str, str]] = []
+    completions: list[Completion] = []
+    while True:
+        try:
+            content = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return completions
+        if not content.strip():
+            continue
+        messages.append({"role": "user", "content": content})
+        try:
+            text = llm.tokenizer.apply_chat_template(messages)
+            completions.append(_complete(llm, params, text, special=False, shown=True))
+        except RequestError as error:
+            # The conversation has outgrown the model: begin a new one, and say so.
+            print(f"{error}; starting over", file=sys.stderr)
+            messages.clear()
+            continue
+        messages.append({"role": "assistant", "content": completions[-1].text})
+
+
+def summary(completion: Completion) -> dict[str, Any]:
+    """What one completion gave and how long it took. Units: seconds."""
+    first = completion.first_token_s or completion.started_s
+    prefill_s = first - completion.started_s
+    decode_s = (completion.ended_s or first) - first
+    decoded = len(completion.token_ids) - 1
+    return {
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": len(completion.prompt_token_ids),
+        "completion_tokens": len(completion.token_ids),
+        "prefill_s": prefill_s,
+        "prefill_tokens_per_s": len(completion.prompt_token_ids) / prefill_s if prefill_s > 0 else None,
+        "decode_s": decode_s,
+        "decode_tokens_per_s": decoded / decode_s if decode_s > 0 else None,
+        "time_to_first_token_s": prefill_s,
+    }
+
+
+def print_bring_up(llm: LLM, out: TextIO) -> None:
+    facts = llm.bring_up()
+    arena, doorbell, processes = facts["arena"], facts["doorbell"], facts["processes"]
+    locked = "locked" if arena["locked"] else f"not locked ({arena['locked_reason']})"
+    rows = [
+        ("mode", MODE_WARNING.removeprefix("mode ")),
+        ("model", facts["model"]),
+        ("device", f"{facts['device']}, {llm.config.dtype}"),
+        ("processes", f"tee {processes['tee']['pid']}, gpu {processes['gpu']['pid']}"),
+        ("arena", f"{arena['name']}, {arena['bytes']:,} bytes, {arena['slots']} slots"),
+        ("pages", f"{arena['pages']:,} of 4 KiB, all backed and mapped, {locked}"),
+        ("doorbell", f"{doorbell['mode']}, {doorbell['endpoint']}"),
+        ("limits", f"{llm.max_model_len} tokens a sequence, {llm.config.max_num_seqs} sequences"),
+    ]
+    for name, value in rows:
+        print(f"{name:>10}  {value}", file=out)
+    print(file=out, flush=True)
+
+
+def print_statistics(llm: LLM, completions: list[Completion], out: TextIO) -> None:
+    stats = llm.stats()
+    print(file=out)
+    for completion in completions:
+        facts = summary(completion)
+        print(
+            f"prefill {facts['prompt_tokens']} tokens in {facts['prefill_s']:.3f} s "
+            f"({_rate(facts['prefill_tokens_per_s'])}), "
+            f"decode {facts['completion_tokens'] - 1} tokens in {facts['decode_s']:.3f} s "
+            f"({_rate(facts['decode_tokens_per_s'])}), ended by {facts['finish_reason']}",
+            file=out,
+        )
+    print(f"\n{'side':<5}{'operation':<10}{'calls':>8}{'total s':>10}{'mean us':>11}{'share':>8}", file=out)
+    for row in stats["operations"]:
+        print(
+            f"{row['side']:<5}{row['operation']:<10}{row['calls']:>8}{row['total_s']:>10.3f}"
+            f"{row['mean_us']:>11.1f}{row['share']:>8.1%}",
+            file=out,
+        )
+    doorbell, moved = stats["doorbell"], stats["bytes"]
+    print(
+        f"\ndoorbells rung {doorbell['rung']:,}, round trip p50 {_us(doorbell['round_trip_p50_us'])}, "
+        f"p99 {_us(doorbell['round_trip_p99_us'])}, waited {doorbell['waiting_s']:.3f} s",
+        file=out,
+    )
+    print(
+        f"bytes in slots: to the GPU process {moved['to_gpu']:,}, to the TEE {moved['to_tee']:,}; "
+        f"serialised {moved['serialised']}",
+        file=out,
+    )
+    peaks = {role: facts["peak_rss_bytes"] / 2**20 for role, facts in stats["processes"].items()}
+    print(f"peak memory: tee {peaks['tee']:,.0f} MiB, gpu {peaks['gpu']:,.0f} MiB (arena included)", file=out)
+
+
+def _rate(tokens_per_s: float | None) -> str:
+    return "-" if tokens_per_s is None else f"{tokens_per_s:,.1f} tokens/s"
+
+
+def _us(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f} us"

@@ -1,0 +1,93 @@
+"""The supervisor: starts both roles as fresh processes and sees to it that nothing is left of them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from tsqp_shm.config import EngineConfig
+from tsqp_shm.errors import PeerDied, PeerTimeout, TsqpError
+from tsqp_shm.process import RoleProcess
+from tsqp_shm.shm.session import new_session_name, sweep_dead_sessions
+
+POLL_S = 0.05
+# A role that dies takes the other with it; this is how long the other has to say why in its own words.
+SECOND_DEATH_S = 2.0
+
+
+def launch(
+    model: Path,
+    config: EngineConfig,
+    tee_arguments: Sequence[str],
+    gpu_arguments: Sequence[str],
+    verbose: bool,
+) -> int:
+    """Runs one session: `tsqp-shm gpu` and `tsqp-shm tee`, as a user would in two terminals.
+
+    The TEE process has this process's terminal; what the GPU process prints is kept for its last words.
+
+    Returns:
+        The exit code: the TEE process's, or that of the role that died first.
+
+    Raises:
+        PeerDied: the GPU process died.
+        PeerTimeout: a role did not become ready.
+    """
+    session = config.session or new_session_name()
+
+    def show(line: str) -> None:
+        if verbose:
+            print(f"gpu: {line}", file=sys.stderr, flush=True)
+
+    with ExitStack() as stack:
+        # Whatever a killed role could not remove itself; runs last.
+        stack.callback(sweep_dead_sessions)
+        gpu = RoleProcess.start("gpu", [str(model), "--session", session, *gpu_arguments], listen=show)
+        stack.callback(gpu.stop)
+        tee = RoleProcess.start("tee", [str(model), "--session", session, *tee_arguments])
+        stack.callback(tee.stop)
+        try:
+            return _supervise(tee, gpu, config.timeout_s)
+        except KeyboardInterrupt:
+            # In a terminal the TEE process got its own; a signal sent to this process alone is passed on.
+            tee.interrupt()
+            tee.wait(SECOND_DEATH_S)
+            raise
+
+
+def _supervise(tee: RoleProcess, gpu: RoleProcess, timeout_s: float) -> int:
+    started = time.monotonic()
+    while True:
+        tee_code = tee.wait(POLL_S)
+        if tee_code is not None:
+            return _end_of_tee(tee, tee_code, gpu)
+        error = gpu.death()
+        if error is not None:
+            return _end_of_gpu(tee, gpu, error)
+        if time.monotonic() - started > timeout_s:
+            for role in (gpu, tee):
+                if not role.is_ready:
+                    raise PeerTimeout(f"the {role.role} process to become ready", "", timeout_s, None)
+
+
+def _end_of_tee(tee: RoleProcess, code: int, gpu: RoleProcess) -> int:
+    if code < 0:
+        death = tee.death()
+        raise death if death is not None else PeerDied("tee", f"signal {-code}")
+    if code == PeerDied.exit_code:
+        # It has said that its peer is gone, but only this process heard the last words.
+        gpu.wait(SECOND_DEATH_S)
+        if gpu.exit_code not in (None, 0) and gpu.last_words:
+            print(f"the gpu process's last words:\n{gpu.last_words}", file=sys.stderr)
+    return code
+
+
+def _end_of_gpu(tee: RoleProcess, gpu: RoleProcess, error: TsqpError) -> int:
+    # A fault that both roles see, such as a folder that is no model, the TEE process has told by itself.
+    code = tee.wait(SECOND_DEATH_S if not tee.is_ready or gpu.exit_code == 0 else POLL_S)
+    if code is not None and code >= 0:
+        return code
+    raise error

@@ -1,0 +1,315 @@
+"""The Python API. The process that makes an `LLM` is the TEE role; the GPU process is started beside it."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tsqp_shm import _native
+from tsqp_shm.config import EngineConfig
+from tsqp_shm.errors import ConfigError, ModelFileError, PeerDied, PeerTimeout, ProtocolError, RequestError
+from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.model.tokenizer import Tokenizer
+from tsqp_shm.model.weights import Checkpoint
+from tsqp_shm.process import RoleProcess
+from tsqp_shm.tee.border import Border
+from tsqp_shm.tee.completion import Completion
+from tsqp_shm.tee.engine import Chunk, Engine, NormWeights
+from tsqp_shm.tee.sampler import SamplingParams
+from tsqp_shm.tee.scheduler import Scheduler
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """One completion.
+
+    Attributes:
+        text: without the stop string and special tokens; "" where the model has no tokenizer.
+        token_ids: an ending end-of-sequence token included.
+        finish_reason: "stop" (end-of-sequence token or stop string) or "length".
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """One prompt with its completion.
+
+    Attributes:
+        outputs: always one; a list as in vLLM.
+        prefill_s: from the request to the first token, waiting for a place in the batch included.
+        decode_s: from the first token to the last.
+    """
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    prefill_s: float
+    decode_s: float
+
+
+class LLM:
+    """A model split between this process and a GPU process.
+
+    Args:
+        model: a Hugging Face folder.
+        start_gpu: False where somebody else starts `tsqp-shm gpu MODEL --session NAME`.
+        report: takes lines about what is waited for and what the GPU process says.
+        config: fields of `EngineConfig`; `TSQP_SHM_*` environment variables fill what is not given.
+
+    Raises:
+        ConfigError: a setting is not allowed.
+        ModelFileError, UnsupportedModel: the model cannot be used.
+        DeviceError: the device is not there or too small.
+        SessionBusy, ArenaError: the session cannot begin.
+        PeerDied, PeerTimeout: the GPU process did not come up.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        start_gpu: bool = True,
+        report: Callable[[str], None] = lambda line: None,
+        **config: Any,
+    ) -> None:
+        self.config = _engine_config(config)
+        self.model = Path(model)
+        self.spec = ModelSpec.from_folder(self.model)
+        limits = self.config.limits(self.spec.max_position_embeddings)
+        self.max_model_len = limits.max_model_len
+        self._tokenizer = Tokenizer.from_folder(self.model) if _has_tokenizer(self.model) else None
+        with Checkpoint.open(self.model) as checkpoint:
+            norms = NormWeights.load(self.spec, checkpoint)
+        _native.set_num_threads(self.config.tee_threads or _default_tee_threads())
+        self._fault: Exception | None = None
+        with ExitStack() as stack:
+            start = self._start_gpu if start_gpu else None
+            self._report = report
+            self._border = Border.open(self.spec, self.config, limits, start, report)
+            stack.callback(self._border.close)
+            border = self._border
+            self.statistics = border.statistics
+            self._engine = Engine(self.spec, norms, border.slots, border.queue, self.statistics)
+            self._scheduler = Scheduler(self._engine, border.arena.plan, self.statistics)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops the GPU process and removes the arena. Closing twice does nothing."""
+        self._stack.close()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises:
+        ModelFileError: the model folder has none; prompts are token ids then.
+        """
+        if self._tokenizer is None:
+            raise ModelFileError(self.model / "tokenizer.json", "there is no such file; give prompts as token ids")
+        return self._tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+    ) -> list[RequestOutput]:
+        """Completes prompts together, as one ragged batch.
+
+        Args:
+            prompts: a string, a list of token ids, or a list of either.
+
+        Raises:
+            RequestError: a prompt is empty, too long or holds a token id outside the vocabulary; nothing was run.
+            PeerDied, PeerTimeout, ProtocolError: the session is over.
+        """
+        completions = [(prompt, self.start(prompt, params)) for prompt in _as_list(prompts)]
+        with self._scheduled([completion for _, completion in completions]):
+            while any(completion.finish_reason is None for _, completion in completions):
+                self._scheduler.step()
+        return [_output(prompt, completion) for prompt, completion in completions]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
+        """Completes one prompt, piece by piece; a piece never splits a character.
+
+        Closing the iterator cancels the completion.
+
+        Raises:
+            As `generate`, RequestError at the call and not at the first piece.
+        """
+        return self.stream_completion(self.start(prompt, params))
+
+    def start(self, prompt: Prompt, params: SamplingParams | None = None) -> Completion:
+        """A completion to be run by `stream_completion`.
+
+        Raises:
+            RequestError: as `generate`.
+        """
+        self._require_working()
+        params = params or SamplingParams()
+        if params.stop and self._tokenizer is None:
+            raise RequestError("stop", params.stop, "no stop strings, as the model has no tokenizer")
+        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        # One place is left for an answer.
+        token_ids = self._checked(token_ids, self.max_model_len - 1)
+        room = self.max_model_len - len(token_ids)
+        max_tokens = min(params.max_tokens, room)
+        return Completion(token_ids, params, max_tokens, self.spec.eos_token_ids, self._tokenizer)
+
+    def stream_completion(self, completion: Completion) -> Iterator[str]:
+        """Runs a completion of `start`, yielding its new text after each token that makes some."""
+        shown = 0
+        with self._scheduled([completion]):
+            while completion.finish_reason is None:
+                self._scheduler.step()
+                if len(completion.text) > shown:
+                    yield completion.text[shown:]
+                    shown = len(completion.text)
+
+    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The logits after every token of one sequence.
+
+        Shapes: [T, V] f32.
+
+        Raises:
+            RequestError: as `generate`.
+            PeerDied, PeerTimeout, ProtocolError: the session is over.
+        """
+        ids = self._checked(list(token_ids), self.max_model_len)
+        self._require_working()
+        if not self._scheduler.is_idle:
+            raise RequestError("logits", "called", "no completion in progress")
+        rows = []
+        step = self._border.arena.plan.slot("tokens").num_rows
+        with self._faults_end_the_session():
+            for position in range(0, len(ids), step):
+                chunk = ids[position : position + step]
+                rows.append(self._engine.forward([Chunk(0, position, chunk, num_logits=len(chunk))]))
+        return np.concatenate(rows)
+
+    def bring_up(self) -> dict[str, Any]:
+        """Mode, processes, arena and doorbell of this session, as plain values."""
+        return {**self._border.describe(), "model": str(self.model)}
+
+    def stats(self) -> dict[str, Any]:
+        """What `tsqp-shm launch` prints, as plain values. Units are in the names."""
+        statistics = self.statistics
+        facts = self.bring_up()
+        facts["processes"]["tee"]["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = 0 if self._fault else self._border.gpu_peak_resident_bytes()
+        facts["processes"]["gpu"]["peak_rss_bytes"] = peak
+        facts["doorbell"].update(
+            rung=statistics.doorbells,
+            round_trip_p50_us=statistics.round_trip_us(50),
+            round_trip_p99_us=statistics.round_trip_us(99),
+            waits=dict(self._border.doorbell.waits),
+            waiting_s=statistics.waiting_ns / 1e9,
+        )
+        facts["bytes"] = {
+            "to_gpu": statistics.bytes_to_gpu,
+            "to_tee": statistics.bytes_to_tee,
+            # Every tensor crosses in its slot; a record is 64 bytes of numbers.
+            "serialised": 0,
+        }
+        facts["operations"] = statistics.operations()
+        return facts
+
+    def _start_gpu(self, session: str) -> RoleProcess:
+        arguments = [str(self.model), "--session", session, "--device", self.config.device]
+        arguments += ["--timeout", str(self.config.timeout_s)]
+        if self.config.gpu_threads is not None:
+            arguments += ["--gpu-threads", str(self.config.gpu_threads)]
+        return RoleProcess.start("gpu", arguments, listen=self._report)
+
+    def _checked(self, token_ids: list[int], most: int) -> list[int]:
+        if not token_ids:
+            raise RequestError("prompt", "", "at least one token")
+        if len(token_ids) > most:
+            raise RequestError(
+                "prompt",
+                f"{len(token_ids)} tokens",
+                f"at most {most} (max_model_len is {self.max_model_len})",
+            )
+        for token_id in token_ids:
+            is_number = isinstance(token_id, (int, np.integer)) and not isinstance(token_id, bool)
+            if not is_number or not 0 <= token_id < self.spec.vocab_size:
+                raise RequestError("token id", token_id, f"0 to {self.spec.vocab_size - 1}")
+        return token_ids
+
+    @contextmanager
+    def _scheduled(self, completions: list[Completion]) -> Iterator[None]:
+        """Lets completions run in the block; those that have not ended when it is left are cancelled."""
+        for completion in completions:
+            self._scheduler.add(completion)
+        try:
+            with self._faults_end_the_session():
+                yield
+        finally:
+            for completion in completions:
+                self._scheduler.cancel(completion)
+
+    @contextmanager
+    def _faults_end_the_session(self) -> Iterator[None]:
+        try:
+            yield
+        except (PeerDied, PeerTimeout, ProtocolError) as error:
+            self._fault = error
+            self._border.mark_broken()
+            raise
+
+    def _require_working(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+
+
+def _engine_config(values: dict[str, Any]) -> EngineConfig:
+    unknown = sorted(set(values) - set(EngineConfig.__dataclass_fields__))
+    if unknown:
+        raise ConfigError(unknown[0], values[unknown[0]], "one of " + ", ".join(EngineConfig.__dataclass_fields__))
+    return EngineConfig.from_environment(values)
+
+
+def _default_tee_threads() -> int:
+    import os
+
+    return max(1, len(os.sched_getaffinity(0)))
+
+
+def _has_tokenizer(model: Path) -> bool:
+    return (model / "tokenizer.json").exists()
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    listed = list(prompts)
+    if listed and not isinstance(listed[0], (str, list, tuple, np.ndarray)):
+        return [listed]  # type: ignore[list-item]
+    return listed  # type: ignore[return-value]
+
+
+def _output(prompt: Prompt, completion: Completion) -> RequestOutput:
+    first = completion.first_token_s or completion.started_s
+    return RequestOutput(
+        prompt=prompt if isinstance(prompt, str) else None,
+        prompt_token_ids=completion.prompt_token_ids,
+        outputs=[CompletionOutput(completion.text, completion.token_ids, completion.finish_reason or "")],
+        prefill_s=first - completion.started_s,
+        decode_s=(completion.ended_s or first) - first,
+    )
