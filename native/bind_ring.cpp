@@ -38,7 +38,8 @@ template <typename Part>
 class Held {
   public:
     template <typename Make>
-    Held(const py::buffer& arena, Make make) : view_(std::make_unique<ArenaView>(arena)), part_(make(view_->base())) {}
+    Held(const py::buffer& arena, Make make)
+        : view_(std::make_unique<ArenaView>(arena)), part_(make(view_->base())) {}
 
     Part& operator*() {
         if (!part_) throw py::value_error("used after release()");
@@ -93,9 +94,13 @@ py::tuple read_record(HeldReader& held, std::uint64_t spin_ns, std::uint64_t yie
         const py::gil_scoped_release released;
         how = reader.wait(spin_ns, yield_ns);
     }
+    // Ctrl-C during the wait is raised before a record is taken; after it, the record would be lost with the
+    // result.
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     if (how == Wait::timeout) return py::make_tuple(static_cast<int>(how), py::none());
     const Record record = reader.take();
-    return py::make_tuple(static_cast<int>(how), py::bytes(reinterpret_cast<const char*>(record.data()), kRecordBytes));
+    return py::make_tuple(static_cast<int>(how),
+                          py::bytes(reinterpret_cast<const char*>(record.data()), kRecordBytes));
 }
 
 void bind_layout(py::module_& module) {
@@ -135,7 +140,8 @@ void bind_ring(py::module_& module) {
             if (pointer) std::rethrow_exception(pointer);
         } catch (const PeerViolation& error) {
             const py::tuple facts = py::make_tuple(
-                error.field, std::to_string(error.lowest) + " to " + std::to_string(error.highest), error.found);
+                error.field, std::to_string(error.lowest) + " to " + std::to_string(error.highest),
+                error.found);
             PyErr_SetObject(violation.ptr(), facts.ptr());
         }
     });
@@ -143,7 +149,8 @@ void bind_ring(py::module_& module) {
     py::class_<HeldWriter>(module, "RingWriter")
         .def(py::init([](const py::buffer& arena, const std::string& ring) {
                  const RingOffsets& at = ring_named(ring);
-                 return HeldWriter(arena, [&](std::byte* base) { return std::make_unique<RingWriter>(base, at); });
+                 return HeldWriter(arena,
+                                   [&](std::byte* base) { return std::make_unique<RingWriter>(base, at); });
              }),
              py::arg("arena"), py::arg("ring"))
         .def("write", &write_record, py::arg("record"))
@@ -152,7 +159,8 @@ void bind_ring(py::module_& module) {
     py::class_<HeldReader>(module, "RingReader")
         .def(py::init([](const py::buffer& arena, const std::string& ring) {
                  const RingOffsets& at = ring_named(ring);
-                 return HeldReader(arena, [&](std::byte* base) { return std::make_unique<RingReader>(base, at); });
+                 return HeldReader(arena,
+                                   [&](std::byte* base) { return std::make_unique<RingReader>(base, at); });
              }),
              py::arg("arena"), py::arg("ring"))
         .def("read", &read_record, py::arg("spin_ns"), py::arg("yield_ns"))
@@ -164,7 +172,8 @@ void bind_ring(py::module_& module) {
         .def(py::init([](const py::buffer& arena, const std::string& role, int interval_ms) {
                  const std::size_t offset = heartbeat_offset(role);
                  return HeldHeartbeat(arena, [&](std::byte* base) {
-                     return std::make_unique<Heartbeat>(word_at(base, offset), std::chrono::milliseconds(interval_ms));
+                     return std::make_unique<Heartbeat>(word_at(base, offset),
+                                                        std::chrono::milliseconds(interval_ms));
                  });
              }),
              py::arg("arena"), py::arg("role"), py::arg("interval_ms"))
@@ -174,7 +183,8 @@ void bind_ring(py::module_& module) {
         "load_word",
         [](const py::buffer& arena, std::size_t offset_bytes) {
             const ArenaView view(arena);
-            if (offset_bytes % 8 != 0 || offset_bytes > kSlotsOffset - 8) throw py::index_error("not a fixed word");
+            if (offset_bytes % 8 != 0 || offset_bytes > kSlotsOffset - 8)
+                throw py::index_error("not a fixed word");
             return SharedWord(*word_at(view.base(), offset_bytes)).load(std::memory_order_acquire);
         },
         py::arg("arena"), py::arg("offset_bytes"));
@@ -182,7 +192,8 @@ void bind_ring(py::module_& module) {
         "store_word",
         [](const py::buffer& arena, std::size_t offset_bytes, std::uint64_t value) {
             const ArenaView view(arena);
-            if (offset_bytes % 8 != 0 || offset_bytes > kSlotsOffset - 8) throw py::index_error("not a fixed word");
+            if (offset_bytes % 8 != 0 || offset_bytes > kSlotsOffset - 8)
+                throw py::index_error("not a fixed word");
             SharedWord(*word_at(view.base(), offset_bytes)).store(value, std::memory_order_release);
         },
         py::arg("arena"), py::arg("offset_bytes"), py::arg("value"));

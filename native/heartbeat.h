@@ -1,6 +1,8 @@
 // A native thread that raises a word in the arena while its process lives, whatever the interpreter is doing.
 #pragma once
 
+#include <signal.h>
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -13,7 +15,8 @@ namespace tsqp {
 class Heartbeat {
   public:
     // SAFETY: word is aligned and outlives this object; the binding holds the mapping.
-    Heartbeat(std::uint64_t* word, std::chrono::milliseconds interval) : thread_([this, word, interval] { run(word, interval); }) {}
+    Heartbeat(std::uint64_t* word, std::chrono::milliseconds interval)
+        : thread_([this, word, interval] { run(word, interval); }) {}
 
     ~Heartbeat() { stop(); }
     Heartbeat(const Heartbeat&) = delete;
@@ -30,6 +33,10 @@ class Heartbeat {
 
   private:
     void run(std::uint64_t* word, std::chrono::milliseconds interval) {
+        // Signals are for the interpreter's threads: one that lands here would not end their sleep.
+        sigset_t all;
+        sigfillset(&all);
+        pthread_sigmask(SIG_BLOCK, &all, nullptr);
         std::unique_lock lock(mutex_);
         for (std::uint64_t beat = 1; !stopping_; ++beat) {
             std::atomic_ref(*word).store(beat, std::memory_order_relaxed);

@@ -1,8 +1,8 @@
-// Single-producer single-consumer rings of 64-byte records in shared memory, and the flag that tells a producer
-// whether its consumer sleeps.
+// Single-producer single-consumer rings of 64-byte records in shared memory, and the flag that tells a
+// producer whether its consumer sleeps.
 //
-// Each side keeps its own position privately and only publishes it: a position read from shared memory was written
-// by the other side, is checked against the own one, and never used as an address before that check.
+// Each side keeps its own position privately and only publishes it: a position read from shared memory was
+// written by the other side, is checked against the own one, and never used as an address before that check.
 //
 // No wake-up is lost. The consumer parks with   parked = odd;  fence;  look at tail.
 //                     The producer publishes with  tail = n;   fence;  look at parked.
@@ -53,8 +53,8 @@ inline constexpr RingOffsets kCompletionRing{
 using SharedWord = std::atomic_ref<std::uint64_t>;
 static_assert(SharedWord::is_always_lock_free);
 
-// The mapped words of one ring. SAFETY: base is page aligned and the arena is larger than its fixed pages, which
-// the binding checks, so every word is aligned and inside the mapping.
+// The mapped words of one ring. SAFETY: base is page aligned and the arena is larger than its fixed pages,
+// which the binding checks, so every word is aligned and inside the mapping.
 class RingWords {
   public:
     RingWords(std::byte* base, const RingOffsets& at)
@@ -80,10 +80,12 @@ class RingWriter {
 
     // Publishes a record. True: the reader has parked since it was last rung, so ring it.
     bool write(const Record& record) {
-        // UNTRUSTED: head was written by the reader; it may not lie outside (written - depth, written].
+        // UNTRUSTED: head was written by the reader; it may not lie outside (written - depth, written]. A
+        // full ring is its fault too: no more than depth records are ever unanswered, and it takes one before
+        // it answers it.
         const std::uint64_t head = words_.head().load(std::memory_order_acquire);
-        if (written_ - head > kRingDepth) throw PeerViolation("ring head", written_ - kRingDepth, written_, head);
-        if (written_ - head == kRingDepth) throw std::length_error("the ring is full");
+        const std::uint64_t lowest = written_ < kRingDepth ? 0 : written_ - kRingDepth + 1;
+        if (head < lowest || head > written_) throw PeerViolation("ring head", lowest, written_, head);
         for (std::size_t i = 0; i < record.size(); ++i)
             words_.word(written_, i).store(record[i], std::memory_order_relaxed);
         ++written_;
@@ -91,7 +93,8 @@ class RingWriter {
         words_.tail().store(written_, std::memory_order_release);
         // SYNC POINT: pairs with the fence in RingReader::park.
         std::atomic_thread_fence(std::memory_order_seq_cst);
-        // UNTRUSTED: a wrong flag costs a superfluous or a missing wake-up; a parked reader rechecks by itself.
+        // UNTRUSTED: a wrong flag costs a superfluous or a missing wake-up; a parked reader rechecks by
+        // itself.
         const std::uint64_t parked = words_.parked().load(std::memory_order_relaxed);
         const bool ring = (parked & 1) != 0 && parked != rung_;
         if (ring) rung_ = parked;

@@ -1,4 +1,5 @@
-// Slots as native code sees them: (slot, first row, rows) in, a checked pointer out. Addresses never leave C++.
+// Slots as native code sees them: (slot, first row, rows) in, a checked pointer out. Addresses never leave
+// C++.
 #pragma once
 
 #include <cstddef>
@@ -34,9 +35,11 @@ class SlotTable {
         : base_(base), entries_(std::move(entries)) {
         for (const SlotEntry& slot : entries_) {
             const bool aligned = slot.offset_bytes % kPageBytes == 0 && slot.offset_bytes >= kSlotsOffset;
-            const bool fits = slot.offset_bytes <= size_bytes && slot.row_bytes() > 0 &&
+            const bool fits = slot.offset_bytes <= size_bytes && slot.row_elements > 0 &&
+                              slot.row_elements <= size_bytes &&
                               slot.num_rows <= (size_bytes - slot.offset_bytes) / slot.row_bytes();
-            if (!aligned || !fits) throw std::out_of_range("a slot of the plan does not lie inside the arena");
+            if (!aligned || !fits)
+                throw std::out_of_range("a slot of the plan does not lie inside the arena");
         }
     }
 
@@ -44,14 +47,16 @@ class SlotTable {
 
     // Raises out_of_range unless the slot exists and [first_row, first_row + rows) lies inside it.
     Rows rows(std::size_t slot, std::size_t first_row, std::size_t rows) const {
-        if (slot >= entries_.size()) throw std::out_of_range("slot " + std::to_string(slot) + " is not in the plan");
+        if (slot >= entries_.size())
+            throw std::out_of_range("slot " + std::to_string(slot) + " is not in the plan");
         const SlotEntry& entry = entries_[slot];
         if (first_row > entry.num_rows || rows > entry.num_rows - first_row)
-            throw std::out_of_range("rows [" + std::to_string(first_row) + ", " + std::to_string(first_row) + " + " +
-                                    std::to_string(rows) + ") of slot " + std::to_string(slot) + ", which has " +
-                                    std::to_string(entry.num_rows));
+            throw std::out_of_range("rows [" + std::to_string(first_row) + ", " + std::to_string(first_row) +
+                                    " + " + std::to_string(rows) + ") of slot " + std::to_string(slot) +
+                                    ", which has " + std::to_string(entry.num_rows));
         // SAFETY: the constructor checked that every row of every entry lies inside the mapping.
-        return {base_ + entry.offset_bytes + first_row * entry.row_bytes(), rows, entry.row_elements, entry.dtype};
+        return {base_ + entry.offset_bytes + first_row * entry.row_bytes(), rows, entry.row_elements,
+                entry.dtype};
     }
 
   private:

@@ -1,0 +1,114 @@
+// 16 lanes as two AVX2 registers. No FMA: it would round once where the oracle rounds twice.
+
+#include <immintrin.h>
+
+#include "kernels_impl.h"
+
+namespace tsqp {
+namespace {
+
+struct Avx2Lanes {
+    struct V {
+        __m256 low, high;
+    };
+
+    // UNTRUSTED: the empty asm makes the loaded value opaque, so that the compiler cannot load it a second
+    // time.
+    static __m256i loaded(const void* from) {
+        __m256i bits = _mm256_loadu_si256(static_cast<const __m256i*>(from));
+        asm("" : "+x"(bits));
+        return bits;
+    }
+    static V load(const float* from, Full) {
+        return {_mm256_castsi256_ps(loaded(from)), _mm256_castsi256_ps(loaded(from + 8))};
+    }
+    static V load(const Bf16* from, Full) {
+        const __m256i bits = loaded(from);
+        const __m256i low = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(bits));
+        const __m256i high = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(bits, 1));
+        return {_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
+                _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
+    }
+    template <class E>
+    static V load(const E* from, Partial part) {
+        alignas(32) E block[kLanes] = {};
+        for (std::size_t i = 0; i < part.count; ++i) __atomic_load(from + i, block + i, __ATOMIC_RELAXED);
+        return load(block, Full{});
+    }
+
+    static __m256 one_nan(__m256 x) {
+        const __m256 is_nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+        return _mm256_blendv_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(0x7FC00000)), is_nan);
+    }
+    static __m256i rounded(__m256 x) {
+        const __m256i bits = _mm256_castps_si256(x);
+        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
+        const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+        return _mm256_blendv_epi8(_mm256_srli_epi32(sum, 16), _mm256_set1_epi32(0x7FC0), is_nan);
+    }
+    static void store(float* to, V x, Full) { store_bits(to, {one_nan(x.low), one_nan(x.high)}, Full{}); }
+    static void store(Bf16* to, V x, Full) {
+        // packus works within 128-bit halves; the permutation puts the quarters back in order.
+        const __m256i packed = _mm256_packus_epi32(rounded(x.low), rounded(x.high));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(packed, 0xD8));
+    }
+    template <class E>
+    static void store(E* to, V x, Partial part) {
+        alignas(32) E block[kLanes];
+        store(block, x, Full{});
+        for (std::size_t i = 0; i < part.count; ++i) to[i] = block[i];
+    }
+    static void store_bits(float* to, V x, Full) {
+        _mm256_storeu_ps(to, x.low);
+        _mm256_storeu_ps(to + 8, x.high);
+    }
+    static void store_bits(float* to, V x, Partial part) {
+        alignas(32) float block[kLanes];
+        store_bits(block, x, Full{});
+        for (std::size_t i = 0; i < part.count; ++i) to[i] = block[i];
+    }
+
+    static V set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+    static V add(V a, V b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+    static V sub(V a, V b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
+    static V mul(V a, V b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+    static V div(V a, V b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+    // The second operand where either is NaN or both are zero.
+    static V max(V a, V b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+    // x, but 0 where a < b.
+    static V clear_if_less(V a, V b, V x) {
+        return {_mm256_andnot_ps(_mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ), x.low),
+                _mm256_andnot_ps(_mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ), x.high)};
+    }
+    static V negative_abs(V a) {
+        const __m256 sign = _mm256_set1_ps(-0.0f);
+        return {_mm256_or_ps(a.low, sign), _mm256_or_ps(a.high, sign)};
+    }
+    static V where_negative(V condition, V yes, V no) {
+        const __m256 zero = _mm256_setzero_ps();
+        return {_mm256_blendv_ps(no.low, yes.low, _mm256_cmp_ps(condition.low, zero, _CMP_LT_OQ)),
+                _mm256_blendv_ps(no.high, yes.high, _mm256_cmp_ps(condition.high, zero, _CMP_LT_OQ))};
+    }
+
+    // x * 2^n for integers -150 <= n <= 0 (anything where x is NaN), rounded once: the first product is
+    // exact.
+    static __m256 scale_by_power_of_two(__m256 x, __m256 biased) {
+        const __m256i bias = _mm256_castps_si256(_mm256_set1_ps(0x1.8p23f));
+        const __m256i n = _mm256_sub_epi32(_mm256_castps_si256(biased), bias);
+        const __m256i half = _mm256_srai_epi32(n, 1);
+        const __m256i one = _mm256_castps_si256(_mm256_set1_ps(1.0f));
+        const __m256i first = _mm256_add_epi32(one, _mm256_slli_epi32(half, 23));
+        const __m256i second = _mm256_add_epi32(one, _mm256_slli_epi32(_mm256_sub_epi32(n, half), 23));
+        return _mm256_mul_ps(_mm256_mul_ps(x, _mm256_castsi256_ps(first)), _mm256_castsi256_ps(second));
+    }
+    static V scale_by_power_of_two(V x, V /*n*/, V biased) {
+        return {scale_by_power_of_two(x.low, biased.low), scale_by_power_of_two(x.high, biased.high)};
+    }
+};
+
+}  // namespace
+
+constinit const KernelTable kAvx2Kernels = Kernels<Avx2Lanes>::table("avx2");
+
+}  // namespace tsqp

@@ -1,0 +1,238 @@
+// The kernels of kernels.h over a type `L` of 16 f32 lanes; each kernels_<isa>.cpp brings its own `L`.
+//
+// Everything is in an anonymous namespace, and nothing of std is called: a function with external linkage
+// that several instruction sets compile would be merged by the linker into one copy, which might use AVX-512
+// on a machine without.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace tsqp {
+namespace {
+
+using Bf16 = std::uint16_t;
+
+// How many lanes of a block are memory: all, or the first `count`. The other lanes load as 0 and are not
+// stored.
+struct Full {
+    static constexpr bool kAll = true;
+};
+struct Partial {
+    static constexpr bool kAll = false;
+    std::size_t count;
+};
+
+template <class Body>
+[[gnu::always_inline]] inline void for_each_block(std::size_t size, Body body) {
+    std::size_t i = 0;
+    for (; size - i >= kLanes; i += kLanes) body(i, Full{});
+    if (i < size) body(i, Partial{size - i});
+}
+
+template <class L>
+struct Kernels {
+    using V = typename L::V;
+
+    static float sum_lanes(V lanes) {
+        float v[kLanes];
+        L::store_bits(v, lanes, Full{});
+        for (std::size_t width = kLanes / 2; width > 0; width /= 2)
+            for (std::size_t i = 0; i < width; ++i) v[i] = v[i] + v[i + width];
+        return v[0];
+    }
+
+    static float max_lanes(V lanes) {
+        float v[kLanes];
+        L::store_bits(v, lanes, Full{});
+        for (std::size_t i = 1; i < kLanes; ++i) v[0] = v[i] > v[0] ? v[i] : v[0];
+        return v[0];
+    }
+
+    // exp(x) for x <= 0 or NaN: x = n ln2 + r, |r| <= ln2 / 2, and exp(r) by a polynomial (Cephes expf).
+    [[gnu::always_inline]] static V exp_nonpositive(V given) {
+        // Below -104 exp is under 2^-150 and rounds to 0. Such lanes compute exp(0) instead and are cleared
+        // at the end: a product that underflows makes the processor take a slow path, and -inf would turn
+        // into NaN.
+        const V lowest = L::set(-104.0f);
+        const V x = L::clear_if_less(given, lowest, given);
+        // NOTE(numerics): adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits of the sum.
+        const V magic = L::set(0x1.8p23f);
+        const V biased = L::add(L::mul(x, L::set(0x1.715476p+0f)), magic);
+        const V n = L::sub(biased, magic);
+        // ln2 in two parts; the first has 9 bits, so n * high is exact.
+        V r = L::sub(x, L::mul(n, L::set(0.693359375f)));
+        r = L::sub(r, L::mul(n, L::set(-2.12194440e-4f)));
+        V p = L::set(1.9875691500e-4f);
+        p = L::add(L::mul(p, r), L::set(1.3981999507e-3f));
+        p = L::add(L::mul(p, r), L::set(8.3334519073e-3f));
+        p = L::add(L::mul(p, r), L::set(4.1665795894e-2f));
+        p = L::add(L::mul(p, r), L::set(1.6666665459e-1f));
+        p = L::add(L::mul(p, r), L::set(5.0000001201e-1f));
+        p = L::add(L::add(L::mul(p, L::mul(r, r)), r), L::set(1.0f));
+        return L::clear_if_less(given, lowest, L::scale_by_power_of_two(p, n, biased));
+    }
+
+    static void exp_kernel(const ExpArgs& args, std::size_t begin, std::size_t end) noexcept {
+        for_each_block(end - begin, [&](std::size_t i, auto part) {
+            L::store(args.to + begin + i, exp_nonpositive(L::load(args.from + begin + i, part)), part);
+        });
+    }
+
+    template <class E>
+    static void add_rms_norm(const AddRmsNormArgs& args, std::size_t begin, std::size_t end) noexcept {
+        const std::size_t size = args.hidden;
+        for (std::size_t item = begin; item < end; ++item) {
+            const std::size_t row =
+                args.row_index ? static_cast<std::size_t>(args.row_index[item]) : args.first_row + item;
+            float* residual = args.residual + row * size;
+            V squares = L::set(0.0f);
+            if (args.delta) {
+                const E* delta = static_cast<const E*>(args.delta) + row * size;
+                for_each_block(size, [&](std::size_t i, auto part) {
+                    const V x = L::add(L::load(residual + i, part), L::load(delta + i, part));
+                    L::store(residual + i, x, part);
+                    squares = L::add(squares, L::mul(x, x));
+                });
+            } else {
+                for_each_block(size, [&](std::size_t i, auto part) {
+                    const V x = L::load(residual + i, part);
+                    squares = L::add(squares, L::mul(x, x));
+                });
+            }
+            const float mean = sum_lanes(squares) / static_cast<float>(size);
+            const V inverse = L::set(1.0f / __builtin_sqrtf(mean + args.eps));
+            E* out = static_cast<E*>(args.out) + item * size;
+            for_each_block(size, [&](std::size_t i, auto part) {
+                const V normed = L::mul(L::load(residual + i, part), inverse);
+                L::store(out + i, L::mul(normed, L::load(args.weight + i, part)), part);
+            });
+        }
+    }
+
+    template <class E>
+    static void load(const LoadArgs& args, std::size_t begin, std::size_t end) noexcept {
+        const E* from = static_cast<const E*>(args.from) + begin;
+        for_each_block(end - begin, [&](std::size_t i, auto part) {
+            L::store_bits(args.to + begin + i, L::load(from + i, part), part);
+        });
+    }
+
+    template <class E>
+    static void store(const StoreArgs& args, std::size_t begin, std::size_t end) noexcept {
+        E* to = static_cast<E*>(args.to) + begin;
+        for_each_block(end - begin, [&](std::size_t i, auto part) {
+            L::store(to + i, L::load(args.from + begin + i, part), part);
+        });
+    }
+
+    template <class E>
+    static void rope(const RopeArgs& args, std::size_t begin, std::size_t end) noexcept {
+        const std::size_t half = args.head_dim / 2;
+        for (std::size_t item = begin; item < end; ++item) {
+            const std::size_t position = static_cast<std::size_t>(args.positions[item]);
+            const float* cos = args.cos + position * half;
+            const float* sin = args.sin + position * half;
+            E* row = static_cast<E*>(args.qk) + item * args.num_heads * args.head_dim;
+            for (std::size_t head = 0; head < args.num_heads; ++head) {
+                E* first = row + head * args.head_dim;
+                E* second = first + half;
+                for_each_block(half, [&](std::size_t i, auto part) {
+                    const V c = L::load(cos + i, part), s = L::load(sin + i, part);
+                    const V x1 = L::load(first + i, part), x2 = L::load(second + i, part);
+                    L::store(first + i, L::sub(L::mul(x1, c), L::mul(x2, s)), part);
+                    L::store(second + i, L::add(L::mul(x2, c), L::mul(x1, s)), part);
+                });
+            }
+        }
+    }
+
+    // Softmax of `size` > 0 elements in place. Lanes past the end hold -inf in the scratch, so exp makes them
+    // 0.
+    template <class E>
+    static void softmax_row(E* row, std::size_t size, float scale, float* scratch) {
+        const float infinity = __builtin_inff();
+        const V factor = L::set(scale);
+        V maxima = L::set(-infinity);
+        // UNTRUSTED: the only read of the row; what follows works on the private copy.
+        for_each_block(size, [&](std::size_t i, auto part) {
+            const V y = L::mul(L::load(row + i, part), factor);
+            L::store_bits(scratch + i, y, Full{});
+            if constexpr (part.kAll) maxima = L::max(y, maxima);  // passes over a NaN
+        });
+        const std::size_t padded = softmax_scratch_elements(size);
+        for (std::size_t i = size; i < padded; ++i) scratch[i] = -infinity;
+        if (size < padded) maxima = L::max(L::load(scratch + padded - kLanes, Full{}), maxima);
+        const float maximum = max_lanes(maxima);
+        if (maximum == -infinity && !any_nan(scratch, size)) {
+            __builtin_memset(row, 0, size * sizeof(E));
+            return;
+        }
+        const V shift = L::set(maximum);
+        V sums = L::set(0.0f);
+        for (std::size_t i = 0; i < padded; i += kLanes) {
+            const V e = exp_nonpositive(L::sub(L::load(scratch + i, Full{}), shift));
+            L::store_bits(scratch + i, e, Full{});
+            sums = L::add(sums, e);
+        }
+        const V inverse = L::set(1.0f / sum_lanes(sums));
+        for_each_block(size, [&](std::size_t i, auto part) {
+            L::store(row + i, L::mul(L::load(scratch + i, Full{}), inverse), part);
+        });
+    }
+
+    static bool any_nan(const float* x, std::size_t size) {
+        for (std::size_t i = 0; i < size; ++i)
+            if (x[i] != x[i]) return true;
+        return false;
+    }
+
+    template <class E>
+    static void softmax(const SoftmaxArgs& args, float* scratch, std::size_t begin,
+                        std::size_t end) noexcept {
+        const std::size_t columns = args.num_columns;
+        for (std::size_t item = begin; item < end; ++item) {
+            E* row = static_cast<E*>(args.scores) + item * columns;
+            const std::size_t r = item % args.rows;
+            // Written without first_valid_end + r, which could wrap.
+            const bool all = args.first_valid_end >= columns || r >= columns - args.first_valid_end;
+            const std::size_t hi = all ? columns : args.first_valid_end + r;
+            const std::size_t lo = args.window != 0 && hi > args.window ? hi - args.window : 0;
+            if (lo > 0) __builtin_memset(row, 0, lo * sizeof(E));
+            if (hi > lo) softmax_row(row + lo, hi - lo, args.scale, scratch);
+            if (columns > hi) __builtin_memset(row + hi, 0, (columns - hi) * sizeof(E));
+        }
+    }
+
+    template <class E>
+    static void silu_mul(const SiluMulArgs& args, std::size_t begin, std::size_t end) noexcept {
+        const std::size_t size = args.features;
+        const V one = L::set(1.0f);
+        for (std::size_t item = begin; item < end; ++item) {
+            const E* gates = static_cast<const E*>(args.gate_up) + item * 2 * size;
+            const E* ups = gates + size;
+            E* out = static_cast<E*>(args.out) + item * size;
+            for_each_block(size, [&](std::size_t i, auto part) {
+                const V gate = L::load(gates + i, part);
+                const V e = exp_nonpositive(L::negative_abs(gate));
+                const V numerator = L::mul(gate, L::where_negative(gate, e, one));
+                const V silu = L::div(numerator, L::add(one, e));
+                L::store(out + i, L::mul(silu, L::load(ups + i, part)), part);
+            });
+        }
+    }
+
+    template <class E>
+    static constexpr ElementKernels for_element() {
+        return {add_rms_norm<E>, load<E>, store<E>, rope<E>, softmax<E>, silu_mul<E>};
+    }
+
+    static constexpr KernelTable table(const char* name) {
+        return {name, for_element<Bf16>(), for_element<float>(), exp_kernel};
+    }
+};
+
+}  // namespace
+}  // namespace tsqp

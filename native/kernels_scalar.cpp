@@ -1,0 +1,113 @@
+// The oracle: plain loops over 16 floats, compiled with vectorisation off. Every other table must match its
+// bits.
+
+#include "kernels_impl.h"
+
+namespace tsqp {
+namespace {
+
+struct ScalarLanes {
+    struct V {
+        float lane[kLanes];
+    };
+
+    static float from_bits(std::uint32_t bits) { return __builtin_bit_cast(float, bits); }
+    static std::uint32_t to_bits(float x) { return __builtin_bit_cast(std::uint32_t, x); }
+
+    // UNTRUSTED: an atomic load is what keeps the compiler from reading a slot element a second time.
+    static float load_one(const float* from) {
+        float x;
+        __atomic_load(from, &x, __ATOMIC_RELAXED);
+        return x;
+    }
+    static float load_one(const Bf16* from) {
+        const std::uint32_t bits = __atomic_load_n(from, __ATOMIC_RELAXED);
+        return from_bits(bits << 16);
+    }
+
+    static void store_one(float* to, float x) { *to = x != x ? from_bits(0x7FC00000u) : x; }
+    static void store_one(Bf16* to, float x) {
+        const std::uint32_t bits = to_bits(x);
+        const std::uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+        *to = static_cast<Bf16>(x != x ? 0x7FC0u : rounded);
+    }
+
+    static std::size_t count(Full) { return kLanes; }
+    static std::size_t count(Partial part) { return part.count; }
+
+    template <class E, class Part>
+    static V load(const E* from, Part part) {
+        V x{};
+        for (std::size_t i = 0; i < count(part); ++i) x.lane[i] = load_one(from + i);
+        return x;
+    }
+    template <class E, class Part>
+    static void store(E* to, V x, Part part) {
+        for (std::size_t i = 0; i < count(part); ++i) store_one(to + i, x.lane[i]);
+    }
+    template <class Part>
+    static void store_bits(float* to, V x, Part part) {
+        for (std::size_t i = 0; i < count(part); ++i) to[i] = x.lane[i];
+    }
+
+    template <class Operation>
+    static V each(V a, V b, Operation operation) {
+        for (std::size_t i = 0; i < kLanes; ++i) a.lane[i] = operation(a.lane[i], b.lane[i]);
+        return a;
+    }
+    static V set(float x) {
+        V v;
+        for (std::size_t i = 0; i < kLanes; ++i) v.lane[i] = x;
+        return v;
+    }
+    static V add(V a, V b) {
+        return each(a, b, [](float x, float y) { return x + y; });
+    }
+    static V sub(V a, V b) {
+        return each(a, b, [](float x, float y) { return x - y; });
+    }
+    static V mul(V a, V b) {
+        return each(a, b, [](float x, float y) { return x * y; });
+    }
+    static V div(V a, V b) {
+        return each(a, b, [](float x, float y) { return x / y; });
+    }
+    // The second operand where either is NaN or both are zero, as maxps.
+    static V max(V a, V b) {
+        return each(a, b, [](float x, float y) { return x > y ? x : y; });
+    }
+    // x, but 0 where a < b.
+    static V clear_if_less(V a, V b, V x) {
+        for (std::size_t i = 0; i < kLanes; ++i)
+            if (a.lane[i] < b.lane[i]) x.lane[i] = 0.0f;
+        return x;
+    }
+    static V negative_abs(V a) {
+        return each(a, a, [](float x, float) { return from_bits(to_bits(x) | 0x80000000u); });
+    }
+    static V where_negative(V condition, V yes, V no) {
+        for (std::size_t i = 0; i < kLanes; ++i)
+            if (!(condition.lane[i] < 0.0f)) yes.lane[i] = no.lane[i];
+        return yes;
+    }
+
+    // x * 2^n for integers -150 <= n <= 0 (anything where x is NaN), rounded once: the first product is
+    // exact.
+    static V scale_by_power_of_two(V x, V /*n*/, V biased) {
+        for (std::size_t i = 0; i < kLanes; ++i) {
+            // Arithmetic modulo 2^32 throughout; halves are taken on n + 256 >= 0.
+            const std::uint32_t n = to_bits(biased.lane[i]) - to_bits(0x1.8p23f) + 256u;
+            const std::uint32_t half = n >> 1;
+            const float first = from_bits((half - 128u + 127u) << 23);
+            const float second = from_bits((n - half - 128u + 127u) << 23);
+            x.lane[i] = x.lane[i] * first * second;
+        }
+        return x;
+    }
+};
+
+}  // namespace
+
+constinit const KernelTable kScalarKernels = Kernels<ScalarLanes>::table("scalar");
+
+}  // namespace tsqp

@@ -1,0 +1,40 @@
+// Splits rows of work over a few persistent threads; the calling thread is one of them.
+//
+// Idle threads sleep in the kernel: the process next door needs the cores. A thread that wakes late finds its
+// share taken, so nobody ever waits for a wake-up. One job runs at a time; a caller that finds the pool busy
+// runs its job alone. After fork the child has no threads and makes new ones at its first job.
+#pragma once
+
+#include <cstddef>
+
+namespace tsqp {
+
+inline constexpr std::size_t kMaxThreads = 256;
+
+// Threads that take part in a job, the calling one included; 1 until set. Raises invalid_argument unless
+// 1 <= num_threads <= kMaxThreads. Waits for a running job.
+void set_num_threads(std::size_t num_threads);
+std::size_t get_num_threads();
+
+// worker is 0 for the calling thread and below num_workers for every other: an index for private scratch.
+using RowFunction = void (*)(const void* context, std::size_t worker, std::size_t begin,
+                             std::size_t end) noexcept;
+
+// Calls function on blocks of at most `grain` rows that together cover [0, rows) once, on at most num_workers
+// threads, and returns when all are done. Up to two blocks' worth runs on the caller alone: a wake-up costs
+// more.
+void parallel_rows(std::size_t rows, std::size_t grain, std::size_t num_workers, RowFunction function,
+                   const void* context);
+
+// The same for a callable (worker, begin, end), which must not throw.
+template <class Body>
+void parallel_rows(std::size_t rows, std::size_t grain, std::size_t num_workers, const Body& body) {
+    parallel_rows(
+        rows, grain, num_workers,
+        [](const void* context, std::size_t worker, std::size_t begin, std::size_t end) noexcept {
+            (*static_cast<const Body*>(context))(worker, begin, end);
+        },
+        &body);
+}
+
+}  // namespace tsqp
