@@ -32,11 +32,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     ]  # fmt: skip
 
 KERNEL_SOURCES = ["kernels_scalar.cpp", "kernels_avx2.cpp", "kernels_avx512.cpp"]
-SOURCES = sorted(
-    path
-    for path in NATIVE.glob("*.cpp")
-    if path.name not in KERNEL_SOURCES or path.name in ISA_FLAGS
-)
+SOURCES = sorted(path for path in NATIVE.glob("*.cpp") if path.name not in KERNEL_SOURCES or path.name in ISA_FLAGS)
 
 
 class BuildWithIsaFlags(build_ext):

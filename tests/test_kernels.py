@@ -41,9 +41,7 @@ def ulp(exact: np.ndarray, code: int) -> np.ndarray:
     return np.ldexp(1.0, exponent - (7 if code == BF16 else 23))
 
 
-def assert_close(
-    slot: np.ndarray, exact: np.ndarray, f32_ulp: float, absolute: np.ndarray | float = 0.0
-) -> None:
+def assert_close(slot: np.ndarray, exact: np.ndarray, f32_ulp: float, absolute: np.ndarray | float = 0.0) -> None:
     """bf16 within 1 ULP of bf16, f32 within `f32_ulp` ULP of f32, each plus `absolute`."""
     code = BF16 if slot.dtype == np.uint16 else F32
     allowed = (1.0 if code == BF16 else f32_ulp) * ulp(exact, code) + absolute
@@ -192,9 +190,7 @@ def test_softmax_agrees_with_float64(isa, code, columns, window, rng):
     poison=st.sampled_from([np.nan, np.inf, -np.inf, 1e30]),
     code=st.sampled_from([BF16, F32]),
 )
-def test_softmax_neither_uses_nor_keeps_what_the_mask_hides(
-    columns, rows, first_valid_end, window, poison, code
-):
+def test_softmax_neither_uses_nor_keeps_what_the_mask_hides(columns, rows, first_valid_end, window, poison, code):
     scores = np.random.default_rng(columns).standard_normal((2, rows, columns))
     hidden = exact_softmax(scores, first_valid_end, window) == 0
     arena = Arena((2 * rows, columns, code))
@@ -418,7 +414,5 @@ def test_an_unknown_instruction_set_names_those_there_are():
 def test_the_environment_forces_an_instruction_set(forced, expected):
     code = "from tsqp_shm import _native; print(_native.active_instruction_set())"
     environment = {**os.environ, "TSQP_SHM_ISA": forced, "PYTHONPATH": os.pathsep.join(sys.path)}
-    child = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
-    )
+    child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert expected in child.stdout + child.stderr

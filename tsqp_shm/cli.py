@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -13,9 +14,10 @@ from typing import Any, NoReturn
 
 from tsqp_shm._version import __version__
 from tsqp_shm.config import DOORBELLS, DTYPES, MODE_WARNING, EngineConfig
-from tsqp_shm.errors import ConfigError, ModelFileError, TsqpError
+from tsqp_shm.errors import ConfigError, ModelFileError, PeerDied, TsqpError
 from tsqp_shm.process import ERROR_PREFIX, Lifeline
 
+PARENT_SPEAKS_FIRST_S = 2.0
 DEFAULT_PROMPT = "The capital of France is"
 
 EPILOG = f"""{MODE_WARNING}
@@ -51,6 +53,12 @@ def _exit_by_signal(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
+    # In a terminal Ctrl-C comes twice, from the terminal and from the parent; the second must not disturb the end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def _launch(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     from tsqp_shm.launch import launch
 
@@ -67,6 +75,7 @@ def _launch(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
 
 
 def _tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
+    signal.signal(signal.SIGINT, _interrupt_once)
     from tsqp_shm.console import run_prompts
     from tsqp_shm.llm import LLM
 
@@ -76,17 +85,24 @@ def _tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     # Whom it waits for is of interest to a person at this terminal, not to a supervisor that starts both.
     report = _silent if lifeline.has_parent else _reporter(arguments)
     overrides = {name: getattr(config, name) for name in EngineConfig.__dataclass_fields__}
-    with LLM(_model_folder(arguments), start_gpu=False, report=report, **overrides) as llm:
-        lifeline.ready()
-        run_prompts(
-            llm,
-            params,
-            _prompt(arguments),
-            chat=arguments.chat,
-            interactive=arguments.interactive,
-            json_output=arguments.json,
-            quiet=arguments.quiet,
-        )
+    try:
+        with LLM(_model_folder(arguments), start_gpu=False, report=report, **overrides) as llm:
+            lifeline.ready()
+            run_prompts(
+                llm,
+                params,
+                _prompt(arguments),
+                chat=arguments.chat,
+                interactive=arguments.interactive,
+                json_output=arguments.json,
+                quiet=arguments.quiet,
+            )
+    except PeerDied:
+        if lifeline.has_parent:
+            # The parent of both sees why the GPU process died, where this process sees only its silence: it ends
+            # this process and says so, if that process does end.
+            time.sleep(PARENT_SPEAKS_FIRST_S)
+        raise
     return 0
 
 
@@ -174,7 +190,7 @@ def _sampling_params(arguments: argparse.Namespace) -> Any:
     chosen = {
         names.get(name, name): getattr(arguments, name)
         for name in _SAMPLING_FLAGS
-        if getattr(arguments, name) not in (None, False)
+        if _is_given(getattr(arguments, name))
     }
     return SamplingParams(**chosen)
 
@@ -194,20 +210,31 @@ _SAMPLING_FLAGS = (
 )  # fmt: skip
 
 
-def _given(arguments: argparse.Namespace, *parsers: argparse.ArgumentParser) -> list[str]:
+def _given(arguments: argparse.Namespace, *parsers: _Parser) -> list[str]:
     """The flags of `parsers` that the user gave, as arguments again. MODEL and --session are the caller's to add."""
     words: list[str] = []
     for action in (action for parser in parsers for action in parser._actions):
         value = getattr(arguments, action.dest, None)
-        if not action.option_strings or action.dest == "session" or value in (None, False):
+        if not action.option_strings or action.dest == "session" or not _is_given(value):
             continue
         for item in value if isinstance(value, list) else [value]:
             words.append(action.option_strings[-1] if item is True else f"{action.option_strings[-1]}={item}")
     return words
 
 
-def _model_argument() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False)
+def _is_given(value: object) -> bool:
+    # Not `in (None, False)`: 0 equals False, and --seed 0 is a seed.
+    return value is not None and value is not False
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """A wrong flag gets one line; the usage of all the others would bury it."""
+        self.exit(ConfigError.exit_code, f"{ERROR_PREFIX}{message}; see {self.prog} --help\n")
+
+
+def _model_argument() -> _Parser:
+    parser = _Parser(add_help=False)
     parser.add_argument(
         "model",
         nargs="?",
@@ -217,9 +244,9 @@ def _model_argument() -> argparse.ArgumentParser:
     return parser
 
 
-def _common_flags() -> argparse.ArgumentParser:
+def _common_flags() -> _Parser:
     defaults = EngineConfig()
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = _Parser(add_help=False)
     group = parser.add_argument_group("session")
     group.add_argument("--session", metavar="NAME", help="the name under which the two processes meet")
     group.add_argument(
@@ -232,20 +259,20 @@ def _common_flags() -> argparse.ArgumentParser:
     return parser
 
 
-def _gpu_flags() -> argparse.ArgumentParser:
+def _gpu_flags() -> _Parser:
     defaults = EngineConfig()
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = _Parser(add_help=False)
     group = parser.add_argument_group("GPU process")
     group.add_argument("--device", metavar="auto|cpu|cuda[:N]", help=f"where it computes ({defaults.device})")
     group.add_argument("--gpu-threads", type=int, metavar="N", help="its threads on the CPU (one per core)")
     return parser
 
 
-def _tee_flags() -> argparse.ArgumentParser:
+def _tee_flags() -> _Parser:
     from tsqp_shm.config import DEFAULT_MAX_MODEL_LEN
 
     defaults = EngineConfig()
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = _Parser(add_help=False)
     prompt = parser.add_argument_group("prompt")
     prompt.add_argument("--prompt", metavar="TEXT", help=f"what to complete ({DEFAULT_PROMPT!r})")
     prompt.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a file, or from - (stdin)")
@@ -291,14 +318,14 @@ def _tee_flags() -> argparse.ArgumentParser:
     return parser
 
 
-def _verbose_flag() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False)
+def _verbose_flag() -> _Parser:
+    parser = _Parser(add_help=False)
     parser.add_argument("-v", "--verbose", action="store_true", help="show what the GPU process says")
     return parser
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> _Parser:
+    parser = _Parser(
         prog="tsqp-shm",
         description="Run an LLM split between a trusted process and an untrusted GPU process over shared memory.",
         epilog=EPILOG,

@@ -70,7 +70,7 @@ class EngineConfig:
     tile_rows: int = 128
     tiles_in_flight: int = 2
     doorbell: str = "adaptive"
-    spin_us: int = 20
+    spin_us: int = 2
     yield_us: int = 2000
     endpoint: str | None = None
     session: str | None = None
@@ -94,7 +94,8 @@ class EngineConfig:
             require_range("max_model_len", self.max_model_len, 1, 1 << 20)
         if self.session is not None:
             require_session_name(self.session)
-        if self.endpoint is not None and not re.fullmatch(r"ipc://.+|tcp://[^:/]+:\d+", self.endpoint):
+        if self.endpoint is not None and not re.fullmatch(r"ipc://.+|tcp://127\.0\.0\.1:\d+", self.endpoint):
+            # Only this machine: a record names slots of an arena that no other machine maps.
             raise ConfigError("endpoint", self.endpoint, "ipc://PATH or tcp://127.0.0.1:PORT")
         self._limits(self.max_model_len or 1)
 

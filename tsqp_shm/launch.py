@@ -16,6 +16,9 @@ from tsqp_shm.shm.session import new_session_name, sweep_dead_sessions
 POLL_S = 0.05
 # A role that dies takes the other with it; this is how long the other has to say why in its own words.
 SECOND_DEATH_S = 2.0
+# A fault that both roles see, such as a folder that is no model, the TEE process tells by itself within this time. It
+# is shorter than it takes to miss a heartbeat: of the GPU process's end this process knows more.
+SHARED_FAULT_S = 0.4
 
 
 def launch(
@@ -78,16 +81,20 @@ def _end_of_tee(tee: RoleProcess, code: int, gpu: RoleProcess) -> int:
         death = tee.death()
         raise death if death is not None else PeerDied("tee", f"signal {-code}")
     if code == PeerDied.exit_code:
-        # It has said that its peer is gone, but only this process heard the last words.
+        # It has said that its peer is gone, but only this process knows why.
         gpu.wait(SECOND_DEATH_S)
-        if gpu.exit_code not in (None, 0) and gpu.last_words:
-            print(f"the gpu process's last words:\n{gpu.last_words}", file=sys.stderr)
+        death = gpu.death()
+        if death is not None and gpu.exit_code != 0:
+            raise death
     return code
 
 
 def _end_of_gpu(tee: RoleProcess, gpu: RoleProcess, error: TsqpError) -> int:
-    # A fault that both roles see, such as a folder that is no model, the TEE process has told by itself.
-    code = tee.wait(SECOND_DEATH_S if not tee.is_ready or gpu.exit_code == 0 else POLL_S)
-    if code is not None and code >= 0:
+    if gpu.exit_code == 0:
+        patience_s = SECOND_DEATH_S
+    else:
+        patience_s = POLL_S if tee.is_ready else SHARED_FAULT_S
+    code = tee.wait(patience_s)
+    if code is not None and code >= 0 and (code != PeerDied.exit_code or gpu.exit_code == 0):
         return code
     raise error

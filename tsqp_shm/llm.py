@@ -14,7 +14,15 @@ import numpy.typing as npt
 
 from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig
-from tsqp_shm.errors import ConfigError, ModelFileError, PeerDied, PeerTimeout, ProtocolError, RequestError
+from tsqp_shm.errors import (
+    ConfigError,
+    ModelFileError,
+    PeerDied,
+    PeerTimeout,
+    ProtocolError,
+    RequestError,
+    TsqpError,
+)
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.model.weights import Checkpoint
@@ -22,6 +30,7 @@ from tsqp_shm.process import RoleProcess
 from tsqp_shm.tee.border import Border
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.engine import Chunk, Engine, NormWeights
+from tsqp_shm.tee.interrupts import held_interrupts
 from tsqp_shm.tee.sampler import SamplingParams
 from tsqp_shm.tee.scheduler import Scheduler
 
@@ -114,6 +123,7 @@ class LLM:
 
     def close(self) -> None:
         """Stops the GPU process and removes the arena. Closing twice does nothing."""
+        self._fault = self._fault or TsqpError("this LLM is closed")
         self._stack.close()
 
     @property
@@ -142,7 +152,7 @@ class LLM:
         completions = [(prompt, self.start(prompt, params)) for prompt in _as_list(prompts)]
         with self._scheduled([completion for _, completion in completions]):
             while any(completion.finish_reason is None for _, completion in completions):
-                self._scheduler.step()
+                self._step()
         return [_output(prompt, completion) for prompt, completion in completions]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
@@ -176,11 +186,13 @@ class LLM:
         """Runs a completion of `start`, yielding its new text after each token that makes some."""
         shown = 0
         with self._scheduled([completion]):
-            while completion.finish_reason is None:
-                self._scheduler.step()
-                if len(completion.text) > shown:
-                    yield completion.text[shown:]
-                    shown = len(completion.text)
+            # Steps that other streams take bring this completion on too, so there may be text without a step.
+            while (piece := completion.text[shown:]) or completion.finish_reason is None:
+                if piece:
+                    shown += len(piece)
+                    yield piece
+                else:
+                    self._step()
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """The logits after every token of one sequence.
@@ -200,7 +212,8 @@ class LLM:
         with self._faults_end_the_session():
             for position in range(0, len(ids), step):
                 chunk = ids[position : position + step]
-                rows.append(self._engine.forward([Chunk(0, position, chunk, num_logits=len(chunk))]))
+                with held_interrupts():
+                    rows.append(self._engine.forward([Chunk(0, position, chunk, num_logits=len(chunk))]))
         return np.concatenate(rows)
 
     def bring_up(self) -> dict[str, Any]:
@@ -212,7 +225,8 @@ class LLM:
         statistics = self.statistics
         facts = self.bring_up()
         facts["processes"]["tee"]["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        peak = 0 if self._fault else self._border.gpu_peak_resident_bytes()
+        with held_interrupts():
+            peak = 0 if self._fault else self._border.gpu_peak_resident_bytes()
         facts["processes"]["gpu"]["peak_rss_bytes"] = peak
         facts["doorbell"].update(
             rung=statistics.doorbells,
@@ -229,6 +243,11 @@ class LLM:
         }
         facts["operations"] = statistics.operations()
         return facts
+
+    def _step(self) -> None:
+        self._require_working()
+        with held_interrupts():
+            self._scheduler.step()
 
     def _start_gpu(self, session: str) -> RoleProcess:
         arguments = [str(self.model), "--session", session, "--device", self.config.device]

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import BinaryIO
 
 from tsqp_shm.errors import (
@@ -34,6 +35,7 @@ RELAYED_ERRORS = (ConfigError, DeviceError, ModelFileError, UnsupportedModel, Ar
 # What every error line of the command begins with.
 ERROR_PREFIX = "tsqp-shm: "
 LAST_WORDS_LINES = 12
+MAX_LINE_BYTES = 4096
 # A role that was told to stop needs this long at most to let go of a device.
 POLITE_STOP_S = 5.0
 FIRM_STOP_S = 2.0
@@ -72,7 +74,13 @@ class RoleProcess:
             process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, **(environment or {}), LIFELINE_VARIABLE: str(theirs.fileno())},
+                # The folder that a user happens to stand in is no place to import from.
+                env={
+                    **os.environ,
+                    "PYTHONSAFEPATH": "1",
+                    **(environment or {}),
+                    LIFELINE_VARIABLE: str(theirs.fileno()),
+                },
                 stdin=None if listen is None else subprocess.DEVNULL,
                 stderr=None if listen is None else subprocess.PIPE,
                 # Ctrl-C goes to the whole foreground group; a role that is listened to is stopped by its parent.
@@ -85,11 +93,13 @@ class RoleProcess:
         return child
 
     def _listen(self, stderr: BinaryIO, listen: Callable[[str], None]) -> None:
-        for line in stderr:
-            # UNTRUSTED: what another role prints is shown, so it must not steer a terminal.
-            text = "".join(c if c.isprintable() else "?" for c in line.decode(errors="replace").rstrip("\r\n"))
-            self._last_lines.append(text[:500])
-            listen(text)
+        # This thread alone closes the pipe: a grandchild may hold the other end open for longer than `stop` waits.
+        with stderr:
+            # UNTRUSTED: what another role prints is shown, so a line has an end and must not steer a terminal.
+            for line in iter(partial(stderr.readline, MAX_LINE_BYTES), b""):
+                text = "".join(c if c.isprintable() else "?" for c in line.decode(errors="replace").rstrip("\r\n"))
+                self._last_lines.append(text[:500])
+                listen(text)
 
     @property
     def pid(self) -> int:
@@ -160,8 +170,6 @@ class RoleProcess:
             code = self._process.wait()
         if self._listener is not None:
             self._listener.join(timeout=1.0)
-        if self._process.stderr is not None:
-            self._process.stderr.close()
         return code
 
 

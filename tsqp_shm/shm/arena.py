@@ -73,8 +73,11 @@ class Arena:
             # process with SIGBUS. fallocate takes every page now or says ENOSPC.
             os.posix_fallocate(memory.fd, 0, plan.total_bytes)
             buffer = _map(memory.fd, plan.total_bytes)
-        except OSError as error:
+        except BaseException as error:
+            # Every kind, as a signal that is to end this process raises one: a large arena takes a while to back.
             posix_ipc.unlink_shared_memory(name)
+            if not isinstance(error, OSError):
+                raise
             if error.errno == errno.ENOSPC:
                 _require_space(name, plan.total_bytes)
                 raise _too_small(name, plan.total_bytes, 0) from error

@@ -22,6 +22,7 @@ from tsqp_shm.shm.liveness import LOOK_INTERVAL_S
 
 # The kernel's sockaddr_un holds 108 bytes with the final zero; libzmq refuses more.
 MAX_IPC_PATH_BYTES = 107
+LAST_RECORD_LINGER_MS = 500
 _SLICE_NS = int(LOOK_INTERVAL_S * 1e9)
 _TIMEOUT = 3
 _WAIT_PHASES = ("ready", "spun", "yielded")
@@ -148,20 +149,24 @@ class _Socket:
         return True
 
     def receive(self) -> bytes | None:
-        if not self.wait():
+        if not self.wait(_SLICE_NS):
             return None
         return self._socket.recv(zmq.NOBLOCK)
 
-    def wait(self) -> bool:
-        """Sleeps until a message is there, a fraction of a second at most."""
-        return bool(self._socket.poll(int(LOOK_INTERVAL_S * 1000), zmq.POLLIN))
+    def wait(self, timeout_ns: int) -> bool:
+        """Sleeps until a message is there."""
+        # Rounded up: a slice that ends before the watch's next look is due would double the time between looks.
+        return bool(self._socket.poll(-(-timeout_ns // 1_000_000), zmq.POLLIN))
 
     def drain(self) -> None:
-        while self._socket.poll(0, zmq.POLLIN):
+        # UNTRUSTED: a peer that sends without end must not keep this side here; an honest one has rung less often.
+        for _ in range(layout.RING_DEPTH):
+            if not self._socket.poll(0, zmq.POLLIN):
+                return
             self._socket.recv(zmq.NOBLOCK)
 
-    def close(self) -> None:
-        self._socket.close(linger=0)
+    def close(self, linger_ms: int = 0) -> None:
+        self._socket.close(linger=linger_ms)
         self._context.term()
 
 
@@ -189,7 +194,10 @@ class AdaptiveDoorbell(Doorbell):
     def __init__(self, arena: Arena, role: str, spin_us: int, yield_us: int, socket: _Socket) -> None:
         super().__init__()
         self._rings = _Rings(arena, role)
-        self._spin_ns, self._yield_ns = spin_us * 1000, yield_us * 1000
+        # All of it fits a slice, which is how often the peer's heartbeat is looked at.
+        self._spin_ns = min(spin_us * 1000, _SLICE_NS)
+        self._yield_ns = min(yield_us * 1000, _SLICE_NS - self._spin_ns)
+        self._sleep_ns = _SLICE_NS - self._spin_ns - self._yield_ns
         self._socket = socket
 
     def send(self, record: bytes) -> None:
@@ -205,7 +213,7 @@ class AdaptiveDoorbell(Doorbell):
         self._socket.drain()
         if self._rings.park():
             try:
-                self._socket.wait()
+                self._socket.wait(self._sleep_ns)
             finally:
                 self._rings.reader.unpark()
         record = self._rings.read(0, 0, Counter())
@@ -247,7 +255,8 @@ class ZmqDoorbell(Doorbell):
         return record
 
     def close(self) -> None:
-        self._socket.close()
+        # The last record may say why this side ends, and libzmq sends it in a thread of its own.
+        self._socket.close(LAST_RECORD_LINGER_MS)
 
 
 def open_doorbell(mode: str, arena: Arena, role: str, endpoint: str, spin_us: int, yield_us: int) -> Doorbell:
@@ -265,7 +274,8 @@ def open_doorbell(mode: str, arena: Arena, role: str, endpoint: str, spin_us: in
         return SpinDoorbell(arena, role, spin_us)
     path = endpoint.removeprefix("ipc://")
     if path != endpoint and len(path.encode()) > MAX_IPC_PATH_BYTES:
-        raise ConfigError("endpoint", endpoint, f"a path of at most {MAX_IPC_PATH_BYTES} bytes after ipc://")
+        shorter = f"at most {MAX_IPC_PATH_BYTES} bytes after ipc://; set TSQP_SHM_RUNTIME_DIR to a shorter path"
+        raise ConfigError("endpoint", endpoint, shorter)
     socket = _Socket(endpoint, role)
     if mode == "zmq":
         return ZmqDoorbell(socket)

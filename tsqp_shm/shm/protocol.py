@@ -90,6 +90,9 @@ class Record(NamedTuple):
         return cls._make(_PACKING.unpack(record))
 
 
+_COMPLETION_FIELDS = ("status", "reserved", "busy_ns", "value")
+
+
 @dataclass(frozen=True)
 class Operands:
     """What the fields of an operation's submission may hold.
@@ -166,8 +169,9 @@ class SubmissionRules:
         if record.out_slot not in out_slots:
             raise ProtocolError("out_slot", sorted(out_slots), record.out_slot)
         self._check_rows(record, allowed)
-        if record.status or record.reserved or record.busy_ns or record.value:
-            raise ProtocolError("completion fields", "0 in a submission", "something else")
+        for field, found in zip(_COMPLETION_FIELDS, record[-len(_COMPLETION_FIELDS) :], strict=True):
+            if found:
+                raise ProtocolError(field, "0 in a submission", found)
 
     def _check_rows(self, record: Record, allowed: Operands) -> None:
         # A score slot's rows follow from its segments; every other slot is addressed by rows.
@@ -179,7 +183,7 @@ class SubmissionRules:
         for slot in row_slots:
             check_rows_in_slot(slot, record.first_row, record.rows)
         if not row_slots and not allowed.segmented and (record.first_row or record.rows):
-            raise ProtocolError("rows", 0, record.rows)
+            raise ProtocolError("rows", "none", f"{record.first_row} + {record.rows}")
         last_segment = record.first_segment + record.num_segments
         if allowed.segmented:
             if record.num_segments < 1 or last_segment > self._max_segments:
@@ -223,6 +227,8 @@ def check_completion(submitted: bytes, completed: bytes) -> Record:
         for field, wanted, found in zip(Record._fields, expected, record, strict=True):
             if wanted != found:
                 raise ProtocolError(field, wanted, found)
-    if record.status > Status.REJECTED or record.reserved:
+    if record.status > Status.REJECTED:
         raise ProtocolError("status", "0 to 2", record.status)
+    if record.reserved:
+        raise ProtocolError("reserved", 0, record.reserved)
     return record

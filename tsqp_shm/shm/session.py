@@ -67,8 +67,18 @@ class Invitation:
 
     @classmethod
     def parse(cls, text: str) -> Invitation:
-        values = json.loads(text)
-        return cls(**{**values, "limits": Limits(**values["limits"])})
+        """Reads what `Session.invite` wrote.
+
+        Raises:
+            TsqpError: another version of this package wrote it.
+        """
+        try:
+            values = json.loads(text)
+            return cls(**{**values, "limits": Limits(**values["limits"])})
+        except (TypeError, KeyError, ValueError) as error:
+            raise TsqpError(
+                f"{SESSION_FILE} of the TEE process cannot be read; do both run the same version of tsqp-shm? ({error})"
+            ) from error
 
 
 class Session:
@@ -97,7 +107,7 @@ class Session:
             lock_fd = _try_lock(folder)
             if lock_fd is None:
                 raise SessionBusy(name, _owner_pid(folder))
-        os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
+            os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
         return cls(name, folder, lock_fd)
 
     @property
@@ -140,14 +150,16 @@ def wait_for_invitation(name: str, timeout_s: float, notify: Callable[[str], Non
         ArenaNotReady: nobody began the session in time.
     """
     require_session_name(name)
-    path = sessions_folder() / name / SESSION_FILE
+    root = sessions_folder()
+    folder = root / name
     deadline = time.monotonic() + timeout_s
     told = False
     while True:
-        with contextlib.suppress(FileNotFoundError):
-            text = path.read_text()
-            if not _is_dead(path.parent):
-                return Invitation.parse(text)
+        # Under the root lock no session begins or ends: the file belongs to whoever holds the session's lock, and this
+        # look at that lock is not in the way of a TEE process that is about to take it.
+        with contextlib.suppress(FileNotFoundError), _root_lock(root):
+            if not _is_dead(folder):
+                return Invitation.parse((folder / SESSION_FILE).read_text())
         if time.monotonic() > deadline:
             raise ArenaNotReady(
                 arena_name(name),

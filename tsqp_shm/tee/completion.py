@@ -82,14 +82,14 @@ class Completion:
 
     def _append(self, piece: str) -> None:
         self._held += piece
-        for stop in self._stops:
-            found = self._held.find(stop)
-            if found >= 0:
-                self.text += self._held[:found]
-                self._held = ""
-                self.finish_reason = "stop"
-                self.ended_s = time.monotonic()
-                return
+        # A piece may hold several: the first in the text ends it, not the first in the list.
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.text += self._held[: min(found)]
+            self._held = ""
+            self.finish_reason = "stop"
+            self.ended_s = time.monotonic()
+            return
         keep = _longest_overlap(self._held, self._stops)
         self.text += self._held[: len(self._held) - keep]
         self._held = self._held[len(self._held) - keep :]

@@ -82,7 +82,12 @@ class Sampler:
             logits = _penalised(logits, history, params.repetition_penalty)
         if params.temperature == 0.0:
             return int(np.argmax(logits))
-        return self._draw(logits.astype(np.float64) / params.temperature)
+        # The likeliest becomes 0, so that a tiny temperature can overflow to -inf only: to a probability of 0.
+        scores = logits.astype(np.float64)
+        scores -= scores.max()
+        with np.errstate(over="ignore"):
+            scores /= params.temperature
+        return self._draw(scores)
 
     def _draw(self, scores: npt.NDArray[np.float64]) -> int:
         # Likeliest first; equal scores in the order of their ids, so a seed repeats.
@@ -101,8 +106,13 @@ class Sampler:
 
 def _penalised(logits: npt.NDArray[np.float32], history: Sequence[int], penalty: float) -> npt.NDArray[np.float32]:
     seen = np.unique(np.asarray(history, np.int64))
+    scores = logits[seen].astype(np.float64)
+    with np.errstate(over="ignore"):
+        scores = np.where(scores > 0, scores / penalty, scores * penalty)
+    # UNTRUSTED: a huge logit must not become an infinity here, behind the check for one.
+    largest = np.finfo(np.float32).max
     logits = logits.copy()
-    logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+    logits[seen] = np.clip(scores, -largest, largest)
     return logits
 
 

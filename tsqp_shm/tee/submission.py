@@ -14,6 +14,7 @@ from tsqp_shm.shm.plan import Slot
 from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record, Status, check_completion
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.tiling import Tile
+from tsqp_shm.tee.interrupts import raise_held_interrupt
 from tsqp_shm.tee.statistics import Statistics
 
 # How long the exit of a GPU process that reported a failure is waited for, to quote its last words.
@@ -30,6 +31,21 @@ class _InFlight:
     lent: tuple[tuple[Slot, int, int], ...]
     submitted_ns: int
     alone: bool
+
+
+@dataclass(frozen=True)
+class _InterruptibleWatch:
+    """What is looked at while nothing comes: the peer's life, and Ctrl-C."""
+
+    peer: PeerWatch
+
+    @property
+    def heartbeat_age_s(self) -> float | None:
+        return self.peer.heartbeat_age_s
+
+    def check(self) -> None:
+        raise_held_interrupt()
+        self.peer.check()
 
 
 class SubmissionQueue:
@@ -49,7 +65,7 @@ class SubmissionQueue:
     ) -> None:
         self._slots = slots
         self._doorbell = doorbell
-        self._watch = watch
+        self._watch = _InterruptibleWatch(watch)
         self._epoch = epoch
         self._timeout_s = timeout_s
         self._statistics = statistics

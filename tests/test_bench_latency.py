@@ -1,0 +1,104 @@
+"""The latency benchmark runs, leaves nothing behind, and writes JSON of the promised shape."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tsqp_shm.shm.session import sessions_folder
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "bench_latency.py"
+ROW_KEYS = {"case", "mode", "payload_bytes", "p50_us", "p90_us", "p99_us", "max_us", "n"}
+MODES = {"adaptive", "zmq", "spin"}
+QUICK_BYTES = {8 << 10, 64 << 10}
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory, runtime_folder):
+    file = tmp_path_factory.mktemp("bench") / "latency.json"
+    command = [sys.executable, str(SCRIPT), "--quick", "--json", str(file)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert run.returncode == 0, run.stderr
+    return {"table": run.stdout, **json.loads(file.read_text())}
+
+
+def rows_of(document, case):
+    return [row for row in document["rows"] if row["case"] == case]
+
+
+def test_every_row_has_exactly_the_promised_keys(document):
+    assert document.keys() == {"table", "environment", "rows"}
+    assert all(row.keys() == ROW_KEYS for row in document["rows"])
+
+
+def test_the_doorbell_is_measured_in_every_mode(document):
+    assert {row["mode"] for row in rows_of(document, "doorbell")} == MODES
+    assert {row["payload_bytes"] for row in rows_of(document, "doorbell")} == {0}
+
+
+def test_a_sleeping_peer_is_measured_as_its_own_case(document):
+    assert [row["mode"] for row in rows_of(document, "doorbell-parked")] == ["adaptive"]
+
+
+def test_slots_are_measured_in_every_mode_and_size(document):
+    measured = {(row["mode"], row["payload_bytes"]) for row in rows_of(document, "slot")}
+    assert measured == {(mode, size) for mode in MODES for size in QUICK_BYTES}
+
+
+@pytest.mark.parametrize("case", ["zmq-raw", "zmq-msgpack"])
+def test_baselines_carry_the_same_payloads(document, case):
+    if case == "zmq-msgpack":
+        pytest.importorskip("msgpack")
+    assert {row["payload_bytes"] for row in rows_of(document, case)} == QUICK_BYTES
+
+
+def test_percentiles_are_positive_and_in_order(document):
+    for row in document["rows"]:
+        assert 0 < row["p50_us"] <= row["p90_us"] <= row["p99_us"] <= row["max_us"]
+        assert row["n"] > 0
+
+
+def test_the_table_has_a_line_for_each_row(document):
+    assert len(document["table"].splitlines()) == 2 + len(document["rows"])
+
+
+def test_the_environment_says_what_was_measured_on(document):
+    expected = {"tsqp_shm", "python", "libzmq", "processors", "spin_us", "yield_us", "rounds"}
+    assert expected <= document["environment"].keys()
+
+
+def test_json_to_stdout_is_nothing_but_json():
+    command = [sys.executable, str(SCRIPT), "--quick", "--runs", "1", "--json", "-"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout).keys() == {"environment", "rows"}
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_so_by_its_exit_code_and_leaves_nothing_behind(signal_number):
+    command = [sys.executable, str(SCRIPT), "--max-bytes", "8192", "--runs", "1000000", "--limit-s", "1e9"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    try:
+        # The peer has a process once both are measuring, or about to.
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while process.poll() is None and not children.read_text():
+            os.sched_yield()
+        process.send_signal(signal_number)
+        assert process.wait(timeout=30) == 128 + signal_number
+    finally:
+        process.kill()
+        process.wait()
+    assert not [path for path in sessions_folder().iterdir() if path.name.startswith("bench-")]
+
+
+def test_a_wrong_flag_is_a_usage_error_in_words():
+    command = [sys.executable, str(SCRIPT), "--runs", "0"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 2
+    assert "--runs: at least 1" in run.stderr

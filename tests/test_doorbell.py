@@ -1,0 +1,284 @@
+"""The doorbell in its three modes: order, waking, and waits that end."""
+
+import os
+import secrets
+import signal
+import socket
+import time
+from contextlib import closing
+from types import SimpleNamespace
+
+import pytest
+import zmq
+
+from tsqp_shm import _native
+from tsqp_shm.errors import ConfigError, PeerDied, PeerTimeout, ProtocolError
+from tsqp_shm.shm import doorbell, layout
+from tsqp_shm.shm.arena import Arena
+from tsqp_shm.shm.doorbell import MAX_IPC_PATH_BYTES, open_doorbell
+from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
+from tsqp_shm.shm.plan import Plan
+
+MODES = ("adaptive", "zmq", "spin")
+SPIN_US, YIELD_US = 20, 2000
+ALIVE = SimpleNamespace(heartbeat_age_s=0.5, check=lambda: None)
+SUBMISSION_TAIL, SUBMISSION_HEAD, COMPLETION_TAIL, COMPLETION_PARKED = (
+    layout.CONTROL_OFFSET_BYTES + 128 * word for word in (0, 1, 3, 5)
+)
+
+
+@pytest.fixture
+def arena():
+    plan = Plan.of_slots({}, [("x", "float32", 1, 1)])
+    with Arena.create(f"/tsqp-shm-test-{secrets.token_hex(4)}", plan, 1) as arena:
+        yield arena
+
+
+@pytest.fixture
+def endpoint(runtime_folder):
+    return f"ipc://{runtime_folder}/bell-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def bell(arena, endpoint):
+    """Opens an end of the test's doorbell, to be closed by the test."""
+
+    def open_end(mode, role, spin_us=SPIN_US, yield_us=YIELD_US):
+        return closing(open_doorbell(mode, arena, role, endpoint, spin_us, yield_us))
+
+    return open_end
+
+
+@pytest.fixture
+def raw_peer(endpoint):
+    """A peer that speaks ZeroMQ but keeps to no rule."""
+    context = zmq.Context()
+    peer = context.socket(zmq.PAIR)
+    peer.linger = 0
+    peer.connect(endpoint)
+    yield peer
+    context.destroy(linger=0)
+
+
+def record(number: int) -> bytes:
+    return number.to_bytes(8, "little") * 8
+
+
+def echo(open_end, count):
+    with open_end as gpu:
+        for _ in range(count):
+            gpu.send(gpu.receive(ALIVE, 30.0, "a submission"))
+
+
+def ring_and_expect_echoes(tee, count, in_flight):
+    for number in range(count + in_flight):
+        if number < count:
+            tee.send(record(number))
+        if number >= in_flight:
+            assert tee.receive(ALIVE, 30.0, "an echo") == record(number - in_flight)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("in_flight", [1, 20])
+def test_records_cross_two_processes_in_order(bell, forked, mode, in_flight):
+    count = 400
+    with bell(mode, "tee") as tee:
+        child = forked(lambda: echo(bell(mode, "gpu"), count))
+        ring_and_expect_echoes(tee, count, in_flight)
+        child.join()
+        assert sum(tee.waits.values()) == count
+
+
+def test_a_doorbell_can_ring_over_tcp(arena, forked):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    def open_end(role):
+        return closing(open_doorbell("adaptive", arena, role, f"tcp://127.0.0.1:{port}", 0, 0))
+
+    with open_end("tee") as tee:
+        child = forked(lambda: echo(open_end("gpu"), 200))
+        ring_and_expect_echoes(tee, 200, 3)
+        child.join()
+
+
+def test_no_wake_up_is_lost(bell, forked, arena, monkeypatch):
+    """Both sides park before each record, and a sleeper that was not woken would sleep longer than the test may."""
+    count = 3000
+    monkeypatch.setattr(doorbell, "_SLICE_NS", 100_000_000_000)
+
+    def gpu_side():
+        with bell("adaptive", "gpu", 0, 0) as gpu:
+            # The first record goes out when the TEE is parked: its wake-up then tells that the sockets have met.
+            while not _native.load_word(arena.buffer, COMPLETION_PARKED) % 2:
+                os.sched_yield()
+            gpu.send(record(0))
+            for _ in range(count):
+                gpu.send(gpu.receive(ALIVE, None, "a submission"))
+
+    with bell("adaptive", "tee", 0, 0) as tee:
+        child = forked(gpu_side)
+        assert tee.receive(ALIVE, None, "the first record") == record(0)
+        ring_and_expect_echoes(tee, count, 1)
+        child.join()
+        assert tee.waits["parked"] > 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_tee_may_ring_before_the_gpu_process_is_there(bell, mode):
+    with bell(mode, "tee") as tee:
+        tee.send(record(1))
+        with bell(mode, "gpu") as gpu:
+            while (received := gpu.poll()) is None:
+                tee.poll()
+            assert received == record(1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_gpu_process_may_ring_before_the_tee_is_there(bell, mode):
+    with bell(mode, "gpu") as gpu:
+        gpu.send(record(1))
+        with bell(mode, "tee") as tee:
+            assert tee.receive(ALIVE, 30.0, "a completion") == record(1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("attempt", range(12))
+def test_the_last_record_before_a_side_closes_arrives(bell, forked, mode, attempt):
+    """Whether libzmq has sent it by then is a race, hence the attempts."""
+
+    def say_why_and_end():
+        with bell(mode, "gpu") as gpu:
+            gpu.send(record(9))
+
+    with bell(mode, "tee") as tee:
+        child = forked(say_why_and_end)
+        assert tee.receive(ALIVE, 5.0, "last words") == record(9)
+        child.join()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_timeout_names_what_was_waited_for(bell, mode):
+    with bell(mode, "tee") as tee, pytest.raises(PeerTimeout) as caught:
+        tee.receive(ALIVE, 0.01, "SCORES", "scores.1")
+    assert (caught.value.operation, caught.value.slot) == ("SCORES", "scores.1")
+    assert caught.value.waited_s > 0.01
+    assert "0.5 s ago" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("mode", "spin_us", "yield_us"),
+    [
+        ("adaptive", SPIN_US, YIELD_US),
+        ("adaptive", 10_000_000, 0),
+        ("adaptive", 0, 10_000_000),
+        ("spin", SPIN_US, YIELD_US),
+        ("spin", 10_000_000, 0),
+        ("zmq", SPIN_US, YIELD_US),
+    ],
+)
+def test_the_death_of_the_peer_ends_a_wait(bell, forked, arena, mode, spin_us, yield_us):
+    def beat():
+        heartbeat = _native.Heartbeat(arena.buffer, "gpu", HEARTBEAT_INTERVAL_MS)
+        signal.pause()
+        heartbeat.release()
+
+    child = forked(beat)
+    watch = PeerWatch(arena, "gpu")
+    with bell(mode, "tee", spin_us, yield_us) as tee:
+        while watch.heartbeat_age_s is None:
+            tee.poll()
+            watch.check()
+        os.kill(child.pid, signal.SIGKILL)
+        killed = time.monotonic()
+        with pytest.raises(PeerDied) as caught:
+            tee.receive(watch, None, "a completion")
+    assert (caught.value.role, child.wait()) == ("gpu", -signal.SIGKILL)
+    assert "no heartbeat" in caught.value.exit
+    # The contract is one second; the margin is for a machine that is busy with other tests.
+    assert time.monotonic() - killed < 3.0
+
+
+@pytest.mark.parametrize("length", [0, 1, 63])
+def test_a_message_of_another_length_is_a_protocol_error(bell, raw_peer, length):
+    with bell("zmq", "tee") as tee:
+        raw_peer.send(bytes(length))
+        with pytest.raises(ProtocolError) as caught:
+            tee.receive(ALIVE, 30.0, "a completion")
+    assert (caught.value.field, caught.value.found) == ("message length", length)
+
+
+@pytest.mark.parametrize("mode", ["adaptive", "zmq"])
+def test_a_message_that_is_too_long_never_gets_in(bell, raw_peer, mode):
+    monitor = raw_peer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    with bell(mode, "tee") as tee:
+        raw_peer.send(bytes(layout.RECORD_BYTES + 1))
+        assert monitor.poll(30_000)  # the TEE's socket has hung up on it
+        assert tee.poll() is None
+    raw_peer.disable_monitor()
+    monitor.close()
+
+
+def test_in_adaptive_mode_a_message_wakes_and_says_nothing(bell, raw_peer):
+    with bell("adaptive", "tee") as tee:
+        raw_peer.send(record(666))
+        with pytest.raises(PeerTimeout):
+            tee.receive(ALIVE, 0.3, "a completion")
+
+
+def test_a_peer_that_sends_without_end_does_not_keep_the_tee_from_its_deadline(bell, monkeypatch):
+    flooded = SimpleNamespace(poll=lambda timeout, flags: zmq.POLLIN, recv=lambda flags: record(0))
+    with bell("adaptive", "tee") as tee, monkeypatch.context() as patch, pytest.raises(PeerTimeout):
+        patch.setattr(tee._socket, "_socket", flooded)
+        tee.receive(ALIVE, 0.1, "a completion")
+
+
+@pytest.mark.parametrize("mode", ["adaptive", "spin"])
+def test_a_ring_that_the_peer_broke_is_a_protocol_error(bell, arena, mode):
+    with bell(mode, "tee") as tee:
+        _native.store_word(arena.buffer, SUBMISSION_HEAD, 1)
+        with pytest.raises(ProtocolError) as caught:
+            tee.send(record(0))
+        assert (caught.value.field, caught.value.found) == ("ring head", 1)
+        _native.store_word(arena.buffer, COMPLETION_TAIL, 65)
+        with pytest.raises(ProtocolError) as caught:
+            tee.poll()
+        assert (caught.value.field, caught.value.found) == ("ring tail", 65)
+
+
+@pytest.mark.parametrize("mode", ["adaptive", "spin"])
+def test_a_peer_that_never_takes_a_record_is_a_protocol_error(bell, mode):
+    with bell(mode, "tee") as tee:
+        for number in range(layout.RING_DEPTH):
+            tee.send(record(number))
+        with pytest.raises(ProtocolError, match="ring head"):
+            tee.send(record(layout.RING_DEPTH))
+
+
+def ipc_path(folder, length):
+    return f"ipc://{folder}/".ljust(length + len("ipc://"), "x")
+
+
+def test_the_longest_path_that_a_socket_can_have_is_accepted(arena, runtime_folder):
+    endpoint = ipc_path(runtime_folder, MAX_IPC_PATH_BYTES)
+    open_doorbell("zmq", arena, "tee", endpoint, 0, 0).close()
+
+
+def test_a_longer_path_is_refused_with_the_limit(arena, runtime_folder):
+    endpoint = ipc_path(runtime_folder, MAX_IPC_PATH_BYTES + 1)
+    with pytest.raises(ConfigError, match="at most 107 bytes") as caught:
+        open_doorbell("adaptive", arena, "tee", endpoint, 0, 0)
+    assert (caught.value.field, caught.value.value) == ("endpoint", endpoint)
+
+
+@pytest.mark.parametrize("address", ["ipc:///nonexistent/folder/bell", "tcp://192.0.2.1:9"])
+def test_an_endpoint_that_cannot_be_bound_is_the_callers_fault(arena, address):
+    with pytest.raises(ConfigError, match="endpoint"):
+        open_doorbell("adaptive", arena, "tee", address, 0, 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_closed_doorbell_lets_go_of_the_arena(bell, arena, mode):
+    with bell(mode, "tee") as tee:
+        tee.send(record(0))
+    arena.buffer.close()  # raises BufferError while anything holds it

@@ -1,0 +1,121 @@
+"""An import may only go down. The table is that of the architecture's layers, held against the code."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import tsqp_shm
+
+PACKAGE = Path(tsqp_shm.__file__).parent
+VALUES = {"errors", "config", "_version"}
+SHM = {"shm", "_native"}
+ROLES = {"tee", "gpu"}
+EVERYTHING = VALUES | SHM | ROLES | {"model", "process", "llm", "hf", "console", "launch", "cli"}
+
+# What a unit may import of the package, itself apart, and of other people's packages.
+ALLOWED = {
+    "errors": (set(), set()),
+    "_version": (set(), set()),
+    "config": ({"errors"}, set()),
+    "model": (VALUES, {"numpy", "safetensors", "tokenizers", "jinja2", "gguf"}),
+    "shm": (VALUES | SHM, {"numpy", "posix_ipc", "zmq"}),
+    "process": (VALUES, set()),
+    "tee": (VALUES | SHM | {"model", "process"}, {"numpy"}),
+    "gpu": (VALUES | SHM | {"model", "process"}, {"numpy", "torch"}),
+    "llm": (VALUES | SHM | {"model", "process", "tee"}, {"numpy"}),
+    "hf": (VALUES | SHM | {"model", "process", "tee", "llm"}, {"numpy", "torch", "transformers"}),
+    "console": (VALUES | {"model", "tee", "llm"}, set()),
+    "launch": (VALUES | SHM | {"process"}, set()),
+    "cli": (EVERYTHING, set()),
+    "__main__": ({"cli"}, set()),
+    "__init__": ({"_version", "llm"}, set()),
+}
+# What the modules that every process loads first may import before it is known which role they play.
+ALLOWED_AT_ONCE = {"cli": VALUES | {"process"}, "__init__": {"_version"}, "__main__": {"cli"}}
+
+
+class Import(NamedTuple):
+    module: str
+    lazily: bool
+
+
+def unit_of(path: Path) -> str:
+    inside = path.relative_to(PACKAGE)
+    return inside.parts[0].removesuffix(".pyi").removesuffix(".py")
+
+
+def imports_of(path: Path) -> list[Import]:
+    """Every import that runs, with "from tsqp_shm import x" spelled out, and whether a function has to run first."""
+    found: list[Import] = []
+
+    def visit(node: ast.AST, lazily: bool) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, lazily) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            if node.module == "tsqp_shm":
+                found.extend(Import(f"tsqp_shm.{alias.name}", lazily) for alias in node.names)
+            else:
+                found.append(Import(str(node.module), lazily))
+        inside_function = lazily or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for child in ast.iter_child_nodes(node):
+            visit(child, inside_function)
+
+    visit(ast.parse(path.read_text()), False)
+    return found
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def ours(path: Path) -> list[tuple[str, bool]]:
+    inside = [item for item in imports_of(path) if item.module.startswith("tsqp_shm.")]
+    return [(item.module.split(".")[1], item.lazily) for item in inside]
+
+
+def module_id(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_id)
+def test_imports_only_what_lies_below(path):
+    unit = unit_of(path)
+    assert {name for name, _ in ours(path)} - ALLOWED[unit][0] <= {unit}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_id)
+def test_imports_only_the_packages_of_its_layer(path):
+    roots = {item.module.split(".")[0] for item in imports_of(path)}
+    foreign = roots - set(sys.stdlib_module_names) - {"tsqp_shm"}
+    assert foreign <= ALLOWED[unit_of(path)][1]
+
+
+@pytest.mark.parametrize("unit", sorted(ALLOWED_AT_ONCE))
+def test_reaches_the_roles_only_when_a_command_runs(unit):
+    at_once = {name for name, lazily in ours(PACKAGE / f"{unit}.py") if not lazily}
+    assert at_once <= ALLOWED_AT_ONCE[unit]
+
+
+def test_the_table_goes_down():
+    """Whatever a unit may import may not, in turn, import the unit: the table has no cycle."""
+    reachable = {unit: set(allowed) - {unit} for unit, (allowed, _) in ALLOWED.items()}
+    for middle in reachable:
+        for unit in reachable:
+            if middle in reachable[unit]:
+                reachable[unit] |= reachable[middle]
+    assert not [unit for unit in reachable if unit in reachable[unit]]
+
+
+def test_the_trusted_process_loads_neither_torch_nor_transformers():
+    modules = ["tsqp_shm.llm", "tsqp_shm.console"]
+    modules += [f"tsqp_shm.tee.{path.stem}" for path in (PACKAGE / "tee").glob("*.py") if path.stem != "__init__"]
+    code = f"import sys, {', '.join(modules)}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "tsqp_shm" in loaded
+    assert not {"torch", "transformers"} & set(loaded)

@@ -1,0 +1,95 @@
+"""The plan: where slots lie, and that two different plans cannot be taken for one another."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsqp_shm.config import Limits
+from tsqp_shm.shm import layout
+from tsqp_shm.shm.plan import Plan
+
+
+@dataclass(frozen=True)
+class Model:
+    num_layers: int = 2
+    hidden_size: int = 48
+    intermediate_size: int = 80
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 12
+    vocab_size: int = 101
+    windows: tuple[int | None, ...] = (None, 32)
+
+
+LIMITS = Limits(
+    dtype="bfloat16", max_model_len=100, max_num_seqs=3, max_batch_tokens=70, tile_rows=16, tiles_in_flight=2
+)
+models = st.builds(
+    Model,
+    hidden_size=st.integers(1, 5000),
+    intermediate_size=st.integers(1, 5000),
+    num_heads=st.integers(1, 40),
+    num_kv_heads=st.integers(1, 40),
+    head_dim=st.integers(1, 256),
+    vocab_size=st.integers(1, 200_000),
+)
+limits = st.builds(
+    Limits,
+    dtype=st.sampled_from(["bfloat16", "float32"]),
+    max_model_len=st.integers(1, 5000),
+    max_num_seqs=st.integers(1, 20),
+    max_batch_tokens=st.integers(20, 3000),
+    tile_rows=st.integers(1, 512),
+    tiles_in_flight=st.integers(2, 8),
+)
+
+
+@given(models, limits)
+def test_slots_are_aligned_and_disjoint_and_inside_the_arena(model, limits):
+    plan = Plan.derive(model, limits)
+    end_bytes = layout.SLOTS_OFFSET_BYTES
+    for index, slot in enumerate(plan.slots):
+        assert slot.index == index
+        assert slot.offset_bytes % layout.PAGE_BYTES == 0
+        assert slot.offset_bytes >= end_bytes
+        assert slot.size_bytes == slot.num_rows * slot.row_elements * layout.DTYPE_BYTES[slot.dtype] > 0
+        end_bytes = slot.offset_bytes + slot.size_bytes
+    assert end_bytes <= plan.total_bytes
+    assert plan.total_bytes % layout.PAGE_BYTES == 0
+
+
+@given(models, limits)
+def test_both_sides_derive_the_same_plan(model, limits):
+    assert Plan.derive(model, limits) == Plan.derive(replace(model), replace(limits))
+
+
+@pytest.mark.parametrize("field", Limits.__dataclass_fields__)
+def test_the_digest_differs_with_the_limit(field):
+    value = "float32" if field == "dtype" else getattr(LIMITS, field) + 1
+    changed = replace(LIMITS, **{field: value})
+    assert Plan.derive(Model(), changed).digest != Plan.derive(Model(), LIMITS).digest
+
+
+@pytest.mark.parametrize("field", Model.__dataclass_fields__)
+def test_the_digest_differs_with_the_geometry(field):
+    value = (None, 33) if field == "windows" else getattr(Model(), field) + 1
+    changed = replace(Model(), **{field: value})
+    assert Plan.derive(changed, LIMITS).digest != Plan.derive(Model(), LIMITS).digest
+
+
+def test_the_digest_differs_with_the_layout_version(monkeypatch):
+    before = Plan.derive(Model(), LIMITS).digest
+    monkeypatch.setattr(layout, "VERSION", layout.VERSION + 1)
+    assert Plan.derive(Model(), LIMITS).digest != before
+
+
+def test_there_is_a_score_slot_for_each_tile_in_flight():
+    plan = Plan.derive(Model(), replace(LIMITS, tiles_in_flight=5))
+    assert [slot.name for slot in plan.score_slots] == [f"scores.{i}" for i in range(5)]
+
+
+def test_the_digest_fills_its_place_in_the_header():
+    digest = Plan.derive(Model(), LIMITS).digest
+    assert layout.HEADER_DIGEST_OFFSET_BYTES + len(digest) == layout.HEADER_BYTES

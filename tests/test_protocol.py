@@ -1,0 +1,226 @@
+"""Records: packed as drawn, and refused field by field."""
+
+import struct
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsqp_shm.config import Limits
+from tsqp_shm.errors import ProtocolError
+from tsqp_shm.shm import layout, protocol
+from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record, Status, SubmissionRules, check_completion
+
+LIMITS = Limits(
+    dtype="bfloat16", max_model_len=100, max_num_seqs=3, max_batch_tokens=70, tile_rows=16, tiles_in_flight=2
+)
+MODEL = SimpleNamespace(
+    num_layers=4, hidden_size=48, intermediate_size=80, num_heads=4, num_kv_heads=2, head_dim=12, vocab_size=101,
+    windows=(None,) * 4,
+)  # fmt: skip
+PLAN = Plan.derive(MODEL, LIMITS)
+EPOCH = 0xFEED_0000_0000_0001
+INDEX = {slot.name: slot.index for slot in PLAN.slots}
+NUM_SEGMENTS = PLAN.slot("segments").num_rows
+TOKENS, LOGIT_ROWS = 70, PLAN.slot("logits").num_rows
+
+# opcode: in slots, out slots, most rows (None: addressed by segments only), whether it has a layer, segments
+LEGAL = {
+    Opcode.READY: ([NO_SLOT], [NO_SLOT], 0, False, False),
+    Opcode.EMBED: ([INDEX["tokens"]], [INDEX["hidden"]], TOKENS, False, True),
+    Opcode.QKV: ([INDEX["x"]], [INDEX["qk"]], TOKENS, True, False),
+    Opcode.SCORES: ([INDEX["qk"]], [INDEX["scores.0"], INDEX["scores.1"]], TOKENS, True, True),
+    Opcode.CONTEXT: ([INDEX["scores.0"], INDEX["scores.1"]], [INDEX["hidden"]], TOKENS, True, True),
+    Opcode.GATE_UP: ([INDEX["x"]], [INDEX["gate_up"]], TOKENS, True, False),
+    Opcode.DOWN: ([INDEX["act"]], [INDEX["hidden"]], TOKENS, True, False),
+    Opcode.LM_HEAD: ([INDEX["x"]], [INDEX["logits"]], LOGIT_ROWS, False, False),
+    Opcode.STATUS: ([NO_SLOT], [NO_SLOT], 0, False, False),
+    Opcode.STOP: ([NO_SLOT], [NO_SLOT], 0, False, False),
+}
+
+u16, u32, u64 = (st.integers(0, (1 << bits) - 1) for bits in (16, 32, 64))
+records = st.builds(Record, u64, u64, u16, u16, u16, u16, u32, u32, u32, u32, u32, u32, u64, u64)
+
+
+@st.composite
+def legal_records(draw):
+    opcode = draw(st.sampled_from(Opcode))
+    in_slots, out_slots, most_rows, layered, segmented = LEGAL[opcode]
+    first_row = draw(st.integers(0, most_rows - 1)) if most_rows else 0
+    first_segment = draw(st.integers(0, NUM_SEGMENTS - 1)) if segmented else 0
+    return Record(
+        sequence=1,
+        epoch=EPOCH,
+        opcode=opcode,
+        layer=draw(st.integers(0, MODEL.num_layers - 1)) if layered else 0,
+        in_slot=draw(st.sampled_from(in_slots)),
+        out_slot=draw(st.sampled_from(out_slots)),
+        first_row=first_row,
+        rows=draw(st.integers(1, most_rows - first_row)) if most_rows else 0,
+        first_segment=first_segment,
+        num_segments=draw(st.integers(1, NUM_SEGMENTS - first_segment)) if segmented else 0,
+    )
+
+
+def rules():
+    return SubmissionRules(PLAN, EPOCH, MODEL.num_layers)
+
+
+def qkv(**fields):
+    legal = Record(1, EPOCH, Opcode.QKV, 2, INDEX["x"], INDEX["qk"], first_row=5, rows=60)
+    return legal._replace(**fields)
+
+
+def scores(**fields):
+    legal = Record(1, EPOCH, Opcode.SCORES, 2, INDEX["qk"], INDEX["scores.1"], 0, 16, 2, 1)
+    return legal._replace(**fields)
+
+
+@given(records)
+def test_unpacking_reverses_packing(record):
+    assert Record.unpack(record.pack()) == record
+
+
+def test_a_record_is_as_long_as_a_ring_entry():
+    assert len(qkv().pack()) == layout.RECORD_BYTES
+
+
+def docstring_fields():
+    for line in protocol.__doc__.splitlines():
+        if line.startswith("    byte "):
+            _, offset_bytes, field, kind = line.split()[:4]
+            yield field, int(offset_bytes), {"u16": "<H", "u32": "<I", "u64": "<Q"}[kind]
+
+
+@pytest.mark.parametrize(("field", "offset_bytes", "kind"), list(docstring_fields()))
+def test_a_field_lies_where_the_docstring_says(field, offset_bytes, kind):
+    value = 0xA1B2C3D4E5F60718 & ((1 << 8 * struct.calcsize(kind)) - 1)
+    blank = Record(*[0] * len(Record._fields))
+    expected = bytearray(layout.RECORD_BYTES)
+    struct.pack_into(kind, expected, offset_bytes, value)
+    assert blank._replace(**{field: value}).pack() == bytes(expected)
+
+
+def test_the_docstring_names_every_field():
+    assert tuple(field for field, _, _ in docstring_fields()) == Record._fields
+
+
+@pytest.mark.parametrize("length", [0, 63, 65, 128])
+def test_another_length_is_no_record(length):
+    with pytest.raises(ProtocolError, match="record length"):
+        Record.unpack(bytes(length))
+
+
+@given(legal_records())
+def test_every_legal_submission_is_accepted(record):
+    rules().check(record)
+
+
+def test_a_context_that_is_not_the_last_needs_no_out_slot():
+    rules().check(Record(1, EPOCH, Opcode.CONTEXT, 3, INDEX["scores.0"], NO_SLOT, 0, 0, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("field", "record"),
+    [
+        ("sequence", qkv(sequence=0)),
+        ("sequence", qkv(sequence=2)),
+        ("epoch", qkv(epoch=EPOCH ^ 1)),
+        ("opcode", qkv(opcode=0)),
+        ("opcode", qkv(opcode=11)),
+        ("layer", qkv(layer=MODEL.num_layers)),
+        ("layer", Record(1, EPOCH, Opcode.READY, layer=1)),
+        ("in_slot", qkv(in_slot=INDEX["act"])),
+        ("in_slot", qkv(in_slot=len(PLAN.slots))),
+        ("in_slot", qkv(in_slot=NO_SLOT)),
+        ("in_slot", Record(1, EPOCH, Opcode.STOP, in_slot=INDEX["x"])),
+        ("out_slot", qkv(out_slot=INDEX["x"])),
+        ("out_slot", qkv(out_slot=NO_SLOT)),
+        ("out_slot", scores(out_slot=INDEX["logits"])),
+        ("rows of slot x", qkv(rows=0)),
+        ("rows of slot x", qkv(rows=66)),
+        ("rows of slot x", qkv(first_row=TOKENS, rows=1)),
+        ("rows of slot x", qkv(first_row=0xFFFF_FFFF, rows=0xFFFF_FFFF)),
+        ("rows of slot logits", Record(1, EPOCH, Opcode.LM_HEAD, 0, INDEX["x"], INDEX["logits"], 0, LOGIT_ROWS + 1)),
+        ("rows", Record(1, EPOCH, Opcode.READY, rows=1)),
+        ("rows", Record(1, EPOCH, Opcode.READY, first_row=1)),
+        ("num_segments", scores(num_segments=0)),
+        ("num_segments", scores(first_segment=NUM_SEGMENTS)),
+        ("num_segments", scores(num_segments=NUM_SEGMENTS)),
+        ("num_segments", scores(first_segment=0xFFFF_FFFF, num_segments=1)),
+        ("num_segments", qkv(num_segments=1)),
+        ("num_segments", qkv(first_segment=1)),
+        ("status", qkv(status=1)),
+        ("reserved", qkv(reserved=1)),
+        ("busy_ns", qkv(busy_ns=1)),
+        ("value", qkv(value=1)),
+    ],
+)
+def test_a_submission_is_refused_by_the_name_of_its(field, record):
+    with pytest.raises(ProtocolError) as caught:
+        rules().check(record)
+    assert caught.value.field == field
+    assert caught.value.expected != caught.value.found
+
+
+@pytest.mark.parametrize("sequence", [1, 3])
+def test_a_sequence_number_comes_once_and_none_is_left_out(sequence):
+    checker = rules()
+    checker.check(qkv(sequence=1))
+    with pytest.raises(ProtocolError) as caught:
+        checker.check(qkv(sequence=sequence))
+    assert (caught.value.field, caught.value.expected) == ("sequence", 2)
+
+
+@given(st.binary(min_size=64, max_size=64))
+def test_random_bytes_are_a_protocol_error_and_nothing_else(data):
+    with pytest.raises(ProtocolError):
+        rules().check(Record.unpack(data))
+    with pytest.raises(ProtocolError):
+        check_completion(qkv().pack(), data)
+
+
+@given(records)
+def test_random_fields_of_this_session_are_accepted_or_a_protocol_error(record):
+    try:
+        rules().check(record._replace(sequence=1, epoch=EPOCH, opcode=record.opcode % 12, layer=record.layer % 5))
+    except ProtocolError:
+        return
+
+
+@given(legal_records(), st.sampled_from(Status), u64, u64)
+def test_a_completion_that_repeats_its_submission_is_accepted(submission, status, busy_ns, value):
+    completion = submission._replace(status=status, busy_ns=busy_ns, value=value)
+    assert check_completion(submission.pack(), completion.pack()) == completion
+
+
+ECHOED = Record._fields[:10]
+
+
+@pytest.mark.parametrize("field", ECHOED)
+def test_a_completion_with_another_value_is_refused_by_the_name_of(field):
+    submission = qkv()
+    changed = submission._replace(**{field: getattr(submission, field) ^ 1})
+    with pytest.raises(ProtocolError) as caught:
+        check_completion(submission.pack(), changed.pack())
+    assert caught.value.field == field
+    assert (caught.value.expected, caught.value.found) == (getattr(submission, field), getattr(changed, field))
+
+
+def test_the_echoed_bytes_are_the_echoed_fields():
+    offsets = {field: offset_bytes for field, offset_bytes, _ in docstring_fields()}
+    assert offsets[Record._fields[len(ECHOED)]] == protocol.ECHOED_BYTES
+
+
+@pytest.mark.parametrize(("field", "value"), [("status", 3), ("status", 0xFFFF_FFFF), ("reserved", 1)])
+def test_a_completion_is_refused_for_an_unknown(field, value):
+    with pytest.raises(ProtocolError) as caught:
+        check_completion(qkv().pack(), qkv(**{field: value}).pack())
+    assert (caught.value.field, caught.value.found) == (field, value)
+
+
+def test_a_completion_of_another_length_is_refused():
+    with pytest.raises(ProtocolError, match="record length"):
+        check_completion(qkv().pack(), qkv().pack()[:40])

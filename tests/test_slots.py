@@ -1,0 +1,116 @@
+"""Slots: whose rows are whose, and one memory behind every way to look at it."""
+
+import secrets
+
+import numpy as np
+import pytest
+
+from tsqp_shm import _native
+from tsqp_shm.errors import SlotOwnershipError
+from tsqp_shm.shm.arena import Arena
+from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.slots import NUMPY_DTYPES, open_slots
+
+PLAN = Plan.of_slots({}, [("x", "bfloat16", 12, 40), ("y", "float32", 6, 8), ("z", "int32", 5, 4)])
+X, Y, Z = PLAN.slots
+
+
+@pytest.fixture
+def arena():
+    with Arena.create(f"/tsqp-shm-test-{secrets.token_hex(4)}", PLAN, 1) as arena:
+        yield arena
+
+
+@pytest.fixture
+def slots(arena):
+    with open_slots(arena) as slots:
+        yield slots
+
+
+@pytest.mark.parametrize("slot", PLAN.slots, ids=lambda slot: slot.dtype)
+def test_a_view_has_the_slots_shape_and_dtype(slots, slot):
+    view = slots.view(slot)
+    assert view.shape == (slot.num_rows, slot.row_elements)
+    assert view.dtype == NUMPY_DTYPES[slot.dtype]
+
+
+def test_bfloat16_shows_as_its_bits(slots):
+    _native.store_rows(slots.table, X.index, 0, 1, np.ones((1, 40), np.float32))
+    assert slots.view(X).dtype == np.uint16
+    assert (slots.view(X, 0, 1) == 0x3F80).all()
+
+
+def test_the_native_table_and_the_view_are_the_same_bytes(slots):
+    values = np.arange(48, dtype=np.float32).reshape(6, 8)
+    _native.store_rows(slots.table, Y.index, 0, 6, values)
+    np.testing.assert_array_equal(slots.view(Y), values)
+    slots.view(Y)[3] = -1
+    out = np.empty((1, 8), np.float32)
+    _native.load_rows(slots.table, Y.index, 3, 1, out)
+    assert (out == -1).all()
+
+
+def test_a_view_is_the_arena_itself(slots, arena):
+    slots.view(Z)[:] = 0x01020304
+    assert arena.buffer[Z.offset_bytes : Z.offset_bytes + 4] == b"\x04\x03\x02\x01"
+
+
+def test_using_a_lent_slot_names_it_and_the_operation(slots):
+    slots.lend(X, 0, 12, "QKV")
+    for use in (slots.own, slots.view):
+        with pytest.raises(SlotOwnershipError) as caught:
+            use(X)
+        assert (caught.value.slot, caught.value.operation) == ("x", "QKV")
+
+
+@pytest.mark.parametrize(("first_row", "rows"), [(0, 4), (8, 4), (0, 1), (11, 1)])
+def test_rows_beside_the_lent_ones_stay_usable(slots, first_row, rows):
+    slots.lend(X, 4, 4, "QKV")
+    assert slots.view(X, first_row, rows).shape == (rows, 40)
+
+
+@pytest.mark.parametrize(("first_row", "rows"), [(0, 5), (4, 4), (5, 1), (7, 5), (0, 12)])
+def test_rows_that_touch_the_lent_ones_are_refused(slots, first_row, rows):
+    slots.lend(X, 4, 4, "QKV")
+    with pytest.raises(SlotOwnershipError):
+        slots.view(X, first_row, rows)
+
+
+def test_other_slots_stay_usable(slots):
+    slots.lend(X, 0, 12, "QKV")
+    slots.view(Y)
+
+
+def test_taking_back_restores_the_slot(slots):
+    slots.lend(X, 0, 12, "QKV")
+    slots.take_back(X, 0, 12, "QKV")
+    slots.view(X)
+
+
+def test_rows_lent_twice_are_taken_back_twice(slots):
+    slots.lend(X, 0, 12, "SCORES")
+    slots.lend(X, 0, 12, "CONTEXT")
+    slots.take_back(X, 0, 12, "SCORES")
+    with pytest.raises(SlotOwnershipError, match="CONTEXT"):
+        slots.view(X)
+    slots.take_back(X, 0, 12, "CONTEXT")
+    slots.view(X)
+
+
+def test_own_gives_the_index_for_native_code(slots):
+    assert [slots.own(slot) for slot in PLAN.slots] == [0, 1, 2]
+
+
+def test_released_slots_no_longer_hold_the_arena(arena):
+    with open_slots(arena) as slots:
+        table = slots.table
+    arena.buffer.close()  # raises BufferError while anything holds it
+    with pytest.raises(ValueError, match="release"):
+        _native.load_rows(table, Y.index, 0, 1, np.empty((1, 8), np.float32))
+
+
+def test_a_slot_outside_the_arena_is_refused(arena):
+    end = PLAN.total_bytes
+    for entry in [(end, 1, 1, 1), (Y.offset_bytes, 1 << 40, 8, 2), (Y.offset_bytes + 8, 1, 1, 1), (0, 1, 1, 1)]:
+        with pytest.raises(IndexError, match="inside the arena"):
+            _native.SlotTable(arena.buffer, [entry])
