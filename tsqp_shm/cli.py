@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -31,7 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit code."""
     arguments = _parser().parse_args(argv)
     lifeline = Lifeline.from_environment()
-    signal.signal(signal.SIGTERM, _exit_by_signal)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Under nohup it is ignored, and stays so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _exit_by_signal)
     # A parent that is gone, or that asks this process to end, is the same as a polite signal.
     lifeline.on_parent_gone(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
@@ -53,6 +57,19 @@ def _exit_by_signal(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+@contextmanager
+def _blocked_interrupts() -> Iterator[None]:
+    """Lets Ctrl-C wait while modules load: numpy would take it for a broken installation.
+
+    A launch starts the TEE process with it blocked, for the time before this.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
     # In a terminal Ctrl-C comes twice, from the terminal and from the parent; the second must not disturb the end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -60,10 +77,11 @@ def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _launch(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
-    from tsqp_shm.launch import launch
+    with _blocked_interrupts():
+        from tsqp_shm.launch import launch
 
-    config = _engine_config(arguments)
-    _require_sane(arguments)
+        config = _engine_config(arguments)
+        _require_sane(arguments)
     model = _model_folder(arguments)
     return launch(
         model,
@@ -75,9 +93,11 @@ def _launch(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
 
 
 def _tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
-    signal.signal(signal.SIGINT, _interrupt_once)
-    from tsqp_shm.console import run_prompts
-    from tsqp_shm.llm import LLM
+    with _blocked_interrupts():
+        from tsqp_shm.console import run_prompts
+        from tsqp_shm.llm import LLM
+
+        signal.signal(signal.SIGINT, _interrupt_once)
 
     config = _engine_config(arguments)
     _require_sane(arguments)

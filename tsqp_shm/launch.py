@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -50,8 +51,12 @@ def launch(
         stack.callback(sweep_dead_sessions)
         gpu = RoleProcess.start("gpu", [str(model), "--session", session, *gpu_arguments], listen=show)
         stack.callback(gpu.stop)
+        # The TEE process inherits this and unblocks when it can take Ctrl-C; a Python that has just begun would end in
+        # a traceback.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         tee = RoleProcess.start("tee", [str(model), "--session", session, *tee_arguments])
         stack.callback(tee.stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
             return _supervise(tee, gpu, config.timeout_s)
         except KeyboardInterrupt:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from tsqp_shm.errors import (
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.model.weights import Checkpoint
-from tsqp_shm.process import RoleProcess
+from tsqp_shm.process import RoleProcess, peak_resident_bytes
 from tsqp_shm.tee.border import Border
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.engine import Chunk, Engine, NormWeights
@@ -224,7 +223,7 @@ class LLM:
         """What `tsqp-shm launch` prints, as plain values. Units are in the names."""
         statistics = self.statistics
         facts = self.bring_up()
-        facts["processes"]["tee"]["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        facts["processes"]["tee"]["peak_rss_bytes"] = peak_resident_bytes()
         with held_interrupts():
             peak = 0 if self._fault else self._border.gpu_peak_resident_bytes()
         facts["processes"]["gpu"]["peak_rss_bytes"] = peak

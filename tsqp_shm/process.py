@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO
 
 from tsqp_shm.errors import (
@@ -216,6 +218,16 @@ class Lifeline:
             act()
 
         threading.Thread(target=watch, daemon=True).start()
+
+
+def peak_resident_bytes() -> int:
+    """Peak resident memory of this process, shared pages that it has mapped included."""
+    # Not getrusage where it can be helped: its figure survives exec, so a role would report its parent's peak.
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _failed_line(kind: type[TsqpError]) -> bytes:

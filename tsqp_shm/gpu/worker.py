@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from tsqp_shm.gpu.ops import Operations
 from tsqp_shm.gpu.weights import load_weights, weights_size_bytes
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
+from tsqp_shm.process import peak_resident_bytes
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
@@ -163,8 +163,3 @@ def _load(spec: ModelSpec, plan: Plan, model: Path, device: Device, report: Call
         raise DeviceError(device.name, "out of memory while loading") from error
     report(f"loaded in {time.monotonic() - started:.1f} s")
     return operations
-
-
-def peak_resident_bytes() -> int:
-    """Peak resident memory of this process, shared pages that it has mapped included."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,307 @@
+"""The command: both roles as fresh processes, and nothing left of them however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from models import RandomModel, with_tokenizer
+
+from tsqp_shm.shm.session import sessions_folder
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+COMMAND = [sys.executable, "-m", "tsqp_shm"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, demo_model) -> Path:
+    """Random words, fast."""
+    folder = RandomModel("llama", {"vocab_size": 49152, "max_position_embeddings": 8192})
+    return with_tokenizer(folder.write(tmp_path_factory.mktemp("launch") / "model"), demo_model)
+
+
+def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess:
+    return subprocess.run([*COMMAND, *map(str, arguments)], input=stdin, capture_output=True, text=True)
+
+
+def completion(*arguments: object, stdin: str = "") -> str:
+    """What a command prints that must go well and say nothing else."""
+    result = run(*arguments, "-q", stdin=stdin)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+def children(pid: int) -> dict[str, int]:
+    """The roles that a launch process has started."""
+    roles = {}
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+                if b"tsqp_shm" in words:
+                    roles[words[words.index(b"tsqp_shm") + 1].decode()] = int(child)
+    return roles
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+class Running:
+    """A launch that goes on until somebody ends it."""
+
+    def __init__(self, model: Path, session: str, *flags: str) -> None:
+        arguments = ["launch", str(model), "--session", session, "--max-new-tokens", "8000", "--ignore-eos", *flags]
+        self.session = session
+        self.process = subprocess.Popen(
+            [*COMMAND, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # A group of its own, to be sent what a terminal sends.
+            start_new_session=True,
+        )
+        wait_until(lambda: len(children(self.process.pid)) == 2, "both roles")
+        self.roles = children(self.process.pid)
+
+    def wait_for_output(self) -> None:
+        """The first piece of the completion: everything is up and a step is in progress."""
+        assert self.process.stdout is not None
+        assert os.read(self.process.stdout.fileno(), 1)
+
+    def end(self) -> tuple[int, str]:
+        """Waits for the end. Returns the exit code and what was said on stderr."""
+        _, errors = self.process.communicate()
+        return self.process.returncode, errors.decode()
+
+    def leavings(self) -> list[str]:
+        shared = [str(path) for path in Path("/dev/shm").glob(f"tsqp-shm-*-{self.session}")]
+        folder = sessions_folder() / self.session
+        alive = [f"{role} {pid}" for role, pid in self.roles.items() if is_alive(pid)]
+        return shared + [str(path) for path in (folder, *folder.glob("*")) if path.exists()] + alive
+
+
+@pytest.fixture
+def start(model) -> Iterator[Callable[..., Running]]:
+    started: list[Running] = []
+
+    def start_one(session: str, *flags: str) -> Running:
+        started.append(Running(model, session, *flags))
+        return started[-1]
+
+    yield start_one
+    for running in started:
+        for pid in (running.process.pid, *running.roles.values()):
+            # By id, and only what this test has started.
+            if running.process.returncode is None or is_alive(pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        running.process.communicate()
+
+
+@pytest.fixture
+def next_launch_works(model) -> Callable[[str], None]:
+    def launch_again(session: str) -> None:
+        assert completion("launch", model, "--session", session, "--max-new-tokens", "2", "--max-model-len", "64")
+
+    return launch_again
+
+
+@pytest.mark.slow
+def test_both_roles_are_fresh_processes_and_only_the_gpu_role_has_torch(start):
+    running = start("fresh")
+    running.wait_for_output()
+    maps = {role: Path(f"/proc/{pid}/maps").read_text() for role, pid in running.roles.items()}
+    assert running.roles.keys() == {"tee", "gpu"}
+    assert "libtorch" in maps["gpu"]
+    assert "libtorch" not in maps["tee"]
+    assert "_native" in maps["tee"]
+    # The same shared-memory object in both.
+    arena = {
+        role: {line.split()[4] for line in text.splitlines() if "/dev/shm/" in line} for role, text in maps.items()
+    }
+    assert arena["tee"] == arena["gpu"] != set()
+    running.process.terminate()
+    running.end()
+
+
+ENDINGS = {
+    "ctrl-c of launch": (lambda running: running.process.send_signal(signal.SIGINT), 130),
+    "ctrl-c in the terminal": (lambda running: os.killpg(running.process.pid, signal.SIGINT), 130),
+    "termination of launch": (lambda running: running.process.terminate(), 143),
+    "hang-up of the terminal": (lambda running: os.killpg(running.process.pid, signal.SIGHUP), 129),
+    "death of launch": (lambda running: running.process.kill(), -signal.SIGKILL),
+    "death of the gpu role": (lambda running: os.kill(running.roles["gpu"], signal.SIGKILL), 3),
+    "death of the tee role": (lambda running: os.kill(running.roles["tee"], signal.SIGKILL), 3),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_nothing_is_left_after(start, next_launch_works, ending):
+    act, code = ENDINGS[ending]
+    running = start("ending", "-q")
+    running.wait_for_output()
+    assert running.leavings()
+    act(running)
+    ended, errors = running.end()
+    assert ended == code
+    assert "Traceback" not in errors
+    if "role" in ending:
+        assert "SIGKILL" in errors
+        assert ending.split()[-2] in errors
+        assert len(errors.splitlines()) == 1
+    else:
+        assert errors == ""
+    if ended < 0:
+        # There was nobody to wait for the roles: they end by themselves.
+        wait_until(lambda: not running.leavings(), "the end of both roles")
+    assert running.leavings() == []
+    next_launch_works("ending")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["ctrl-c in the terminal", "death of launch", "death of the gpu role"])
+def test_nothing_is_left_after_an_early(start, ending):
+    """While the roles still import and load."""
+    act, code = ENDINGS[ending]
+    running = start("early", "-q")
+    act(running)
+    ended, errors = running.end()
+    assert ended == code
+    assert "Traceback" not in errors
+    if ended < 0:
+        wait_until(lambda: not running.leavings(), "the end of both roles")
+    assert running.leavings() == []
+    if "role" in ending:
+        assert "SIGKILL" in errors
+
+
+@pytest.mark.slow
+def test_json_is_one_object_on_stdout_and_nothing_else_is_printed(model):
+    result = run("launch", model, "--json", "--prompt", "Hello there", "--max-new-tokens", "5", "--max-model-len", "64")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count("\n") == 1
+    facts = json.loads(result.stdout)
+    assert facts["mode"] == "plain"
+    assert isinstance(facts["text"], str)
+    assert len(facts["token_ids"]) == 5
+    assert facts["finish_reason"] == "length"
+    assert facts["prefill_s"] > 0
+    assert facts["decode_tokens_per_s"] > 0
+    assert facts["time_to_first_token_s"] == facts["prefill_s"]
+    assert facts["processes"].keys() == {"tee", "gpu"}
+    for process in facts["processes"].values():
+        assert process["pid"] > 0
+        assert process["peak_rss_bytes"] > 0
+    assert facts["arena"]["bytes"] > 0
+    assert facts["doorbell"]["mode"] == "adaptive"
+    assert facts["bytes"]["serialised"] == 0
+    assert {row["operation"] for row in facts["operations"]} >= {"EMBED", "LM_HEAD", "SOFTMAX", "SAMPLE"}
+    assert completion("launch", model, "--prompt", "Hello there", "--max-new-tokens", "5") == facts["text"] + "\n"
+
+
+@pytest.mark.slow
+def test_the_plain_output_has_the_completion_on_stdout_and_the_rest_on_stderr(model):
+    result = run("launch", model, "--max-new-tokens", "3", "--max-model-len", "64", "--seed", "0")
+    assert result.returncode == 0
+    assert result.stdout == completion("launch", model, "--max-new-tokens", "3", "--max-model-len", "64")
+    for said in ("mode  plain", "protects nothing", "arena", "doorbell", "SOFTMAX", "peak memory", "serialised 0"):
+        assert said in result.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_model_knows_the_capital_of_france(demo_model):
+    assert "Paris" in completion("launch", "--max-new-tokens", "6")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["gpu", "tee"])
+def test_the_roles_meet_in_either_order_in_two_terminals(model, first):
+    common = ["--session", f"meet-{first}", "-q"]
+    flags = ["--prompt", "One two", "--max-new-tokens", "4", "--max-model-len", "64", "--dtype", "float32"]
+    commands = {
+        "gpu": [*COMMAND, "gpu", str(model), *common],
+        "tee": [*COMMAND, "tee", str(model), *common, *flags],
+    }
+    started = {}
+    for role in (first, *(role for role in commands if role != first)):
+        started[role] = subprocess.Popen(commands[role], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if role == first == "tee":
+            wait_until((sessions_folder() / "meet-tee" / "session.json").exists, "the invitation")
+        elif role == first:
+            wait_until(lambda: "libtorch" in Path(f"/proc/{started['gpu'].pid}/maps").read_text(), "torch")
+    said = {role: (*process.communicate(), process.returncode) for role, process in started.items()}
+    assert said["gpu"] == ("", "", 0)
+    assert said["tee"][1:] == ("", 0)
+    assert said["tee"][0] == completion("launch", model, *flags)
+
+
+@pytest.mark.slow
+def test_prompts_come_from_a_file_or_from_standard_input(model, tmp_path):
+    flags = ["--max-new-tokens", "4", "--max-model-len", "64"]
+    (tmp_path / "prompt.txt").write_text("Grüße 🙂")
+    expected = completion("launch", model, "--prompt", "Grüße 🙂", *flags)
+    assert completion("launch", model, "--prompt-file", tmp_path / "prompt.txt", *flags) == expected
+    assert completion("launch", model, "--prompt-file", "-", *flags, stdin="Grüße 🙂") == expected
+
+
+@pytest.mark.slow
+def test_chat_applies_the_template_and_zero_is_a_seed(model):
+    flags = ["--max-new-tokens", "6", "--max-model-len", "128", "--temperature", "1", "--seed", "0"]
+    template = json.loads((model / "tokenizer_config.json").read_text())["chat_template"]
+    result = json.loads(run("launch", model, "--chat", "--prompt", "Hello", "--json", *flags).stdout)
+    plain = json.loads(run("launch", model, "--prompt", "Hello", "--json", *flags).stdout)
+    assert "im_start" in template
+    assert result["prompt_tokens"] > plain["prompt_tokens"]
+    # The same seed, and so the same text, though it is 0.
+    assert completion("launch", model, "--chat", "--prompt", "Hello", *flags) == result["text"] + "\n"
+
+
+@pytest.mark.slow
+def test_a_stop_string_ends_the_completion(model):
+    flags = ["--max-new-tokens", "12", "--max-model-len", "64", "--prompt", "Hello"]
+    whole = completion("launch", model, *flags).removesuffix("\n")
+    stop = whole[len(whole) // 2 : len(whole) // 2 + 3]
+    result = json.loads(run("launch", model, "--json", "--stop", "not there", "--stop", stop, *flags).stdout)
+    assert (result["text"], result["finish_reason"]) == (whole[: whole.index(stop)], "stop")
+
+
+@pytest.mark.slow
+def test_an_interactive_conversation_remembers_its_turns(demo_model):
+    turns = "What is the capital of France?\n\nAnd which river flows through it?\n"
+    answers = completion("launch", demo_model, "--interactive", "--max-new-tokens", "24", stdin=turns)
+    first, second = answers.split("\n")[0], answers[answers.index("\n") + 1 :]
+    assert "Paris" in first
+    # Only the first turn says what "it" is.
+    assert "France" in second
+
+
+@pytest.mark.slow
+def test_zero_in_a_flag_reaches_the_role(model):
+    result = run("launch", model, "--json", "--spin-us", "0", "--yield-us", "0", "--max-new-tokens", "4")
+    waits = json.loads(result.stdout)["doorbell"]["waits"]
+    # Never spun nor yielded: what was not ready at once was slept for.
+    assert waits.keys() <= {"ready", "parked"}

@@ -1,0 +1,510 @@
+"""The Python API: prompts in every form, streams, stop strings, seeds, and an LLM that outlives what goes wrong."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import (
+    GEOMETRY,
+    FastStart,
+    RandomModel,
+    fast_start,
+    model_folder,
+    random_token_ids,
+    transformers_logits,
+    with_tokenizer,
+)
+
+from tsqp_shm import LLM, SamplingParams
+from tsqp_shm.config import DOORBELLS
+from tsqp_shm.errors import PeerDied, RequestError, TsqpError
+
+GREEDY = SamplingParams(max_tokens=12)
+# The demo model's vocabulary, in which most characters outside of ASCII take several tokens.
+TEXT_MODEL = RandomModel("llama", {"vocab_size": 49152})
+PROMPTS = ["The capital of France", "One, two, three", "Grüße aus Köln 🙂"]
+
+
+@pytest.fixture(scope="module")
+def fast() -> Iterator[FastStart]:
+    with fast_start() as starter:
+        yield starter
+
+
+@pytest.fixture(scope="module")
+def text_model(demo_model: Path) -> Path:
+    return with_tokenizer(model_folder(TEXT_MODEL), demo_model)
+
+
+@pytest.fixture(scope="module")
+def shared_llm(fast: FastStart, text_model: Path) -> Iterator[LLM]:
+    with fast.llm(text_model, dtype="float32", max_model_len=128, max_num_seqs=4) as llm:
+        yield llm
+
+
+@pytest.fixture
+def llm(shared_llm: LLM) -> Iterator[LLM]:
+    """The module's LLM; whatever a test did to it, it still works afterwards."""
+    yield shared_llm
+    assert len(shared_llm.generate([3, 4, 5], GREEDY)[0].outputs[0].token_ids) == 12
+
+
+@pytest.fixture(scope="module")
+def small_model() -> Path:
+    return model_folder(RandomModel("llama"))
+
+
+def only(outputs):
+    (output,) = outputs
+    (completion,) = output.outputs
+    return completion
+
+
+def texts(outputs) -> list[str]:
+    return [output.outputs[0].text for output in outputs]
+
+
+def tokens(outputs) -> list[list[int]]:
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+def test_a_string_a_list_of_strings_token_ids_and_a_mixture_give_the_same(llm):
+    ids = [llm.tokenizer.encode(prompt) for prompt in PROMPTS]
+    expected = tokens(llm.generate(PROMPTS, GREEDY))
+    assert len(expected) == 3
+    assert [tokens(llm.generate(prompt, GREEDY))[0] for prompt in PROMPTS] == expected
+    assert [tokens(llm.generate(prompt, GREEDY))[0] for prompt in ids] == expected
+    assert tokens(llm.generate(ids, GREEDY)) == expected
+    assert tokens(llm.generate([np.array(prompt) for prompt in ids], GREEDY)) == expected
+    assert tokens(llm.generate([PROMPTS[0], ids[1], tuple(ids[2])], GREEDY)) == expected
+    assert llm.generate([], GREEDY) == []
+
+
+def test_an_output_holds_the_prompt_and_its_completion(llm):
+    by_text, by_ids = llm.generate([PROMPTS[0], [5, 6]], GREEDY)
+    assert (by_text.prompt, by_text.prompt_token_ids) == (PROMPTS[0], llm.tokenizer.encode(PROMPTS[0]))
+    assert (by_ids.prompt, by_ids.prompt_token_ids) == (None, [5, 6])
+    completion = by_text.outputs[0]
+    assert completion.text == llm.tokenizer.decode(completion.token_ids)
+    assert by_text.prefill_s > 0
+    assert by_text.decode_s > 0
+
+
+def test_the_default_is_greedy_and_64_tokens(llm):
+    completion = only(llm.generate([7, 8, 9]))
+    assert (len(completion.token_ids), completion.finish_reason) == (64, "length")
+
+
+def test_logits_are_those_of_transformers(llm, text_model):
+    ids = random_token_ids(100, 49152)
+    truth = transformers_logits(text_model, ids)
+    ours = llm.logits(ids)
+    assert ours.shape == (100, 49152)
+    assert np.abs(ours - truth).max() < 1e-4 * truth.std()
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_pieces_of_a_stream_add_up_to_the_text(llm, prompt):
+    params = SamplingParams(max_tokens=60, temperature=1.0, seed=4, ignore_eos=True)
+    pieces = list(llm.stream(prompt, params))
+    completion = only(llm.generate(prompt, params))
+    assert "".join(pieces) == completion.text == llm.tokenizer.decode(completion.token_ids)
+    assert all(pieces)
+
+
+def test_a_piece_never_splits_a_character(llm):
+    """The tokens of a text full of long characters, drawn one by one from logits that leave no other choice."""
+    text = "a🙂é漢字🏳️‍🌈ø"
+    wanted = llm.tokenizer.encode(text, add_special_tokens=False)
+    assert len(wanted) > len(text)
+    completion = llm.start([1], SamplingParams(max_tokens=len(wanted)))
+    shown = []
+    for token in wanted:
+        logits = np.zeros(llm.spec.vocab_size, np.float32)
+        logits[token] = 1
+        completion.sample(logits)
+        shown.append(completion.text)
+    assert shown[-1] == text
+    for earlier, later in itertools.pairwise(shown):
+        assert later.startswith(earlier)
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in shown)
+
+
+def test_a_stream_shows_each_token_when_it_is_made(llm):
+    rung = []
+    for _ in llm.stream(PROMPTS[0], SamplingParams(max_tokens=20, ignore_eos=True)):
+        rung.append(llm.statistics.doorbells)
+    assert len(rung) > 5
+    assert rung == sorted(set(rung))
+
+
+def test_streams_take_turns_and_give_what_each_gives_alone(llm):
+    params = SamplingParams(max_tokens=25)
+    alone = texts(llm.generate(PROMPTS, params))
+    streams = [llm.stream(prompt, params) for prompt in PROMPTS]
+    together = ["" for _ in streams]
+    going = list(range(len(streams)))
+    while going:
+        for index in list(going):
+            piece = next(streams[index], None)
+            if piece is None:
+                going.remove(index)
+            else:
+                together[index] += piece
+    assert together == alone
+
+
+def test_a_closed_stream_frees_its_place_and_the_others_go_on(fast, text_model):
+    params = SamplingParams(max_tokens=20, ignore_eos=True)
+    with fast.llm(text_model, max_model_len=64, max_num_seqs=1) as llm:
+        expected = texts(llm.generate(PROMPTS[1], params))
+        for _ in range(3):
+            first = llm.stream(PROMPTS[0], params)
+            next(first)
+            waiting = llm.stream(PROMPTS[1], params)
+            first.close()
+            assert "".join(waiting) == expected[0]
+        abandoned = llm.stream(PROMPTS[0], params)
+        next(abandoned)
+        del abandoned
+        assert texts(llm.generate(PROMPTS[1], params)) == expected
+
+
+def test_a_stream_that_waits_for_a_place_gets_it(fast, text_model):
+    params = SamplingParams(max_tokens=20, ignore_eos=True)
+    with fast.llm(text_model, max_model_len=64, max_num_seqs=1) as llm:
+        expected = texts(llm.generate(PROMPTS[:2], params))
+        first, second = (llm.stream(prompt, params) for prompt in PROMPTS[:2])
+        beginning = next(first)
+        # One place only, so this runs the first to its end.
+        assert "".join(second) == expected[1]
+        assert beginning + "".join(first) == expected[0]
+
+
+def test_a_wrong_prompt_is_refused_when_the_stream_is_asked_for(llm):
+    with pytest.raises(RequestError):
+        llm.stream([llm.spec.vocab_size])
+
+
+def test_an_end_of_sequence_token_finishes_by_stop(fast, text_model, tmp_path):
+    (answer,) = tokens(fast_answers(fast, text_model, [[1, 2, 3]], 10))
+    eos = answer[4]
+    folder = copy_with_eos(text_model, tmp_path / "one", eos)
+    (stopped,) = fast_answers(fast, folder, [[1, 2, 3]], 10)
+    expected = answer[: answer.index(eos) + 1]
+    assert tokens([stopped]) == [expected]
+    assert stopped.outputs[0].finish_reason == "stop"
+    assert stopped.outputs[0].text == with_tokenizer_of(text_model).decode(expected[:-1])
+    (ignored,) = fast_answers(fast, folder, [[1, 2, 3]], 10, ignore_eos=True)
+    assert tokens([ignored]) == [answer]
+    assert ignored.outputs[0].finish_reason == "length"
+
+
+def fast_answers(fast, folder, prompts, max_tokens, **params):
+    with fast.llm(folder, dtype="float32", max_model_len=64) as llm:
+        return llm.generate(prompts, SamplingParams(max_tokens=max_tokens, **params))
+
+
+def with_tokenizer_of(folder: Path):
+    from tsqp_shm.model.tokenizer import Tokenizer
+
+    return Tokenizer.from_folder(folder)
+
+
+def copy_with_eos(folder: Path, target: Path, eos: int) -> Path:
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).symlink_to(path)
+    (target / "generation_config.json").unlink(missing_ok=True)
+    (target / "generation_config.json").write_text(json.dumps({"eos_token_id": [eos, eos]}))
+    return target
+
+
+def test_a_stop_string_cuts_text_and_stream_alike(llm):
+    params = {"max_tokens": 40, "ignore_eos": True}
+    whole = only(llm.generate(PROMPTS[0], SamplingParams(**params))).text
+    stop = whole[len(whole) // 2 : len(whole) // 2 + 5]
+    cut = whole[: whole.index(stop)]
+    completion = only(llm.generate(PROMPTS[0], SamplingParams(stop=stop, **params)))
+    assert (completion.text, completion.finish_reason) == (cut, "stop")
+    assert len(completion.token_ids) < 40
+    shown = ""
+    for piece in llm.stream(PROMPTS[0], SamplingParams(stop=["never there", stop], **params)):
+        shown += piece
+        assert cut.startswith(shown)
+    assert shown == cut
+
+
+def test_a_seed_repeats_in_any_company(llm):
+    params = SamplingParams(max_tokens=15, temperature=1.0, top_k=5, seed=9)
+    alone = tokens(llm.generate(PROMPTS[0], params))
+    assert tokens(llm.generate(PROMPTS[0], params)) == alone
+    assert tokens(llm.generate(PROMPTS, params))[:1] == alone
+    assert tokens(llm.generate(PROMPTS[0], SamplingParams(max_tokens=15, temperature=1.0, top_k=5, seed=10))) != alone
+
+
+def test_top_k_one_is_greedy(llm):
+    greedy = tokens(llm.generate(PROMPTS, GREEDY))
+    params = SamplingParams(max_tokens=12, temperature=1.7, top_k=1)
+    assert tokens(llm.generate(PROMPTS, params)) == greedy
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("", "at least one token"),
+        ([[]], "at least one token"),
+        ([1] * 128, "at most 127"),
+        ([49152], "0 to 49151"),
+        ([-1], "0 to 49151"),
+        ([1.0], "0 to 49151"),
+        ([True], "0 to 49151"),
+        ([2**70], "0 to 49151"),
+        (["fine", [1, 49152]], "0 to 49151"),
+        ("\ud800", "UTF-8"),
+    ],
+    ids=repr,
+)
+def test_a_wrong_prompt_is_refused_and_nothing_is_run(llm, prompt, said):
+    before = llm.statistics.doorbells
+    with pytest.raises(RequestError, match=said):
+        llm.generate(prompt)
+    assert llm.statistics.doorbells == before
+
+
+def test_logits_refuse_a_wrong_prompt_and_a_batch_in_progress(llm):
+    for token_ids in ([], [49152], [1] * 129):
+        with pytest.raises(RequestError):
+            llm.logits(token_ids)
+    stream = llm.stream(PROMPTS[0])
+    next(stream)
+    with pytest.raises(RequestError, match="no completion in progress"):
+        llm.logits([1])
+    stream.close()
+    assert llm.logits([1] * 128).shape == (128, 49152)
+
+
+def test_stop_strings_and_text_need_a_tokenizer(fast, small_model):
+    with fast.llm(small_model, max_model_len=32) as llm:
+        with pytest.raises(RequestError, match="tokenizer"):
+            llm.generate([1], SamplingParams(stop="x"))
+        with pytest.raises(TsqpError, match=r"tokenizer\.json"):
+            llm.generate("text")
+        assert only(llm.generate([1], GREEDY)).text == ""
+
+
+def test_stats_have_everything_the_command_prints(llm):
+    llm.generate(PROMPTS, GREEDY)
+    stats = json.loads(json.dumps(llm.stats()))
+    assert stats["mode"] == "plain"
+    assert stats["processes"]["tee"]["pid"] == os.getpid() != stats["processes"]["gpu"]["pid"]
+    assert stats["processes"]["tee"]["peak_rss_bytes"] > stats["arena"]["bytes"] > 0
+    assert stats["processes"]["gpu"]["peak_rss_bytes"] > stats["arena"]["bytes"]
+    assert stats["bytes"]["serialised"] == 0
+    assert stats["bytes"]["to_gpu"] > 0
+    assert stats["bytes"]["to_tee"] > 0
+    assert stats["doorbell"]["rung"] >= sum(row["calls"] for row in stats["operations"] if row["side"] == "gpu") - 1
+    assert 0 < stats["doorbell"]["round_trip_p50_us"] <= stats["doorbell"]["round_trip_p99_us"]
+    names = {side: {row["operation"] for row in stats["operations"] if row["side"] == side} for side in ("gpu", "tee")}
+    assert names["gpu"] >= {"EMBED", "QKV", "SCORES", "CONTEXT", "GATE_UP", "DOWN", "LM_HEAD"}
+    assert names["tee"] >= {"RMSNORM", "ROPE", "SOFTMAX", "SILU", "SAMPLE"}
+    for side in ("gpu", "tee"):
+        assert sum(row["share"] for row in stats["operations"] if row["side"] == side) == pytest.approx(1)
+
+
+def test_bytes_in_slots_are_counted_as_the_shapes_say(fast, small_model):
+    rows, columns, dtype_bytes = 10, 64, 2
+    with fast.llm(small_model, max_model_len=32) as llm:
+        llm.generate([1] * rows, SamplingParams(max_tokens=1))
+        moved = llm.stats()["bytes"]
+    hidden, feed_forward, vocab = (GEOMETRY[name] for name in ("hidden_size", "intermediate_size", "vocab_size"))
+    qk = (GEOMETRY["num_attention_heads"] + GEOMETRY["num_key_value_heads"]) * GEOMETRY["head_dim"]
+    scores = GEOMETRY["num_attention_heads"] * rows * columns * dtype_bytes
+    to_gpu = rows * (2 * hidden + qk + feed_forward) * dtype_bytes + scores
+    to_tee = rows * (2 * hidden + qk + 2 * feed_forward) * dtype_bytes + scores
+    layers = GEOMETRY["num_hidden_layers"]
+    assert moved["to_gpu"] == rows * 4 + layers * to_gpu + hidden * dtype_bytes
+    assert moved["to_tee"] == rows * hidden * dtype_bytes + layers * to_tee + vocab * dtype_bytes
+
+
+def test_two_llms_in_one_process_do_not_meet(fast, text_model, small_model):
+    with fast.llm(small_model, max_model_len=64, dtype="float32") as first:
+        expected = tokens(first.generate([1, 2, 3], GREEDY))
+        with fast.llm(text_model, max_model_len=64) as second:
+            stream = second.stream(PROMPTS[0], SamplingParams(max_tokens=10, ignore_eos=True))
+            next(stream)
+            assert tokens(first.generate([1, 2, 3], GREEDY)) == expected
+            assert list(stream)
+        assert tokens(first.generate([1, 2, 3], GREEDY)) == expected
+
+
+def test_a_closed_llm_says_so(fast, small_model):
+    llm = fast.llm(small_model, max_model_len=64)
+    stream = llm.stream([1, 2], GREEDY)
+    llm.close()
+    llm.close()
+    for use in (
+        lambda: llm.generate([1]),
+        lambda: llm.logits([1]),
+        lambda: next(stream),
+        lambda: llm.start([1]),
+    ):
+        with pytest.raises(TsqpError, match="closed"):
+            use()
+    assert llm.stats()["doorbell"]["rung"] > 0
+
+
+@pytest.mark.parametrize("doorbell", DOORBELLS)
+def test_ctrl_c_in_the_middle_of_a_step_leaves_the_llm_usable(fast, small_model, doorbell, monkeypatch):
+    """At the moments where it would do most harm: a record was just sent, or just received."""
+    with fast.llm(small_model, max_model_len=64, dtype="float32", doorbell=doorbell) as llm:
+        expected = tokens(llm.generate([1, 2, 3], GREEDY))
+        bell = llm._border.doorbell
+        for name in ("send", "poll"):
+            for at in (1, 2, 7):
+                interrupt_after_call(monkeypatch, bell, name, at)
+                with pytest.raises(KeyboardInterrupt):
+                    llm.generate([[1, 2, 3], [4, 5]], GREEDY)
+                monkeypatch.undo()
+                assert tokens(llm.generate([1, 2, 3], GREEDY)) == expected
+
+
+def interrupt_after_call(monkeypatch, bell, name: str, at: int) -> None:
+    original = getattr(bell, name)
+    calls = 0
+
+    def call(*arguments):
+        nonlocal calls
+        result = original(*arguments)
+        calls += 1
+        if calls == at:
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(bell, name, call)
+
+
+def test_ctrl_c_leaves_other_streams_as_they_were(fast, small_model, text_model, monkeypatch):
+    params = SamplingParams(max_tokens=20, ignore_eos=True)
+    with fast.llm(text_model, max_model_len=64, dtype="float32") as llm:
+        expected = only(llm.generate(PROMPTS[0], params)).text
+        stream = llm.stream(PROMPTS[0], params)
+        shown = next(stream)
+        for at in range(1, 12):
+            interrupt_after_call(monkeypatch, llm._border.doorbell, "poll", at)
+            with pytest.raises(KeyboardInterrupt):
+                llm.generate([1, 2, 3], GREEDY)
+            monkeypatch.undo()
+        assert shown + "".join(stream) == expected
+
+
+def test_ctrl_c_ends_the_wait_for_a_peer_that_hangs(fast, small_model):
+    with fast.llm(small_model, max_model_len=64, dtype="float32") as llm:
+        expected = tokens(llm.generate([1, 2, 3], GREEDY))
+        gpu = llm.stats()["processes"]["gpu"]["pid"]
+        stream = llm.stream([1, 2, 3])
+        os.kill(gpu, signal.SIGSTOP)
+        continued = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        continued.start()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                llm.generate([1, 2, 3], GREEDY)
+        finally:
+            os.kill(gpu, signal.SIGCONT)
+            continued.join()
+        stream.close()
+        assert tokens(llm.generate([1, 2, 3], GREEDY)) == expected
+
+
+def test_a_killed_gpu_process_is_named_and_the_llm_stays_broken(fast, small_model):
+    with fast.llm(small_model, max_model_len=64) as llm:
+        stream = llm.stream([1, 2])
+        os.kill(llm.stats()["processes"]["gpu"]["pid"], signal.SIGKILL)
+        with pytest.raises(PeerDied, match="gpu") as caught:
+            llm.generate([1], SamplingParams(max_tokens=50))
+        for use in (lambda: llm.generate([1]), lambda: llm.logits([1]), lambda: next(stream)):
+            with pytest.raises(PeerDied) as again:
+                use()
+            assert again.value is caught.value
+        assert llm.stats()["processes"]["gpu"]["peak_rss_bytes"] == 0
+
+
+@pytest.mark.slow
+def test_its_own_gpu_process_is_started_stopped_and_quoted(small_model):
+    with LLM(small_model, max_model_len=64) as llm:
+        gpu = llm.stats()["processes"]["gpu"]["pid"]
+        assert Path(f"/proc/{gpu}").exists()
+        assert b"\0gpu\0" in Path(f"/proc/{gpu}/cmdline").read_bytes()
+        assert len(only(llm.generate([1], GREEDY)).token_ids) == 12
+    assert not Path(f"/proc/{gpu}").exists()
+    with LLM(small_model, max_model_len=64) as llm:
+        os.kill(llm.stats()["processes"]["gpu"]["pid"], signal.SIGKILL)
+        with pytest.raises(PeerDied, match="SIGKILL"):
+            llm.generate([1], SamplingParams(max_tokens=50))
+
+
+def test_a_result_that_is_no_number_ends_the_session(fast, small_model, monkeypatch):
+    def poison(logits):
+        logits[:] = np.nan
+        return logits
+
+    with fast.llm(small_model, max_model_len=64) as llm:
+        forward = llm._engine.forward
+        monkeypatch.setattr(llm._engine, "forward", lambda chunks: poison(forward(chunks)))
+        with pytest.raises(TsqpError, match="NaN"):
+            llm.generate([1])
+        monkeypatch.undo()
+        with pytest.raises(TsqpError, match="NaN"):
+            llm.generate([1])
+
+
+@pytest.mark.slow
+def test_peak_memory_is_the_process_s_own_and_not_its_parent_s():
+    """What getrusage says survives exec."""
+    script = """
+import subprocess, sys
+ballast = b"x" * (1 << 30)
+child = "from tsqp_shm.process import peak_resident_bytes; print(peak_resident_bytes())"
+print(subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True).stdout)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 0 < int(result.stdout) < 1 << 29
+
+
+@pytest.mark.slow
+def test_the_process_of_the_llm_loads_neither_torch_nor_transformers(demo_model):
+    script = """
+import json, sys
+from tsqp_shm import LLM, SamplingParams
+with LLM(sys.argv[1], max_model_len=128) as llm:
+    llm.generate("The capital of France", SamplingParams(max_tokens=4, temperature=1.0, stop="x"))
+    text = llm.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
+    print("".join(llm.stream(text, SamplingParams(max_tokens=4))), file=sys.stderr)
+    maps = open("/proc/self/maps").read()
+    gpu_maps = open(f"/proc/{llm.stats()['processes']['gpu']['pid']}/maps").read()
+    print(json.dumps({
+        "modules": sorted(sys.modules),
+        "tee_libraries": sorted({line.split()[-1] for line in maps.splitlines() if "/" in line}),
+        "gpu_has_torch": "libtorch" in gpu_maps,
+        "stats": llm.stats(),
+    }))
+"""
+    result = subprocess.run([sys.executable, "-c", script, str(demo_model)], capture_output=True, text=True, check=True)
+    found = json.loads(result.stdout)
+    loaded = {name.partition(".")[0] for name in found["modules"]}
+    assert loaded >= {"numpy", "zmq", "tokenizers", "tsqp_shm"}
+    assert not loaded & {"torch", "transformers", "gguf", "huggingface_hub"}
+    assert not [path for path in found["tee_libraries"] if "torch" in path or "libgomp" in path or "libcu" in path]
+    assert found["gpu_has_torch"]
+    peak = {role: facts["peak_rss_bytes"] for role, facts in found["stats"]["processes"].items()}
+    assert 0 < peak["tee"] < peak["gpu"]

@@ -1,0 +1,235 @@
+"""Zero copy, shown: one process writes a slot, the other computes on the same physical bytes; 64 bytes pass for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import FastStart, RandomModel, fast_start, model_folder, random_token_ids
+
+from tsqp_shm import SamplingParams, _native
+from tsqp_shm.gpu.device import Device
+from tsqp_shm.gpu.weights import Linear
+from tsqp_shm.model.weights import bfloat16_to_float32, float32_to_bfloat16
+from tsqp_shm.shm import layout
+from tsqp_shm.shm.arena import Arena
+from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.session import Session
+from tsqp_shm.shm.slots import open_slots
+
+ROWS, HIDDEN, FEED_FORWARD = 5, 24, 40
+PLAN = Plan.of_slots(
+    {"of": "test_zero_copy"},
+    [
+        ("gate_up", "bfloat16", 8, 2 * FEED_FORWARD),
+        ("act", "bfloat16", 8, FEED_FORWARD),
+        ("hidden", "bfloat16", 8, HIDDEN),
+    ],
+)
+GATE_UP, ACT, OUT = PLAN.slots
+
+
+def arena_name() -> str:
+    return f"/tsqp-shm-{os.geteuid()}-zero-copy-{os.getpid()}"
+
+
+def place_in_memory(address: int) -> tuple[str, int, int]:
+    """The shared-memory object behind an address of this process: device and inode, and the offset in it."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, offset, device, inode, *_ = line.split()
+        start, end = (int(part, 16) for part in span.split("-"))
+        if start <= address < end:
+            return device, int(inode), int(offset, 16) + address - start
+    raise AssertionError(f"{address:#x} is not mapped")
+
+
+def send(pipe: int, value: object) -> None:
+    os.write(pipe, f"{value!r}\n".encode())
+
+
+def receive(pipe: int) -> str:
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(pipe, 1)
+        assert byte, "the other process has ended"
+        line += byte
+    return line.decode().rstrip()
+
+
+def test_a_kernels_output_is_the_linears_input_and_its_output_the_next_kernels_input(forked):
+    """TEE in a forked child, which runs no torch; GPU process here."""
+    gate_up = np.random.default_rng(1).normal(0, 1, (ROWS, 2 * FEED_FORWARD)).astype(np.float32)
+    to_tee, from_gpu = os.pipe()
+    to_gpu, from_tee = os.pipe()
+    name = arena_name()
+
+    def tee() -> None:
+        with Arena.create(name, PLAN, epoch=1) as arena, open_slots(arena) as slots:
+            arena.publish()
+            act, hidden = slots.view(ACT), slots.view(OUT)
+            send(from_tee, [place_in_memory(view.__array_interface__["data"][0]) for view in (act, hidden)])
+            assert receive(to_tee) == "'looked'"
+            _native.store_rows(slots.table, GATE_UP.index, 0, ROWS, gate_up)
+            _native.silu_mul(slots.table, GATE_UP.index, ACT.index, 0, ROWS)
+            send(from_tee, act[:ROWS].tolist())
+            computed = receive(to_tee)
+            result = np.empty((ROWS, HIDDEN), np.float32)
+            _native.load_rows(slots.table, OUT.index, 0, ROWS, result)
+            send(from_tee, result.tolist())
+            assert computed == repr(hidden[:ROWS].tolist())
+            receive(to_tee)
+
+    child = forked(tee)
+    os.close(from_tee)
+    places = receive(to_gpu)
+    with Arena.attach(name, PLAN) as arena:
+        device = Device(torch.device("cpu"), arena)
+        # Taken before the kernel runs: what it shows later was never fetched.
+        act = device.input(ACT, 0, (ROWS, FEED_FORWARD))
+        hidden = device.output(OUT, 0, (ROWS, HIDDEN))
+        assert repr([place_in_memory(tensor.data_ptr()) for tensor in (act, hidden)]) == places
+        assert (act == 0).all()
+        send(from_gpu, "looked")
+        written = receive(to_gpu)
+        assert repr(act.view(torch.uint16).tolist()) == written
+        gate, up = bfloat16_to_float32(float32_to_bfloat16(gate_up)).reshape(ROWS, 2, FEED_FORWARD).swapaxes(0, 1)
+        np.testing.assert_allclose(act.float().numpy(), gate / (1 + np.exp(-gate)) * up, rtol=2**-7, atol=1e-6)
+
+        weight = torch.randn(HIDDEN, FEED_FORWARD, generator=torch.Generator().manual_seed(2)).bfloat16()
+        before = hidden.data_ptr()
+        Linear(weight, None).apply(act, hidden)
+        device.finish()
+        assert hidden.data_ptr() == before
+        send(from_gpu, hidden.view(torch.uint16).tolist())
+        assert receive(to_gpu) == repr(hidden.float().tolist())
+        send(from_gpu, "done")
+        del act, hidden
+        device.close()
+    child.join()
+    for pipe in (to_tee, from_gpu, to_gpu):
+        os.close(pipe)
+
+
+def test_every_slot_a_device_hands_out_lies_in_the_arena():
+    with Arena.create(arena_name(), PLAN, epoch=1) as arena:
+        device = Device(torch.device("cpu"), arena)
+        base = np.frombuffer(arena.buffer, np.uint8).__array_interface__["data"][0]
+        for slot in PLAN.slots:
+            for tensor in (
+                device.input(slot, 0, (slot.num_rows, slot.row_elements)),
+                device.output(slot, slot.row_elements, (1, slot.row_elements)),
+            ):
+                row = tensor.storage_offset() // slot.row_elements
+                assert tensor.data_ptr() == base + slot.offset_bytes + row * slot.row_bytes
+                assert tensor.is_contiguous()
+        device.close()
+
+
+@pytest.fixture(scope="module")
+def fast() -> Iterator[FastStart]:
+    with fast_start() as starter:
+        yield starter
+
+
+class Wire:
+    """A TCP connection between two processes, read along: every byte of either direction is kept."""
+
+    def __init__(self) -> None:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.behind: int = free.getsockname()[1]
+        self.heard = (bytearray(), bytearray())
+        self._thread = threading.Thread(target=self._forward, daemon=True)
+        self._thread.start()
+
+    def _forward(self) -> None:
+        near, _ = self._listening.accept()
+        far = socket.create_connection(("127.0.0.1", self.behind))
+        with near, far:
+            near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            ways = {near: (far, self.heard[0]), far: (near, self.heard[1])}
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    for source in select.select(list(ways), [], [])[0]:
+                        target, heard = ways[source]
+                        data = source.recv(1 << 16)
+                        if not data:
+                            return
+                        heard += data
+                        target.sendall(data)
+
+    def close(self) -> None:
+        self._thread.join()
+        self._listening.close()
+
+    def messages(self) -> tuple[list[bytes], list[bytes]]:
+        """From the GPU process, from the TEE."""
+        return _messages(bytes(self.heard[0])), _messages(bytes(self.heard[1]))
+
+
+def _messages(stream: bytes) -> list[bytes]:
+    """Takes ZMTP 3.1 apart: a greeting of 64 bytes, then frames of flags, length and body."""
+    found = []
+    at = 64
+    while at < len(stream):
+        flags, size, at = stream[at], stream[at + 1], at + 2
+        assert flags in (0, 4), "a message in parts, or longer than 255 bytes"
+        if flags == 0:
+            found.append(stream[at : at + size])
+        at += size
+    assert at == len(stream)
+    return found
+
+
+@pytest.mark.parametrize("doorbell", ["zmq", "adaptive"])
+def test_only_records_of_64_bytes_pass_through_the_socket(fast, doorbell, monkeypatch):
+    """All that goes through the socket is looked at, on the wire."""
+    wire = Wire()
+    invite = Session.invite
+    endpoint = f"tcp://127.0.0.1:{wire.port}"
+    monkeypatch.setattr(
+        Session, "invite", lambda self, invitation: invite(self, replace(invitation, endpoint=endpoint))
+    )
+    folder = model_folder(RandomModel("llama"))
+    options = {"doorbell": doorbell, "endpoint": f"tcp://127.0.0.1:{wire.behind}", "yield_us": 0, "spin_us": 0}
+    with fast.llm(folder, max_model_len=300, **options) as llm:
+        llm.generate([list(random_token_ids(250)), [1]], SamplingParams(max_tokens=4))
+        stats = llm.stats()
+    wire.close()
+
+    from_gpu, from_tee = wire.messages()
+    assert {len(message) for message in from_gpu + from_tee} == {layout.RECORD_BYTES}
+    # Two records a doorbell, there and back, and STOP, which was rung after the statistics were taken.
+    rung = stats["doorbell"]["rung"] + 1
+    if doorbell == "zmq":
+        assert len(from_gpu) == len(from_tee) == rung
+    else:
+        assert 0 < len(from_gpu) <= rung
+        assert 0 < len(from_tee) <= rung
+    on_the_wire = sum(map(len, wire.heard))
+    in_slots = stats["bytes"]["to_gpu"] + stats["bytes"]["to_tee"]
+    assert on_the_wire < 2 * (rung * (layout.RECORD_BYTES + 2) + 512)
+    assert in_slots > 20 * on_the_wire
+    assert stats["bytes"]["serialised"] == 0
+
+
+def test_nothing_is_allocated_in_the_arena_while_a_model_runs(fast):
+    with fast.llm(model_folder(RandomModel("llama")), max_model_len=300) as llm:
+        path = Path("/dev/shm") / llm.stats()["arena"]["name"].lstrip("/")
+        before = path.stat()
+        llm.generate([list(random_token_ids(250))], SamplingParams(max_tokens=4))
+        after = path.stat()
+        assert (before.st_ino, before.st_size, before.st_blocks) == (after.st_ino, after.st_size, after.st_blocks)
+        # Backed in full from the beginning.
+        assert before.st_blocks * 512 >= before.st_size == llm.stats()["arena"]["bytes"]
