@@ -43,11 +43,11 @@ def completion(*arguments: object, stdin: str = "") -> str:
 
 
 def children(pid: int) -> dict[str, int]:
-    """The roles that a launch process has started."""
+    """The roles that a launch process has started; one that is being started, or a look in between, may miss some."""
     roles = {}
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in task.read_text().split():
                 words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
                 if b"tsqp_shm" in words:
                     roles[words[words.index(b"tsqp_shm") + 1].decode()] = int(child)
@@ -83,8 +83,14 @@ class Running:
             # A group of its own, to be sent what a terminal sends.
             start_new_session=True,
         )
-        wait_until(lambda: len(children(self.process.pid)) == 2, "both roles")
-        self.roles = children(self.process.pid)
+        self.roles: dict[str, int] = {}
+        wait_until(self._has_both_roles, "both roles")
+
+    def _has_both_roles(self) -> bool:
+        self.roles.update(children(self.process.pid))
+        # Between fork and exec a child still shows its parent's command.
+        self.roles.pop("launch", None)
+        return self.roles.keys() == {"tee", "gpu"}
 
     def wait_for_output(self) -> None:
         """The first piece of the completion: everything is up and a step is in progress."""

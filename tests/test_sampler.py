@@ -98,7 +98,8 @@ def test_temperature_zero_and_top_k_one_take_the_likeliest():
 @given(st.floats(1e-310, 1e-30), hnp.arrays(np.float32, VOCAB, elements=st.floats(-100, 100, width=32)))
 def test_a_tiny_temperature_takes_the_likeliest(temperature, logits):
     token = Sampler(SamplingParams(temperature=temperature)).sample(logits, [])
-    assert logits[token] == logits.max()
+    # Logits may lie closer than the temperature; exp(-800) is no probability any more.
+    assert float(logits.max()) - float(logits[token]) <= 800 * temperature
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.0, 1.3, 7.0])
