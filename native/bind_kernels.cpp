@@ -193,8 +193,11 @@ void bind_kernels(py::module_& module) {
     module.def("use_instruction_set", [](const std::string& name) { use_kernels(name); }, "name"_a);
     module.def(
         "set_num_threads",
-        [](Index num_threads) { set_num_threads(not_negative("num_threads", num_threads)); },
-        "num_threads"_a);
+        [](Index num_threads, Index patience_us) {
+            set_num_threads(not_negative("num_threads", num_threads),
+                            std::chrono::microseconds(not_negative("patience_us", patience_us)));
+        },
+        "num_threads"_a, "patience_us"_a = 0);
     module.def("get_num_threads", get_num_threads);
 }
 

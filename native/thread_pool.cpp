@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <cstdint>
 #include <stdexcept>
@@ -26,18 +27,28 @@ void relax() {
 #endif
 }
 
-// Waits until `word` is no longer `old`: spins, then sleeps in the kernel.
-void await_change(const std::atomic<std::uint32_t>& word, std::uint32_t old) {
+// A caller whose last block is still being worked on gives way this long before it sleeps: a block is short.
+constexpr std::chrono::microseconds kCallerPatience{200};
+
+// Waits until `word` is no longer `old`: spins, gives way to other threads for `patience`, then sleeps in the
+// kernel.
+void await_change(const std::atomic<std::uint32_t>& word, std::uint32_t old,
+                  std::chrono::microseconds patience) {
     for (int spin = 0; spin < kSpins; ++spin) {
         if (word.load(std::memory_order_acquire) != old) return;
         relax();
+    }
+    const auto end = std::chrono::steady_clock::now() + patience;
+    while (std::chrono::steady_clock::now() < end) {
+        std::this_thread::yield();
+        if (word.load(std::memory_order_acquire) != old) return;
     }
     word.wait(old, std::memory_order_acquire);
 }
 
 class Pool {
   public:
-    explicit Pool(std::size_t num_threads) {
+    Pool(std::size_t num_threads, std::chrono::microseconds patience) : patience_(patience) {
         // Signals are for the interpreter's threads: only there do they interrupt a blocked system call.
         sigset_t all, before;
         sigfillset(&all);
@@ -80,7 +91,7 @@ class Pool {
         take_blocks(0);
         // Waits for blocks that others have taken, and are thus working on; never for a thread to wake up.
         for (std::uint32_t done; (done = finished_.load(std::memory_order_acquire)) != blocks;)
-            await_change(finished_, done);
+            await_change(finished_, done, kCallerPatience);
     }
 
   private:
@@ -95,7 +106,7 @@ class Pool {
 
     void serve(std::size_t worker) {
         for (std::uint32_t seen = 0;;) {
-            await_change(generation_, seen);
+            await_change(generation_, seen, patience_);
             seen = generation_.load(std::memory_order_acquire);
             if (stopping_.load(std::memory_order_relaxed)) return;
             take_blocks(worker);
@@ -128,6 +139,7 @@ class Pool {
         }
     }
 
+    const std::chrono::microseconds patience_;
     std::vector<std::thread> threads_;
     std::atomic<bool> stopping_{false};
     std::atomic<std::uint32_t> generation_{0};  // one more with each job; idle threads sleep on it
@@ -143,6 +155,7 @@ class Pool {
 struct Shared {
     std::atomic<bool> busy{false};
     std::atomic<std::size_t> num_threads{1};
+    std::chrono::microseconds patience{0};
     Pool* pool = nullptr;  // made by the first job that wants it
 
     Shared();
@@ -171,15 +184,16 @@ Shared::Shared() {
 
 }  // namespace
 
-void set_num_threads(std::size_t num_threads) {
+void set_num_threads(std::size_t num_threads, std::chrono::microseconds patience) {
     if (num_threads < 1 || num_threads > kMaxThreads)
         throw std::invalid_argument("num_threads: got " + std::to_string(num_threads) + ", expected 1 to " +
                                     std::to_string(kMaxThreads));
     shared.lock();
-    if (num_threads != shared.num_threads.load(std::memory_order_relaxed)) {
+    if (num_threads != shared.num_threads.load(std::memory_order_relaxed) || patience != shared.patience) {
         delete shared.pool;
         shared.pool = nullptr;
         shared.num_threads.store(num_threads, std::memory_order_relaxed);
+        shared.patience = patience;
     }
     shared.unlock();
 }
@@ -195,7 +209,7 @@ void parallel_rows(std::size_t rows, std::size_t grain, std::size_t num_workers,
         return;
     }
     try {
-        if (shared.pool == nullptr) shared.pool = new Pool(get_num_threads());
+        if (shared.pool == nullptr) shared.pool = new Pool(get_num_threads(), shared.patience);
     } catch (...) {
         shared.unlock();
         throw;

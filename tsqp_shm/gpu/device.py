@@ -28,6 +28,7 @@ class Device:
     def __init__(self, torch_device: torch.device, arena: Arena) -> None:
         self.torch_device = torch_device
         self.transfer = "in place"
+        self._plan_slots = arena.plan.slots
         self._slots = {slot.index: _slot_tensor(arena, slot) for slot in arena.plan.slots}
 
     @property
@@ -50,6 +51,10 @@ class Device:
         # torch.zeros writes the zeros; numpy's come from the kernel, page by page, when first touched.
         size_bytes = math.prod(shape) * dtype.itemsize
         return torch.from_numpy(np.zeros(size_bytes, np.uint8)).view(dtype).view(shape)
+
+    def slot_rows(self) -> dict[int, torch.Tensor]:
+        """Every slot by index, where its rows can be computed on in place: on the CPU. Shapes: [rows, elements]."""
+        return {slot.index: self._slots[slot.index].view(slot.num_rows, -1) for slot in self._plan_slots}
 
     def require_memory(self, weights_bytes: int, cache_bytes: int) -> None:
         """Raises:

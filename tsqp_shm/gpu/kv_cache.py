@@ -56,6 +56,13 @@ class KVCache:
         self._keys[layer, segment.sequence, :, :, segment.position : end] = keys.permute(1, 2, 0)
         self._values[layer, segment.sequence, :, segment.position : end] = values.transpose(0, 1)
 
+    def by_sequence(self) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Keys [G, D, S] and values [G, S, D] of each layer and sequence."""
+        return [
+            list(zip(keys.unbind(0), values.unbind(0), strict=True))
+            for keys, values in zip(self._keys.unbind(0), self._values.unbind(0), strict=True)
+        ]
+
     def keys(self, layer: int, sequence: int, keys: KeyRange) -> torch.Tensor:
         """Shapes: [G, D, columns]."""
         return self._keys[layer, sequence, :, :, keys.start : keys.start + keys.columns]

@@ -24,8 +24,11 @@ from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
 from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.protocol import Opcode, Record, Status, SubmissionRules, pack_identity
+from tsqp_shm.shm.protocol import Opcode, Record, Status, SubmissionRules, pack_completion, pack_identity
 from tsqp_shm.shm.session import Invitation, wait_for_invitation
+
+# Between two operations of a layer the TEE process works for about this long at most.
+POOL_PATIENCE_US = 200
 
 
 class Worker:
@@ -68,7 +71,8 @@ class Worker:
                 pass
 
     def _serve_one(self) -> int:
-        record = Record.unpack(self._doorbell.receive(self._watch, None, "a submission"))
+        submission = self._doorbell.receive(self._watch, None, "a submission")
+        record = Record.unpack(submission)
         started_ns = time.perf_counter_ns()
         try:
             self._rules.check(record)
@@ -76,10 +80,10 @@ class Worker:
             self._device.finish()
         except Exception as error:
             status = Status.REJECTED if isinstance(error, ProtocolError) else Status.FAILED
-            self._doorbell.send(record._replace(status=status, reserved=0, busy_ns=0, value=0).pack())
+            self._doorbell.send(pack_completion(submission, status))
             raise
         busy_ns = time.perf_counter_ns() - started_ns
-        self._doorbell.send(record._replace(busy_ns=busy_ns, value=value).pack())
+        self._doorbell.send(pack_completion(submission, Status.OK, busy_ns, value))
         return record.opcode
 
 
@@ -105,7 +109,9 @@ def serve(
     Raises:
         TsqpError: whatever keeps this role from working, one clear line each.
     """
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    threads = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    _native.set_num_threads(threads, POOL_PATIENCE_US)
     resolve_device(device)
     spec = ModelSpec.from_folder(model)
     invitation = wait_for_invitation(session, timeout_s, report)

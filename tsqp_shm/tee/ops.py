@@ -6,7 +6,8 @@ Shapes: T tokens, C hidden, H query heads, G kv heads, D head dim, F feed-forwar
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +36,7 @@ class Operations:
 
     def load_rows(self, slot: Slot, rows: int, out: Float32) -> None:
         """Widens slot [rows, W] into private out [rows, W] f32."""
-        index = self._slots.own(slot, 0, rows)
-        with self._statistics.timed("LOAD"):
-            _native.load_rows(self._slots.table, index, 0, rows, out)
+        self._run("LOAD", _native.load_rows, self._slots.own(slot, 0, rows), 0, rows, out)
 
     def add_rms_norm(
         self,
@@ -57,37 +56,37 @@ class Operations:
         delta_index = None
         if delta is not None:
             delta_index = self._slots.own(delta, 0, None if row_index is not None else rows)
-        with self._statistics.timed("RMSNORM"):
-            _native.add_rms_norm(
-                self._slots.table, out_index, 0, delta_index, residual, row_index, 0, rows, weight,
-                self._spec.rms_norm_eps,
-            )  # fmt: skip
+        self._run(
+            "RMSNORM", _native.add_rms_norm, out_index, 0, delta_index, residual, row_index, 0, rows, weight,
+            self._spec.rms_norm_eps,
+        )  # fmt: skip
 
     def rope(self, slot: Slot, rows: int, positions: Int32) -> None:
         """Rotates q and k in place: slot [T, (H+G)*D]."""
         index = self._slots.own(slot, 0, rows)
         heads = self._spec.num_heads + self._spec.num_kv_heads
-        with self._statistics.timed("ROPE"):
-            _native.rope(self._slots.table, index, 0, rows, positions, self._cos, self._sin, heads, self._spec.head_dim)
+        self._run("ROPE", _native.rope, index, 0, rows, positions, self._cos, self._sin, heads, self._spec.head_dim)
 
     def softmax(self, slot: Slot, segments: Sequence[Segment], window: int | None) -> None:
         """Scales, masks and normalises a tile in place: one dense [H, rows, columns] block per segment."""
         index = self._slots.own(slot)
         heads = self._spec.num_heads
         offset = 0
-        with self._statistics.timed("SOFTMAX"):
-            for segment in segments:
-                seen = key_range(segment, window)
-                first_valid_end = segment.position + 1 - seen.start
-                _native.softmax(
-                    self._slots.table, index, offset, heads, segment.rows, seen.columns, self._scale,
-                    first_valid_end, window or 0,
-                )  # fmt: skip
-                offset += heads * segment.rows * seen.columns
+        for segment in segments:
+            seen = key_range(segment, window)
+            first_valid_end = segment.position + 1 - seen.start
+            self._run(
+                "SOFTMAX", _native.softmax, index, offset, heads, segment.rows, seen.columns, self._scale,
+                first_valid_end, window,
+            )  # fmt: skip
+            offset += heads * segment.rows * seen.columns
 
     def silu_mul(self, gate_up: Slot, out: Slot, rows: int) -> None:
         """out [T, F] = silu(gate) * up, from gate_up [T, 2F]."""
         gate_up_index = self._slots.own(gate_up, 0, rows)
-        out_index = self._slots.own(out, 0, rows)
-        with self._statistics.timed("SILU"):
-            _native.silu_mul(self._slots.table, gate_up_index, out_index, 0, rows)
+        self._run("SILU", _native.silu_mul, gate_up_index, self._slots.own(out, 0, rows), 0, rows)
+
+    def _run(self, operation: str, kernel: Callable[..., None], *arguments: object) -> None:
+        started_ns = time.perf_counter_ns()
+        kernel(self._slots.table, *arguments)
+        self._statistics.count(operation, started_ns)

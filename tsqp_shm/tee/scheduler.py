@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 from tsqp_shm.shm.plan import Plan
@@ -54,8 +55,9 @@ class Scheduler:
         for completion, chunk in batch:
             completion.cached += len(chunk.token_ids)
             if chunk.num_logits:
-                with self._statistics.timed("SAMPLE"):
-                    completion.sample(logits[row])
+                started_ns = time.perf_counter_ns()
+                completion.sample(logits[row])
+                self._statistics.count("SAMPLE", started_ns)
                 row += 1
             if completion.finish_reason is not None:
                 self._release(completion)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,16 +41,11 @@ class Statistics:
     waiting_ns: int = 0
     round_trips_ns: deque[int] = field(default_factory=lambda: deque(maxlen=ROUND_TRIP_SAMPLES))
 
-    @contextmanager
-    def timed(self, operation: str) -> Iterator[None]:
-        """Counts the block as one call of a TEE operation."""
-        started = time.perf_counter_ns()
-        try:
-            yield
-        finally:
-            tally = self.tee[operation]
-            tally.calls += 1
-            tally.total_ns += time.perf_counter_ns() - started
+    def count(self, operation: str, started_ns: int) -> None:
+        """Counts one call of a TEE operation, which began at `started_ns` of `time.perf_counter_ns`."""
+        tally = self.tee[operation]
+        tally.calls += 1
+        tally.total_ns += time.perf_counter_ns() - started_ns
 
     def operations(self) -> list[dict[str, Any]]:
         """One entry for each operation of either side.

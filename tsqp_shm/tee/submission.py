@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tsqp_shm.errors import PeerDied, ProtocolError
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.doorbell import Doorbell
 from tsqp_shm.shm.liveness import PeerWatch
 from tsqp_shm.shm.plan import Slot
-from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record, Status, check_completion
+from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Outcome, Status, check_completion, pack_submission
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.tiling import Tile
 from tsqp_shm.tee.interrupts import raise_held_interrupt
@@ -21,8 +22,7 @@ from tsqp_shm.tee.statistics import Statistics
 LAST_WORDS_TIMEOUT_S = 2.0
 
 
-@dataclass(frozen=True)
-class _InFlight:
+class _InFlight(NamedTuple):
     """A submission whose completion has not come: this side's own copy, never read back from the arena."""
 
     sequence: int
@@ -69,6 +69,7 @@ class SubmissionQueue:
         self._epoch = epoch
         self._timeout_s = timeout_s
         self._statistics = statistics
+        self._tiles = {slot.index for slot in slots.plan.score_slots}
         self._submitted = 0
         self._in_flight: deque[_InFlight] = deque()
 
@@ -99,31 +100,25 @@ class SubmissionQueue:
         if len(self._in_flight) >= layout.RING_DEPTH:
             self.wait(self._in_flight[0].sequence)
         self._submitted += 1
-        record = Record(
-            sequence=self._submitted,
-            epoch=self._epoch,
-            opcode=opcode,
-            layer=layer,
-            in_slot=NO_SLOT if in_slot is None else in_slot.index,
-            out_slot=NO_SLOT if out_slot is None else out_slot.index,
-            first_row=first_row,
-            rows=rows,
-            first_segment=tile.first_segment if tile else 0,
-            num_segments=tile.num_segments if tile else 0,
-        ).pack()
         lent = []
-        for slot in (in_slot, out_slot):
-            if slot is None:
-                continue
-            is_scores = slot.name.startswith("scores.")
-            extent = (slot, 0, slot.num_rows) if is_scores else (slot, first_row, rows)
-            self._slots.lend(*extent, opcode.name)
-            lent.append(extent)
-            size_bytes = tile_bytes if is_scores else rows * slot.row_bytes
-            if slot is in_slot:
-                self._statistics.bytes_to_gpu += size_bytes
-            else:
-                self._statistics.bytes_to_tee += size_bytes
+        if in_slot is not None:
+            lent.append(self._lend(in_slot, first_row, rows, opcode))
+            self._statistics.bytes_to_gpu += tile_bytes if in_slot.index in self._tiles else rows * in_slot.row_bytes
+        if out_slot is not None:
+            lent.append(self._lend(out_slot, first_row, rows, opcode))
+            self._statistics.bytes_to_tee += tile_bytes if out_slot.index in self._tiles else rows * out_slot.row_bytes
+        record = pack_submission(
+            self._submitted,
+            self._epoch,
+            opcode,
+            layer,
+            NO_SLOT if in_slot is None else in_slot.index,
+            NO_SLOT if out_slot is None else out_slot.index,
+            first_row,
+            rows,
+            tile.first_segment if tile else 0,
+            tile.num_segments if tile else 0,
+        )
         self._in_flight.append(
             _InFlight(self._submitted, record, opcode, tuple(lent), time.perf_counter_ns(), not self._in_flight)
         )
@@ -131,11 +126,17 @@ class SubmissionQueue:
         self._statistics.doorbells += 1
         return self._submitted
 
-    def wait(self, sequence: int, timeout_s: float | None = None) -> Record:
+    def _lend(self, slot: Slot, first_row: int, rows: int, opcode: Opcode) -> tuple[Slot, int, int]:
+        # Which rows of a score slot a tile takes follows from its segments: all of it is handed over.
+        extent = (slot, 0, slot.num_rows) if slot.index in self._tiles else (slot, first_row, rows)
+        self._slots.lend(*extent, opcode.name)
+        return extent
+
+    def wait(self, sequence: int, timeout_s: float | None = None) -> Outcome:
         """Waits until a submission and all before it are complete; their slots are this side's again.
 
         Returns:
-            Its completion; `busy_ns` and `value` are the peer's word and good for display only.
+            What its completion adds; `busy_ns` and `value` are the peer's word and good for display only.
 
         Raises:
             PeerDied, PeerTimeout, ProtocolError: the session is over.
@@ -154,11 +155,11 @@ class SubmissionQueue:
         if self._in_flight:
             self.wait(self._in_flight[-1].sequence)
 
-    def call(self, opcode: Opcode, timeout_s: float | None = None) -> Record:
+    def call(self, opcode: Opcode, timeout_s: float | None = None) -> Outcome:
         """Submits an operation without slots and waits for it and for all before it."""
         return self.wait(self.submit(opcode), timeout_s)
 
-    def _receive(self, oldest: _InFlight, timeout_s: float) -> Record:
+    def _receive(self, oldest: _InFlight, timeout_s: float) -> Outcome:
         waiting_since = time.perf_counter_ns()
         slot = oldest.lent[-1][0].name if oldest.lent else ""
         completed = self._doorbell.receive(self._watch, timeout_s, oldest.opcode.name, slot)
