@@ -352,7 +352,11 @@ def _tee_flags() -> _Parser:
 def _bench_flags() -> _Parser:
     defaults = EngineConfig()
     parser = _Parser(add_help=False)
-    parser.add_argument("case", choices=("prefill", "decode", "batch", "latency"), help="what to measure")
+    parser.add_argument(
+        "case",
+        choices=("prefill", "decode", "batch", "latency"),
+        help="what to measure; latency is scripts/bench_latency.py, and takes --json alone",
+    )
     group = parser.add_argument_group("what is measured")
     group.add_argument("--tokens", type=int, metavar="N", help="of each prompt (prefill 1024, decode 512, batch 128)")
     group.add_argument(
