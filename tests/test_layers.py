@@ -14,7 +14,7 @@ PACKAGE = Path(tsqp_shm.__file__).parent
 VALUES = {"errors", "config", "_version"}
 SHM = {"shm", "_native"}
 ROLES = {"tee", "gpu"}
-EVERYTHING = VALUES | SHM | ROLES | {"model", "process", "llm", "hf", "console", "launch", "cli"}
+EVERYTHING = VALUES | SHM | ROLES | {"model", "process", "llm", "hf", "console", "launch", "bench", "cli"}
 
 # What a unit may import of the package, itself apart, and of other people's packages.
 ALLOWED = {
@@ -30,6 +30,7 @@ ALLOWED = {
     "hf": (VALUES | SHM | {"model", "process", "tee", "llm"}, {"numpy", "torch", "transformers"}),
     "console": (VALUES | {"model", "tee", "llm"}, set()),
     "launch": (VALUES | SHM | {"process"}, set()),
+    "bench": (VALUES | {"shm", "model", "tee", "llm"}, {"numpy", "torch", "transformers", "matplotlib"}),
     "cli": (EVERYTHING, set()),
     "__main__": ({"cli"}, set()),
     "__init__": ({"_version", "llm"}, set()),

@@ -93,6 +93,13 @@ def test_a_session_that_ends_leaves_nothing(name):
     assert not session.folder.exists()
 
 
+def test_an_arena_that_nobody_closed_ends_with_its_session(name):
+    with Session.begin(name) as session:
+        file = Path("/dev/shm") / session.arena_name.removeprefix("/")
+        file.touch(mode=0o600)
+    assert not file.exists()
+
+
 def test_ending_twice_does_nothing(name):
     session = Session.begin(name)
     session.end()

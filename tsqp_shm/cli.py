@@ -158,6 +158,17 @@ def _gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     return 0
 
 
+def _bench(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
+    with _blocked_interrupts():
+        from tsqp_shm.bench.run import BenchOptions, run_bench
+
+    config = _engine_config(arguments)
+    given = {name: getattr(arguments, name) for name in BenchOptions.__dataclass_fields__}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    options = BenchOptions(**{**chosen, "dtype": config.dtype, "device": config.device})
+    return run_bench(options, lambda: _model_folder(arguments))
+
+
 def _reporter(arguments: argparse.Namespace) -> Callable[[str], None]:
     def report(line: str) -> None:
         if not arguments.quiet:
@@ -338,6 +349,35 @@ def _tee_flags() -> _Parser:
     return parser
 
 
+def _bench_flags() -> _Parser:
+    defaults = EngineConfig()
+    parser = _Parser(add_help=False)
+    parser.add_argument(
+        "case",
+        choices=("prefill", "decode", "batch", "latency"),
+        help="what to measure; latency is scripts/bench_latency.py, and takes --json alone",
+    )
+    group = parser.add_argument_group("what is measured")
+    group.add_argument("--tokens", type=int, metavar="N", help="of each prompt (prefill 1024, decode 512, batch 128)")
+    group.add_argument(
+        "--vs", metavar="NAME,...",
+        help="transformers-sdpa, transformers-eager, serialized (prefill only), or none (transformers-sdpa)",
+    )  # fmt: skip
+    group.add_argument("--runs", type=int, metavar="N", help="counted repetitions of each contender, in turns (5)")
+    group.add_argument("--threads", type=int, metavar="N", help="of each process that computes (one per core)")
+    group.add_argument("--dtype", metavar="|".join(DTYPES), help=f"of slots and arithmetic ({defaults.dtype})")
+    group.add_argument("--device", metavar="auto|cpu|cuda[:N]", help=f"where it computes ({defaults.device})")
+    group.add_argument("--timeout", dest="timeout_s", type=float, metavar="S", help="longest wait for an answer (600)")
+    model = parser.add_argument_group("random weights instead of MODEL")
+    model.add_argument("--shape", metavar="NAME", help="llama-3.2-1b, llama-3.1-8b or qwen2.5-0.5b")
+    model.add_argument("--layers", type=int, metavar="N", help="only so many layers of it")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", dest="json_file", metavar="FILE", help="also write JSON; - for stdout and no table")
+    output.add_argument("--plot", dest="plot_file", metavar="FILE.png", help="draw it; needs matplotlib")
+    output.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    return parser
+
+
 def _verbose_flag() -> _Parser:
     parser = _Parser(add_help=False)
     parser.add_argument("-v", "--verbose", action="store_true", help="show what the GPU process says")
@@ -359,6 +399,7 @@ def _parser() -> _Parser:
         ("launch", _launch, [*shared, tee, gpu, verbose], "start both processes and complete a prompt"),
         ("tee", _tee, [*shared, tee], "play the TEE role alone; a GPU process joins by --session"),
         ("gpu", _gpu, [*shared, gpu], "play the GPU role alone; a TEE process is joined by --session"),
+        ("bench", _bench, [_bench_flags(), _model_argument()], "measure it beside others on the same model, in turns"),
     ):
         verb = verbs.add_parser(
             name,

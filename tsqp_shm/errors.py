@@ -206,3 +206,16 @@ class PeerTimeout(TsqpError):
         super().__init__(
             f"timed out after {waited_s:.1f} s waiting for {operation}{where}; the peer's last heartbeat: {pulse}"
         )
+
+
+class ContenderFailed(TsqpError):
+    """A benchmark's contender cannot run, or did not to the end.
+
+    Attributes:
+        contender: its name.
+        reason: what is wrong, and what to install if something is missing.
+    """
+
+    def __init__(self, contender: str, reason: str) -> None:
+        self.contender, self.reason = contender, reason
+        super().__init__(f"contender {contender}: {reason}")

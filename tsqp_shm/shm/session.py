@@ -129,6 +129,9 @@ class Session:
         if self._lock_fd is None:
             return
         with _root_lock(self.folder.parent):
+            # As a rule it is gone by now; not if a signal came between its making and whoever was to close it. Without
+            # the folder no sweep would find it.
+            unlink_arena(self.arena_name)
             shutil.rmtree(self.folder, ignore_errors=True)
             os.close(self._lock_fd)
         self._lock_fd = None

@@ -1,0 +1,319 @@
+"""The benchmark runs every contender, says what it promised, refuses what cannot be, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import RandomModel, model_folder, random_token_ids, relative_distance, transformers_logits
+
+from tsqp_shm.bench import shapes
+from tsqp_shm.bench.cases import CASES, Job
+from tsqp_shm.bench.child import processor_seconds
+from tsqp_shm.bench.contenders import KINDS, OURS, SCRIPTS, RunningContender, parse_contenders, require_installed
+from tsqp_shm.bench.report import make_rows
+from tsqp_shm.errors import ConfigError, ContenderFailed
+from tsqp_shm.llm import LLM
+from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.tee.sampler import SamplingParams
+
+ROW_KEYS = {
+    *("case", "contender", "sequences", "prompt_tokens", "per", "runs", "median_s", "min_s", "max_s", "spread"),
+    *("samples_s", "tokens_per_s", "cpu_s_per_token", "peak_bytes", "bytes_to_gpu", "bytes_to_tee", "doorbells"),
+    *("operations", "tee_busy_share", "gpu_busy_share", "ratios", "speedup_over_one_sequence"),
+}
+ROLES = {OURS: {"tee", "gpu"}, "transformers-sdpa": {"whole"}, "serialized": {"client", "server"}}
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tsqp_shm", "bench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+
+
+def job_of(contender: str, model: str, tokens: int = 8, **fields: object) -> Job:
+    defaults = {
+        "new_tokens": 0,
+        "sequences": (1,),
+        "threads": 1,
+        "dtype": "float32",
+        "device": "cpu",
+        "timeout_s": 30.0,
+    }
+    return Job(contender, model, tokens, **{**defaults, **fields})
+
+
+@pytest.fixture(scope="module")
+def tiny_model() -> str:
+    return str(model_folder(RandomModel("llama")))
+
+
+@pytest.fixture(scope="module")
+def prefill(tiny_model, tmp_path_factory, runtime_folder):
+    pytest.importorskip("msgpack")
+    folder = tmp_path_factory.mktemp("bench")
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    run = bench(
+        *("prefill", tiny_model, "--tokens", "8", "--runs", "2", "--threads", "1", "--device", "cpu"),
+        *("--vs", "transformers-sdpa,serialized", "--json", str(folder / "bench.json")),
+        *(("--plot", str(folder / "bench.png")) if drawn else ()),
+    )
+    assert run.returncode == 0, run.stderr
+    document = json.loads((folder / "bench.json").read_text())
+    return {**document, "table": run.stdout, "errors": run.stderr, "plot": folder / "bench.png"}
+
+
+def row_of(document, contender):
+    (row,) = [row for row in document["rows"] if row["contender"] == contender]
+    return row
+
+
+def test_every_contender_has_a_row_with_exactly_the_promised_keys(prefill):
+    assert [row["contender"] for row in prefill["rows"]] == list(ROLES)
+    assert all(row.keys() == ROW_KEYS for row in prefill["rows"])
+
+
+def test_the_warm_up_is_not_counted(prefill):
+    assert all(row["runs"] == len(row["samples_s"]) == 2 for row in prefill["rows"])
+
+
+def test_a_row_has_the_ratio_to_each_other_contender(prefill):
+    for row in prefill["rows"]:
+        assert row["ratios"].keys() == ROLES.keys() - {row["contender"]}
+
+
+@pytest.mark.parametrize("contender", ROLES)
+def test_every_process_has_a_peak(prefill, contender):
+    peaks = row_of(prefill, contender)["peak_bytes"]
+    assert peaks.keys() == ROLES[contender]
+    assert all(peak > 0 for peak in peaks.values())
+
+
+@pytest.mark.parametrize("contender", [OURS, "serialized"])
+def test_a_split_contender_says_what_crossed_and_which_side_worked(prefill, contender):
+    row = row_of(prefill, contender)
+    assert min(row["bytes_to_gpu"], row["bytes_to_tee"], row["doorbells"]) > 0
+    assert {operation["side"] for operation in row["operations"]} == {"tee", "gpu"}
+    assert 0 < row["tee_busy_share"] <= 1
+    assert 0 < row["gpu_busy_share"] <= 1
+
+
+def test_the_serialized_baseline_makes_one_call_for_each_operation(prefill):
+    layers = ModelSpec.from_folder(model_folder(RandomModel("llama"))).num_layers
+    assert row_of(prefill, "serialized")["doorbells"] == 2 + 9 * layers
+
+
+def test_an_unsplit_contender_has_no_border(prefill):
+    row = row_of(prefill, "transformers-sdpa")
+    assert row["bytes_to_gpu"] is row["bytes_to_tee"] is row["doorbells"] is row["tee_busy_share"] is None
+
+
+def test_the_environment_says_what_was_measured_on(prefill):
+    expected = {"processor", "cores", "load_1m", "python", "torch", "transformers", "commit"}
+    assert expected <= prefill["environment"].keys()
+    assert prefill["settings"]["threads"] == 1
+
+
+def test_there_is_no_progress_in_a_pipe(prefill):
+    assert prefill["errors"] == ""
+    assert all(name in prefill["table"] for name in ROLES)
+
+
+def test_the_plot_is_a_png(prefill):
+    pytest.importorskip("matplotlib")
+    assert prefill["plot"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_batch_measures_eight_sequences_against_one(tiny_model):
+    run = bench("batch", tiny_model, "--tokens", "4", "--runs", "1", "--threads", "1", "--vs", "none", "--json", "-")
+    assert run.returncode == 0, run.stderr
+    one, eight = json.loads(run.stdout)["rows"]
+    assert (one["sequences"], eight["sequences"], one["per"]) == (1, 8, "token")
+    assert one["speedup_over_one_sequence"] is None
+    assert eight["speedup_over_one_sequence"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prefil"], "prefil"),
+        (["prefill", "--tokens", "0"], "tokens: got 0"),
+        (["prefill", "--runs", "0"], "runs: got 0"),
+        (["prefill", "--vs", "vllm"], "vs: got 'vllm', expected transformers-sdpa, transformers-eager, serialized"),
+        (["decode", "--vs", "serialized"], "prefill only"),
+        (["prefill", "--shape", "gpt-5"], "shape: got 'gpt-5', expected llama-3.2-1b"),
+        (["prefill", "--shape", "llama-3.2-1b", "--layers", "17"], "layers: got 17"),
+        (["prefill", "--layers", "2"], "a --shape to take layers of"),
+        (["prefill", "somewhere", "--shape", "llama-3.2-1b"], "either MODEL or --shape"),
+        (["prefill", "--json", "/nowhere/at/all.json"], "a file in a folder that exists"),
+        (["prefill", "--plot", "bench.pdf"], "a name that ends in .png"),
+        (["prefill", "--dtype", "int4"], "dtype: got 'int4'"),
+    ],
+)
+def test_what_cannot_be_is_a_usage_error_in_one_line(arguments, message, capsys):
+    from tsqp_shm.cli import main
+
+    try:
+        code = main(["bench", *arguments])
+    except SystemExit as end:
+        code = end.code
+    errors = capsys.readouterr().err
+    assert code == 2
+    assert message in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_more_tokens_than_the_model_has_positions_are_refused(tiny_model):
+    run = bench("prefill", tiny_model, "--tokens", "512")
+    assert run.returncode == 2
+    assert "the model knows 512 positions" in run.stderr
+
+
+@pytest.mark.parametrize(("contender", "package"), [("transformers-eager", "transformers"), ("serialized", "msgpack")])
+def test_a_missing_package_is_named_with_what_installs_it(monkeypatch, contender, package):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else object())
+    with pytest.raises(ContenderFailed, match=f"needs {package}: pip install"):
+        require_installed(contender)
+
+
+def test_vs_none_is_no_contender():
+    assert parse_contenders("none", 0) == []
+
+
+def test_a_contender_that_cannot_load_says_why_in_its_own_words(tmp_path):
+    contender = RunningContender.start(job_of(OURS, str(tmp_path)))
+    try:
+        with pytest.raises(ContenderFailed, match=r"config\.json"):
+            contender.wait_ready(30)
+    finally:
+        contender.stop()
+
+
+def test_a_contender_that_dies_is_named_with_its_last_words(tiny_model, monkeypatch):
+    broken = ("-c", "import sys; sys.exit('out of luck')")
+    monkeypatch.setitem(KINDS, OURS, type(KINDS[OURS])(broken, ()))
+    contender = RunningContender.start(job_of(OURS, tiny_model))
+    try:
+        with pytest.raises(ContenderFailed, match=r"(?s)tsqp-shm: it ended with exit code 1.*out of luck"):
+            contender.wait_ready(30)
+    finally:
+        contender.stop()
+
+
+def test_a_contender_that_does_not_answer_is_given_up_after_a_deadline(tiny_model, monkeypatch):
+    silent = ("-c", "import signal; signal.pause()")
+    monkeypatch.setitem(KINDS, OURS, type(KINDS[OURS])(silent, ()))
+    monkeypatch.setattr("tsqp_shm.bench.contenders.POLITE_STOP_S", 0.1)
+    monkeypatch.setattr("tsqp_shm.bench.contenders.FIRM_STOP_S", 0.1)
+    contender = RunningContender.start(job_of(OURS, tiny_model))
+    try:
+        with pytest.raises(ContenderFailed, match=r"no answer within 0\.05 s"):
+            contender.wait_ready(0.05)
+    finally:
+        contender.stop()
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_behind(signal_number, tiny_model):
+    command = [sys.executable, "-m", "tsqp_shm", "bench", "prefill", tiny_model, "--runs", "1000000", "--tokens", "8"]
+    process = subprocess.Popen([*command, "--vs", "none"], stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    try:
+        # The contender has a process of its own once it plays the TEE, and then a GPU process.
+        while process.poll() is None and not [pid for child in children(process.pid) for pid in children(child)]:
+            os.sched_yield()
+        process.send_signal(signal_number)
+        assert process.wait(timeout=30) == 128 + signal_number
+    finally:
+        process.kill()
+        process.wait()
+
+
+def children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def test_processor_time_is_that_of_the_process_itself():
+    before_s = processor_seconds(os.getpid())
+    while processor_seconds(os.getpid()) == before_s:
+        sum(range(10_000))
+    assert processor_seconds(os.getpid()) <= sum(os.times()[:2]) + 0.02
+
+
+def test_a_median_a_spread_and_a_ratio_are_those_of_the_samples():
+    def answers(*seconds: float) -> list[dict[str, object]]:
+        return [{"seconds": s, "tokens": 8, "cpu_s": 2 * s, "peak_bytes": {"whole": 1}} for s in seconds]
+
+    ours, other = make_rows(CASES["prefill"], 8, {("a", 1): answers(1.0, 3.0, 2.0), ("b", 1): answers(4.0)})
+    assert (ours["median_s"], ours["spread"], ours["ratios"], other["ratios"]) == (2.0, 1.0, {"b": 0.5}, {"a": 2.0})
+    assert ours["cpu_s_per_token"] == 0.5
+    assert ours["tokens_per_s"] == 4.0
+
+
+@pytest.mark.parametrize("name", shapes.SHAPES)
+def test_a_shape_has_the_size_of_its_name(name):
+    spec = ModelSpec.from_config(shapes.shape_config(name))
+    parameters = sum(int(np.prod(shape)) for shard in shapes._shards(spec) for shape in shard.values())
+    billions = {"llama-3.2-1b": 1.24, "llama-3.1-8b": 8.03, "qwen2.5-0.5b": 0.49}
+    assert round(parameters / 1e9, 2) == billions[name]
+
+
+@pytest.mark.parametrize(("name", "tied"), [("llama-3.1-8b", False), ("qwen2.5-0.5b", True)])
+def test_a_slice_of_a_shape_is_a_model_for_transformers_and_for_us(name, tied, tmp_path):
+    small = {"vocab_size": 101, "hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_attention_heads": 4}
+    config = {**shapes.shape_config(name, layers=2), **small, "num_key_value_heads": 2, "tie_word_embeddings": tied}
+    shapes.write_shape(tmp_path, config)
+    logits = transformers_logits(tmp_path, random_token_ids(9, 101), torch.float32)
+    assert np.isfinite(logits).all()
+    with LLM(tmp_path, device="cpu", dtype="float32", max_model_len=16, gpu_threads=1, tee_threads=1) as llm:
+        assert relative_distance(llm.logits(random_token_ids(9, 101)), logits) < 1e-4
+        assert llm.generate([[1, 2]], SamplingParams(max_tokens=2, ignore_eos=True))
+
+
+def test_a_shape_that_does_not_fit_on_the_disk_is_refused_before_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("", (), {"free": 1000}))
+    with pytest.raises(Exception, match="1,000 are free"):
+        shapes.write_shape(tmp_path, shapes.shape_config("llama-3.2-1b", 1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_serialized_baseline_computes_the_model():
+    pytest.importorskip("msgpack")
+    # With biases, and weights for the head of their own.
+    folder = model_folder(RandomModel("qwen2"))
+    spec = importlib.util.spec_from_file_location("serialized_baseline", SCRIPTS / "serialized_baseline.py")
+    baseline = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(baseline)
+    token_ids = random_token_ids(8)
+    with contextlib.ExitStack() as stack:
+        job = job_of("serialized", str(folder), threads=torch.get_num_threads())
+        client = baseline.Serialized(job, stack)
+        logits = client.forward(torch.tensor(token_ids)).numpy()
+    assert relative_distance(logits, transformers_logits(folder, token_ids)[-1]) < 1e-4
+
+
+def test_random_weights_are_gone_after_the_run(tmp_path, monkeypatch):
+    from tsqp_shm.bench.run import BenchOptions, run_bench
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("tsqp_shm.bench.run.write_shape", lambda folder, config: None)
+    with pytest.raises(Exception, match=r"config\.json"):
+        run_bench(BenchOptions("prefill", shape="llama-3.2-1b", vs="none"), demo_model=Path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_threads_number_is_refused():
+    from tsqp_shm.bench.run import BenchOptions, run_bench
+
+    with pytest.raises(ConfigError, match="threads"):
+        run_bench(BenchOptions("decode", threads=0), demo_model=Path)

@@ -1,0 +1,192 @@
+"""The contenders, and this process's hold on one that runs.
+
+Each is a process of its own that loads the model once and lives to the end of the run: they take turns, so that
+whatever else the machine does meets all of them, and a turn costs nothing but its repetition.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tsqp_shm
+from tsqp_shm.bench.cases import Job
+from tsqp_shm.errors import ConfigError, ContenderFailed
+
+OURS = "tsqp-shm"
+SCRIPTS = Path(tsqp_shm.__file__).parent.parent / "scripts"
+LAST_WORDS_LINES = 12
+POLITE_STOP_S = 10.0
+FIRM_STOP_S = 2.0
+
+
+@dataclass(frozen=True)
+class ContenderKind:
+    """How to start one.
+
+    Attributes:
+        command: what Python is started with.
+        needs: the packages it imports, with what installs them.
+        environment: variables to add.
+    """
+
+    command: tuple[str, ...]
+    needs: tuple[tuple[str, str], ...]
+    environment: tuple[tuple[str, str], ...] = ()
+    prefill_only: bool = False
+
+
+_TORCH = ("torch", "pip install 'tsqp-shm[gpu]'")
+_TRANSFORMERS = ContenderKind(
+    ("-m", "tsqp_shm.bench.transformers_whole"),
+    (_TORCH, ("transformers", "pip install 'tsqp-shm[hf]'")),
+    (("HF_HUB_OFFLINE", "1"), ("TRANSFORMERS_VERBOSITY", "error")),
+)
+KINDS = {
+    OURS: ContenderKind(("-m", "tsqp_shm.bench.ours"), (_TORCH,)),
+    "transformers-sdpa": _TRANSFORMERS,
+    "transformers-eager": _TRANSFORMERS,
+    "serialized": ContenderKind(
+        (str(SCRIPTS / "serialized_baseline.py"),),
+        (_TORCH, ("msgpack", "pip install msgpack")),
+        # Its two processes take turns; threads that spin after their own turn would slow the other's.
+        (("OMP_WAIT_POLICY", "passive"), ("GOMP_SPINCOUNT", "0")),
+        prefill_only=True,
+    ),
+}
+
+
+def parse_contenders(text: str, new_tokens: int) -> list[str]:
+    """Reads the value of --vs: names with commas between, or "none".
+
+    Raises:
+        ConfigError: no such contender, or one that cannot decode.
+    """
+    if text == "none":
+        return []
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in KINDS or name == OURS:
+            allowed = ", ".join(kind for kind in KINDS if kind != OURS)
+            raise ConfigError("vs", name, f"{allowed}, with commas between, or none")
+        if new_tokens and KINDS[name].prefill_only:
+            raise ConfigError("vs", name, "a contender that decodes: this one has no KV cache, so prefill only")
+    return names
+
+
+def require_installed(name: str) -> None:
+    """Raises:
+    ContenderFailed: what the contender needs is not here; the message says how to get it.
+    """
+    kind = KINDS[name]
+    for package, advice in kind.needs:
+        if importlib.util.find_spec(package) is None:
+            raise ContenderFailed(name, f"it needs {package}: {advice}")
+    script = Path(kind.command[0])
+    if script.suffix == ".py" and not script.is_file():
+        raise ContenderFailed(name, f"{script} is not there: run from a checkout of the repository")
+
+
+class RunningContender:
+    """A contender's process; use `RunningContender.start`.
+
+    Attributes:
+        device: what it says that it computes on.
+    """
+
+    def __init__(self, job: Job, process: subprocess.Popen[bytes], connection: socket.socket, log: Any) -> None:
+        self.name = job.contender
+        self.device = ""
+        self._process = process
+        self._connection = connection
+        self._lines = connection.makefile("rb")
+        self._log = log
+
+    @classmethod
+    def start(cls, job: Job) -> RunningContender:
+        """Starts the process, which then loads the model; `wait_ready` comes next."""
+        kind = KINDS[job.contender]
+        ours, theirs = socket.socketpair()
+        # A file and not a pipe: nobody has to read it while the process runs.
+        log = tempfile.TemporaryFile()  # noqa: SIM115
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, *kind.command, job.to_json(), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONSAFEPATH": "1", **dict(kind.environment)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C is for the process that measures; it then stops this one.
+                start_new_session=True,
+            )
+        return cls(job, process, ours, log)
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Raises:
+        ContenderFailed: it cannot run the job, has died, or takes too long.
+        """
+        self.device = self._receive(timeout_s, "to load the model")["ready"]["device"]
+
+    def repeat(self, sequences: int, timeout_s: float) -> dict[str, Any]:
+        """Has one repetition run. Returns its numbers; see `child.serve`.
+
+        Raises:
+            ContenderFailed: it has died or takes too long.
+        """
+        # If it has died, the answer that does not come says so better.
+        with contextlib.suppress(OSError):
+            self._connection.sendall(json.dumps({"sequences": sequences}).encode() + b"\n")
+        return self._receive(timeout_s, "a repetition")
+
+    def _receive(self, timeout_s: float, what: str) -> dict[str, Any]:
+        self._connection.settimeout(timeout_s)
+        try:
+            line = self._lines.readline()
+        except TimeoutError:
+            raise ContenderFailed(self.name, f"no answer within {timeout_s:g} s, waiting for {what}") from None
+        except OSError:
+            line = b""
+        if not line:
+            raise ContenderFailed(self.name, self._death())
+        answer: dict[str, Any] = json.loads(line)
+        if "failed" in answer:
+            raise ContenderFailed(self.name, answer["failed"])
+        return answer
+
+    def _death(self) -> str:
+        try:
+            code: int | None = self._process.wait(FIRM_STOP_S)
+        except subprocess.TimeoutExpired:
+            code = None
+        self._log.seek(0)
+        last = self._log.read().decode(errors="replace").splitlines()[-LAST_WORDS_LINES:]
+        ended = "it closed its socket" if code is None else f"it ended with exit code {code}"
+        return "\n".join([f"{ended}; its last words:", *last]) if last else ended
+
+    def stop(self) -> None:
+        """Ends the process: closes the socket, then terminates, then kills."""
+        self._lines.close()
+        # The process that was forked last may hold a copy of the socket for a moment; this is heard at once.
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+        deadline = time.monotonic() + POLITE_STOP_S
+        for act in (self._process.terminate, self._process.kill):
+            try:
+                self._process.wait(max(FIRM_STOP_S, deadline - time.monotonic()))
+                break
+            except subprocess.TimeoutExpired:
+                act()
+        self._process.wait()
+        self._log.close()

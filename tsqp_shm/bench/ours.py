@@ -1,0 +1,88 @@
+"""This system as a contender: `python -m tsqp_shm.bench.ours`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+from tsqp_shm.bench.cases import Job
+from tsqp_shm.bench.child import Answer, measured, serve
+from tsqp_shm.llm import LLM
+from tsqp_shm.tee.sampler import SamplingParams
+
+
+class Ours:
+    """An `LLM` with the settings of the product, but those that the job fixes."""
+
+    def __init__(self, job: Job, stack: ExitStack) -> None:
+        self._job = job
+        self._llm = stack.enter_context(
+            LLM(
+                job.model,
+                dtype=job.dtype,
+                device=job.device,
+                max_model_len=job.total_tokens,
+                max_num_seqs=max(job.sequences),
+                tee_threads=job.threads,
+                gpu_threads=job.threads,
+                timeout_s=job.timeout_s,
+            )
+        )
+        facts = self._llm.bring_up()
+        self.processes = {"tee": os.getpid(), "gpu": int(facts["processes"]["gpu"]["pid"])}
+        self.device = str(facts["device"])
+
+    def repeat(self, sequences: int) -> Answer:
+        job, llm = self._job, self._llm
+        prompts = job.prompts(llm.spec.vocab_size, sequences)
+        answer: Answer = {}
+        if not job.new_tokens:
+            before = self._tallies()
+            with measured(self.processes, answer):
+                llm.generate([prompts[0]], SamplingParams(max_tokens=1, ignore_eos=True))
+            return {**answer, "tokens": job.tokens, **self._since(before)}
+
+        params = SamplingParams(max_tokens=job.total_tokens - job.tokens, ignore_eos=True)
+        completions = [llm.start(prompt, params) for prompt in prompts]
+        # Steps, and not `generate`, because the prefill is not to be counted in any number.
+        with llm._scheduled(completions):
+            while not all(completion.token_ids for completion in completions):
+                llm._step()
+            before = self._tallies()
+            with measured(self.processes, answer):
+                for _ in range(job.new_tokens):
+                    llm._step()
+            return {**answer, "tokens": job.new_tokens * sequences, **self._since(before)}
+
+    def _tallies(self) -> dict[str, Any]:
+        statistics = self._llm.statistics
+        return {
+            "doorbells": statistics.doorbells,
+            "bytes_to_gpu": statistics.bytes_to_gpu,
+            "bytes_to_tee": statistics.bytes_to_tee,
+            "operations": {
+                (row["side"], row["operation"]): (row["calls"], row["total_s"]) for row in statistics.operations()
+            },
+        }
+
+    def _since(self, before: dict[str, Any]) -> Answer:
+        after = self._tallies()
+        operations = []
+        for (side, name), (calls, total_s) in after.pop("operations").items():
+            calls_before, total_before_s = before["operations"].get((side, name), (0, 0.0))
+            if calls > calls_before:
+                operations.append(
+                    {
+                        "side": side,
+                        "operation": name,
+                        "calls": calls - calls_before,
+                        "total_s": total_s - total_before_s,
+                    }
+                )
+        return {**{name: value - before[name] for name, value in after.items()}, "operations": operations}
+
+
+if __name__ == "__main__":
+    sys.exit(serve(Ours))

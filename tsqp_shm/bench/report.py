@@ -1,0 +1,168 @@
+"""What a run found: rows, the environment they were found in, and both as a table and as JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+import tsqp_shm
+from tsqp_shm.bench.cases import Case
+
+Row = dict[str, Any]
+# (contender, sequences) -> the answers to its counted repetitions.
+Answers = dict[tuple[str, int], list[dict[str, Any]]]
+BORDER = ("bytes_to_gpu", "bytes_to_tee", "doorbells")
+
+
+def make_rows(case: Case, tokens: int, answers: Answers) -> list[Row]:
+    """One row for each contender and batch size. Every number but the shares and the peaks is for one of `per`."""
+    rows = [_row(case, tokens, contender, sequences, given) for (contender, sequences), given in answers.items()]
+    for row in rows:
+        same = [other for other in rows if other["sequences"] == row["sequences"] and other is not row]
+        row["ratios"] = {other["contender"]: row["median_s"] / other["median_s"] for other in same}
+        alone = [o for o in rows if o["contender"] == row["contender"] and o["sequences"] == 1 and o is not row]
+        row["speedup_over_one_sequence"] = alone[0]["median_s"] / row["median_s"] if alone else None
+    return rows
+
+
+def _row(case: Case, tokens: int, contender: str, sequences: int, answers: list[dict[str, Any]]) -> Row:
+    units = [answer["tokens"] if case.new_tokens else 1 for answer in answers]
+    samples = [answer["seconds"] / unit for answer, unit in zip(answers, units, strict=True)]
+    median = statistics.median(samples)
+    tokens_done, seconds = sum(answer["tokens"] for answer in answers), sum(answer["seconds"] for answer in answers)
+    row: Row = {
+        "case": case.name,
+        "contender": contender,
+        "sequences": sequences,
+        "prompt_tokens": tokens,
+        "per": case.per,
+        "runs": len(samples),
+        "median_s": median,
+        "min_s": min(samples),
+        "max_s": max(samples),
+        "spread": (max(samples) - min(samples)) / median,
+        "samples_s": samples,
+        "tokens_per_s": (1 if case.new_tokens else tokens) / median,
+        "cpu_s_per_token": sum(answer["cpu_s"] for answer in answers) / tokens_done,
+        "peak_bytes": answers[-1]["peak_bytes"],
+    }
+    for name in BORDER:
+        row[name] = sum(answer[name] for answer in answers) / sum(units) if name in answers[0] else None
+    operations = _mean_operations(answers, sum(units))
+    row["operations"] = operations
+    for side in ("tee", "gpu"):
+        busy_s = sum(operation["total_s"] for operation in operations if operation["side"] == side) * sum(units)
+        row[f"{side}_busy_share"] = busy_s / seconds if operations else None
+    return row
+
+
+def _mean_operations(answers: list[dict[str, Any]], units: int) -> list[dict[str, Any]]:
+    totals: dict[tuple[str, str], list[float]] = {}
+    for answer in answers:
+        for operation in answer.get("operations", ()):
+            total = totals.setdefault((operation["side"], operation["operation"]), [0, 0.0])
+            total[0] += operation["calls"]
+            total[1] += operation["total_s"]
+    return [
+        {"side": side, "operation": name, "calls": calls / units, "total_s": total_s / units}
+        for (side, name), (calls, total_s) in totals.items()
+    ]
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions, and how busy the machine was before the run."""
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    names = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "virtual": " hypervisor" in cpuinfo,
+        "load_1m": round(os.getloadavg()[0], 2),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "tsqp_shm": tsqp_shm.__version__,
+        **{package: _version(package) for package in ("torch", "transformers", "numpy", "pyzmq")},
+        "commit": _commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package lies in, with "+changes" if it is not quite that."""
+    root = Path(tsqp_shm.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def print_table(document: dict[str, Any], out: TextIO) -> None:
+    facts, settings, rows = document["environment"], document["settings"], document["rows"]
+    virtual = ", virtual" if facts["virtual"] else ""
+    print(
+        f"{facts['cores']} cores of {facts['processor']}{virtual}; load {facts['load_1m']}; "
+        f"Python {facts['python']}, torch {facts['torch']}, transformers {facts['transformers']}; "
+        f"commit {(facts['commit'] or '-')[:12]}",
+        file=out,
+    )
+    print(
+        f"{settings['case']}, {settings['tokens']:,} tokens of prompt; {settings['model']}, {settings['dtype']}; "
+        f"{settings['threads']} threads a process, {settings['runs']} runs in turns; "
+        f"every number for one {rows[0]['per']}",
+        file=out,
+    )
+    bells = ",.0f" if rows[0]["per"] == "prefill" else ",.1f"
+    names = list(dict.fromkeys(row["contender"] for row in rows))
+    widths = [max(10, len(name) + 4) for name in names]
+    ratios = "".join(f"{'/ ' + name:>{width}}" for name, width in zip(names, widths, strict=True))
+    print(
+        f"\n{'contender':<20}{'seqs':>5}{'median':>11}{'spread':>8}{'tokens/s':>11}{ratios}{'MB crossed':>12}"
+        f"{'doorbells':>11}{'TEE':>6}{'GPU':>6}{'CPU s/token':>13}  peak MiB",
+        file=out,
+    )
+    for row in rows:
+        ratios = "".join(
+            f"{_or_dash(row['ratios'].get(name), '.3f'):>{width}}" for name, width in zip(names, widths, strict=True)
+        )
+        crossed = None if row["doorbells"] is None else (row["bytes_to_gpu"] + row["bytes_to_tee"]) / 1e6
+        peaks = ", ".join(f"{role} {size / 2**20:,.0f}" for role, size in row["peak_bytes"].items())
+        print(
+            f"{row['contender']:<20}{row['sequences']:>5}{_duration(row['median_s']):>11}{row['spread']:>8.1%}"
+            f"{row['tokens_per_s']:>11,.1f}{ratios}{_or_dash(crossed, ',.2f'):>12}"
+            f"{_or_dash(row['doorbells'], bells):>11}{_or_dash(row['tee_busy_share'], '.0%'):>6}"
+            f"{_or_dash(row['gpu_busy_share'], '.0%'):>6}{row['cpu_s_per_token']:>13.5f}  {peaks}",
+            file=out,
+        )
+    for row in rows:
+        if row["speedup_over_one_sequence"] is not None:
+            print(
+                f"{row['contender']}: {row['sequences']} sequences give "
+                f"{row['speedup_over_one_sequence']:.2f} times the tokens/s of one",
+                file=out,
+            )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.3f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms"
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
