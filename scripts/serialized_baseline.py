@@ -34,9 +34,9 @@ from tsqp_shm.model.rope import rope_tables
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
 
-# The Linears of one call each: change to (("q_proj", "k_proj", "v_proj"),) to have them share a call and an operand.
-QKV_CALLS = (("q_proj",), ("k_proj",), ("v_proj",))
-GATE_UP_CALLS = (("gate_proj",), ("up_proj",))
+# As that system grouped its calls: 98 of them, and 6,985 MiB, for 1,024 tokens of a 16-layer Llama-3.2-1B.
+QKV_CALLS = (("q_proj", "k_proj", "v_proj"),)
+GATE_UP_CALLS = (("gate_proj", "up_proj"),)
 # By which names the report knows them: those of the product's operations.
 OPERATIONS = {
     "embed": "EMBED",

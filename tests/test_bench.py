@@ -107,9 +107,9 @@ def test_a_split_contender_says_what_crossed_and_which_side_worked(prefill, cont
     assert 0 < row["gpu_busy_share"] <= 1
 
 
-def test_the_serialized_baseline_makes_one_call_for_each_operation(prefill):
+def test_the_serialized_baseline_makes_the_calls_of_the_first_system(prefill):
     layers = ModelSpec.from_folder(model_folder(RandomModel("llama"))).num_layers
-    assert row_of(prefill, "serialized")["doorbells"] == 2 + 9 * layers
+    assert row_of(prefill, "serialized")["doorbells"] == 2 + 6 * layers
 
 
 def test_an_unsplit_contender_has_no_border(prefill):

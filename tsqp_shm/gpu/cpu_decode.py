@@ -20,7 +20,7 @@ from tsqp_shm.shm.tiling import KeyRange, Segment
 Array = npt.NDArray[Any]
 
 # With more rows than this the GEMM library's faster arithmetic pays for its set-up (docs/performance.md).
-MAX_ROWS = 4
+MAX_LINEAR_ROWS = 4
 
 
 def is_available(device: torch.device) -> bool:
@@ -29,7 +29,7 @@ def is_available(device: torch.device) -> bool:
 
 
 class CpuDecode:
-    """Operations on steps of at most MAX_ROWS rows, one for each sequence.
+    """Operations on steps in which every sequence has one row.
 
     Args:
         slots: the arena's slots by index, as the device sees them.
@@ -114,14 +114,18 @@ class CpuDecode:
 
 
 class _LinearArrays:
-    """A Linear as the native kernels take it."""
+    """A Linear as the native kernels take it, and for more rows as the GEMM library does."""
 
     def __init__(self, linear: Linear) -> None:
+        self._linear = linear
         self._weight = as_array(linear.weight)
         self._bias = None if linear.bias is None else as_array(linear.bias)
 
     def apply(self, x: Array, out: Array) -> None:
-        _native.few_rows_linear(x, self._weight, self._bias, out)
+        if x.shape[0] <= MAX_LINEAR_ROWS:
+            _native.few_rows_linear(x, self._weight, self._bias, out)
+        else:
+            self._linear.apply(_as_tensor(x), _as_tensor(out))
 
 
 def as_array(tensor: torch.Tensor) -> Array:
@@ -129,3 +133,8 @@ def as_array(tensor: torch.Tensor) -> Array:
     bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
     array: Array = bits.numpy()
     return array
+
+
+def _as_tensor(array: Array) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor

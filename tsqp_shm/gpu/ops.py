@@ -48,7 +48,7 @@ class Operations:
         self._segments = self._read_segments(record)
         self._cache.begin_step(self._segments)
         is_decode = all(segment.rows == 1 for segment in self._segments)
-        self._products = self._products_for(record.rows) if is_decode else self._gemm
+        self._products = self._decode if self._decode is not None and is_decode else self._gemm
         hidden = self._hidden_slot
         tokens = self._device.input(self._tokens_slot, record.first_row, (record.rows,))
         out = self._device.output(hidden, record.first_row * hidden.row_elements, (record.rows, hidden.row_elements))
@@ -70,12 +70,9 @@ class Operations:
         self._products.down(record)
 
     def lm_head(self, record: Record) -> None:
-        self._products_for(record.rows).lm_head(record)
-
-    def _products_for(self, rows: int) -> Products:
-        if self._decode is not None and rows <= cpu_decode.MAX_ROWS:
-            return self._decode
-        return self._gemm
+        # Of a prompt's rows only the last is wanted, so this may be few rows where the step was not.
+        products: Products = self._decode if self._decode is not None else self._gemm
+        products.lm_head(record)
 
     def _tile(self, record: Record) -> list[tuple[Segment, KeyRange]]:
         """The segments of a record, and the keys each sees.

@@ -67,17 +67,23 @@ class GemmProducts:
         self._values, self._heads = values, heads
         self._num_heads, self._kv_heads, self._head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         self._group = spec.num_heads // spec.num_kv_heads
+        # While a tile is computed here, the TEE normalises another, on a CPU device on the same cores: half each.
+        # A product of one tile is also too short to pay for waking many threads (docs/performance.md).
+        self._threads = torch.get_num_threads()
+        self._tile_threads = max(1, self._threads // 2)
         # One tile's heads, head-major, as a batched product wants them.
         tile_elements = plan.geometry["tile_rows"] * spec.num_heads * spec.head_dim
         self._blocks = device.zeros((tile_elements,), values.dtype)
 
     def qkv(self, record: Record) -> None:
+        torch.set_num_threads(self._threads)
         layer = self._weights.layers[record.layer]
         x = self._rows_in(record)
         layer.qk.apply(x, self._rows_out(record))
         layer.v.apply(x, self._values[_rows(record)])
 
     def scores(self, record: Record, tile: list[tuple[Segment, KeyRange]]) -> None:
+        torch.set_num_threads(self._tile_threads)
         qk_slot, width = self._slots[record.in_slot], self._num_heads * self._head_dim
         kv_shape = (-1, self._kv_heads, self._head_dim)
         offset = 0
@@ -96,6 +102,7 @@ class GemmProducts:
             offset += scores.numel()
 
     def context(self, record: Record, tile: list[tuple[Segment, KeyRange]]) -> None:
+        torch.set_num_threads(self._tile_threads)
         offset = 0
         for segment, seen in tile:
             rows = slice(segment.first_row, segment.first_row + segment.rows)
@@ -107,6 +114,7 @@ class GemmProducts:
             self._token_major(blocks, self._heads[rows])
             offset += probabilities.numel()
         if record.out_slot != NO_SLOT:
+            torch.set_num_threads(self._threads)
             self._weights.layers[record.layer].o.apply(self._heads[_rows(record)], self._rows_out(record))
 
     def gate_up(self, record: Record) -> None:
@@ -119,6 +127,7 @@ class GemmProducts:
         self._linear(self._weights.lm_head, record)
 
     def _linear(self, linear: Linear, record: Record) -> None:
+        torch.set_num_threads(self._threads)
         linear.apply(self._rows_in(record), self._rows_out(record))
 
     def _rows_in(self, record: Record) -> torch.Tensor:
