@@ -282,3 +282,14 @@ def test_a_closed_doorbell_lets_go_of_the_arena(bell, arena, mode):
     with bell(mode, "tee") as tee:
         tee.send(record(0))
     arena.buffer.close()  # raises BufferError while anything holds it
+
+
+def test_an_idle_adaptive_side_only_sleeps(bell):
+    busy_us = 40_000
+    with bell("adaptive", "tee", spin_us=busy_us, yield_us=0) as tee:
+        tee.poll()
+        used_before = time.thread_time()
+        for _ in range(4):
+            tee.poll()
+        # Each of the four would have spun for that long; the processor's time, not the clock's, is what is counted.
+        assert time.thread_time() - used_before < busy_us * 1e-6

@@ -198,6 +198,7 @@ class AdaptiveDoorbell(Doorbell):
         self._spin_ns = min(spin_us * 1000, _SLICE_NS)
         self._yield_ns = min(yield_us * 1000, _SLICE_NS - self._spin_ns)
         self._sleep_ns = _SLICE_NS - self._spin_ns - self._yield_ns
+        self._is_quiet = False
         self._socket = socket
 
     def send(self, record: bytes) -> None:
@@ -206,7 +207,10 @@ class AdaptiveDoorbell(Doorbell):
             self._socket.try_send(record)
 
     def poll(self) -> bytes | None:
-        record = self._rings.read(self._spin_ns, self._yield_ns, self.waits)
+        # After a sleep that nothing ended, the next record may be long in coming: an idle session only sleeps.
+        spin_ns, yield_ns = (0, 0) if self._is_quiet else (self._spin_ns, self._yield_ns)
+        self._is_quiet = False
+        record = self._rings.read(spin_ns, yield_ns, self.waits)
         if record is not None:
             return record
         # Messages of earlier wake-ups go first, or they would end this sleep before it began.
@@ -217,7 +221,9 @@ class AdaptiveDoorbell(Doorbell):
             finally:
                 self._rings.reader.unpark()
         record = self._rings.read(0, 0, Counter())
-        if record is not None:
+        if record is None:
+            self._is_quiet = True
+        else:
             self.waits["parked"] += 1
         return record
 

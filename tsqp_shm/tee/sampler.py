@@ -21,7 +21,8 @@ class SamplingParams:
         top_k: sample among this many likeliest tokens; 0: all.
         top_p: sample among the likeliest tokens that together have this probability.
         repetition_penalty: above 1 makes tokens of prompt and completion less likely (Keskar et al. 2019).
-        seed: makes the completion repeatable; None draws a new one.
+        seed: makes the completion repeatable in the same company; None draws a new one. Beside other prompts the
+            products have other shapes and round differently, which can tip a draw between near equals.
         stop: strings that end the completion; they are not part of it.
         ignore_eos: go on after an end-of-sequence token.
     """
