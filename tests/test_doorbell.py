@@ -293,3 +293,23 @@ def test_an_idle_adaptive_side_only_sleeps(bell):
             tee.poll()
         # Each of the four would have spun for that long; the processor's time, not the clock's, is what is counted.
         assert time.thread_time() - used_before < busy_us * 1e-6
+
+
+def test_a_file_at_the_endpoint_is_left_alone(arena, tmp_path):
+    path = tmp_path / "notes"
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match="endpoint"):
+        open_doorbell("zmq", arena, "tee", f"ipc://{path}", SPIN_US, YIELD_US)
+    assert path.read_text() == "mine"
+
+
+def test_the_endpoint_of_a_live_session_is_not_stolen(arena, bell, endpoint):
+    with bell("zmq", "tee"), pytest.raises(ConfigError, match="live session"):
+        open_doorbell("zmq", arena, "tee", endpoint, SPIN_US, YIELD_US)
+
+
+def test_a_message_of_several_frames_is_refused(bell, raw_peer):
+    with bell("zmq", "tee") as tee:
+        raw_peer.send_multipart([record(1), record(2)])
+        with pytest.raises(ProtocolError, match="frames"):
+            tee.receive(ALIVE, 10.0, "a completion")

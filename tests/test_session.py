@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tsqp_shm.config import Limits
-from tsqp_shm.errors import ArenaNotReady, ConfigError, SessionBusy, TsqpError
+from tsqp_shm.errors import ArenaError, ArenaNotReady, ConfigError, SessionBusy, TsqpError
 from tsqp_shm.shm import session as session_module
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan
@@ -95,9 +95,19 @@ def test_a_session_that_ends_leaves_nothing(name):
 
 def test_an_arena_that_nobody_closed_ends_with_its_session(name):
     with Session.begin(name) as session:
+        arena = session.create_arena(PLAN, 1)
         file = Path("/dev/shm") / session.arena_name.removeprefix("/")
-        file.touch(mode=0o600)
+        assert file.exists()
     assert not file.exists()
+    arena.close()
+
+
+def test_an_arena_of_somebody_else_outlives_a_session_of_the_same_name(name):
+    with Arena.create(arena_name(name), PLAN, 1), Session.begin(name) as session:
+        with pytest.raises(ArenaError, match="somebody else"):
+            session.create_arena(PLAN, 2)
+        session.end()
+        assert (Path("/dev/shm") / session.arena_name.removeprefix("/")).exists()
 
 
 def test_ending_twice_does_nothing(name):
@@ -278,3 +288,33 @@ def test_the_folder_follows_the_users_runtime_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("TSQP_SHM_RUNTIME_DIR")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert sessions_folder() == tmp_path / "tsqp-shm"
+
+
+def test_what_no_session_made_is_not_swept(runtime_folder):
+    photos = sessions_folder() / "photos"
+    photos.mkdir()
+    (photos / "one.jpg").write_bytes(b"x")
+    link = sessions_folder() / "link"
+    link.symlink_to(photos)
+    try:
+        assert sweep_dead_sessions() == []
+        assert (photos / "one.jpg").exists()
+    finally:
+        link.unlink()
+        (photos / "one.jpg").unlink()
+        photos.rmdir()
+
+
+def test_a_lock_that_is_a_pipe_or_a_link_is_refused(name, tmp_path):
+    folder = sessions_folder() / name
+    folder.mkdir(mode=0o700)
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (folder / "lock").symlink_to(victim)
+    try:
+        with pytest.raises(TsqpError, match="lock"):
+            Session.begin(name)
+        assert victim.read_text() == "mine"
+    finally:
+        (folder / "lock").unlink()
+        folder.rmdir()

@@ -24,7 +24,8 @@ DEFAULT_PROMPT = "The capital of France is"
 EPILOG = f"""{MODE_WARNING}
 
 exit codes: 0 well, 1 failed, 2 usage, 3 the other process died or broke the protocol, 128+n ended by signal n.
-Flags may be set by environment too: --max-model-len is TSQP_SHM_MAX_MODEL_LEN; a flag wins over the environment.
+Flags of session, GPU process, model, arena and doorbell may be set by environment too: --max-model-len is
+TSQP_SHM_MAX_MODEL_LEN; a flag wins over the environment.
 """
 
 
@@ -132,21 +133,21 @@ def _gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     config = _engine_config(arguments)
     model = _model_folder(arguments)
-    if arguments.session is None:
+    if config.session is None:
         raise ConfigError("session", None, "--session NAME, the name the TEE process uses")
     try:
         from tsqp_shm.gpu.worker import serve
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise ModelFileError("torch", "the GPU process needs it: pip install 'tsqp-shm[gpu]'") from None
+        raise ModelFileError("torch", "the GPU process needs it: pip install '.[gpu]' in a clone of tsqp-shm") from None
     from tsqp_shm.shm.session import sweep_dead_sessions
 
     # Ctrl-C in a shared terminal is for the TEE process, which then stops this one.
     try:
         serve(
             model,
-            arguments.session,
+            config.session,
             config.device,
             config.gpu_threads,
             config.timeout_s,
@@ -210,8 +211,8 @@ def _require_sane(arguments: argparse.Namespace) -> None:
         raise ConfigError("prompt-file", arguments.prompt_file, "either --prompt or --prompt-file")
     if arguments.interactive and arguments.json:
         raise ConfigError("json", True, "no --json together with --interactive")
-    if arguments.interactive and arguments.prompt_file == "-":
-        raise ConfigError("prompt-file", "-", "a file, as --interactive reads standard input")
+    if arguments.interactive and (arguments.prompt is not None or arguments.prompt_file is not None):
+        raise ConfigError("interactive", True, "no --prompt and no --prompt-file, as it asks for prompts")
 
 
 def _sampling_params(arguments: argparse.Namespace) -> Any:

@@ -20,6 +20,7 @@ MODE_WARNING = (
     "mode plain: activations cross in clear. It protects nothing from whoever controls the GPU process: "
     "hidden states can be inverted to the prompt."
 )
+SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 # Where a model states no shorter limit; longer is asked for, because cache and score slots grow with it.
 DEFAULT_MAX_MODEL_LEN = 4096
 
@@ -132,7 +133,8 @@ class EngineConfig:
         config = cls()
         values: dict[str, Any] = {}
         for field in fields(cls):
-            variable = f"TSQP_SHM_{field.name.upper()}"
+            # Named as the flag is: --timeout, TSQP_SHM_TIMEOUT.
+            variable = f"TSQP_SHM_{field.name.removesuffix('_s').upper()}"
             text = os.environ.get(variable)
             if text is not None:
                 values[field.name] = _parse(variable, text, str(field.type))
@@ -160,5 +162,5 @@ def require_range(field: str, value: int, lowest: int, highest: int) -> None:
 
 
 def require_session_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", name):
+    if not SESSION_NAME.fullmatch(name):
         raise ConfigError("session", name, "1 to 40 letters, digits, '.', '_' or '-', a letter or digit first")

@@ -1,7 +1,7 @@
 """A split model where code expects a transformers one: torch tensors in, torch tensors out.
 
 For evaluation and comparison. It loads torch and transformers into the process that plays the TEE role, which an
-enclave would not do; `tsqp_shm.LLM` is the front that does not. Needs `pip install 'tsqp-shm[hf]'`.
+enclave would not do; `tsqp_shm.LLM` is the front that does not. Needs `pip install '.[hf]'`.
 """
 
 from __future__ import annotations

@@ -224,7 +224,7 @@ class LLM:
         statistics = self.statistics
         facts = self.bring_up()
         facts["processes"]["tee"]["peak_rss_bytes"] = peak_resident_bytes()
-        with held_interrupts():
+        with held_interrupts(), self._faults_end_the_session():
             peak = 0 if self._fault else self._border.gpu_peak_resident_bytes()
         facts["processes"]["gpu"]["peak_rss_bytes"] = peak
         facts["doorbell"].update(

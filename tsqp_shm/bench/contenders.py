@@ -46,10 +46,10 @@ class ContenderKind:
     prefill_only: bool = False
 
 
-_TORCH = ("torch", "pip install 'tsqp-shm[gpu]'")
+_TORCH = ("torch", "pip install '.[gpu]' in a clone of tsqp-shm")
 _TRANSFORMERS = ContenderKind(
     ("-m", "tsqp_shm.bench.transformers_whole"),
-    (_TORCH, ("transformers", "pip install 'tsqp-shm[hf]'")),
+    (_TORCH, ("transformers", "pip install '.[hf]' in a clone of tsqp-shm")),
     (("HF_HUB_OFFLINE", "1"), ("TRANSFORMERS_VERBOSITY", "error")),
 )
 KINDS = {

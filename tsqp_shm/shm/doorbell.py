@@ -7,9 +7,12 @@ crosses cheaply.
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
+from pathlib import Path
 from typing import Protocol
 
 import zmq
@@ -133,9 +136,13 @@ class _Socket:
         self._socket.setsockopt(zmq.MAXMSGSIZE, layout.RECORD_BYTES)
         try:
             if role == "tee":
+                _require_free(endpoint)
                 self._socket.bind(endpoint)
             else:
                 self._socket.connect(endpoint)
+        except ConfigError:
+            self.close()
+            raise
         except zmq.ZMQError as error:
             self.close()
             raise ConfigError("endpoint", endpoint, f"an address that can be used ({error.strerror})") from error
@@ -151,7 +158,11 @@ class _Socket:
     def receive(self) -> bytes | None:
         if not self.wait(_SLICE_NS):
             return None
-        return self._socket.recv(zmq.NOBLOCK)
+        record = self._socket.recv(zmq.NOBLOCK)
+        # UNTRUSTED: a record is one frame.
+        if self._socket.getsockopt(zmq.RCVMORE):
+            raise ProtocolError("message frames", 1, "more")
+        return record
 
     def wait(self, timeout_ns: int) -> bool:
         """Sleeps until a message is there."""
@@ -263,6 +274,22 @@ class ZmqDoorbell(Doorbell):
     def close(self) -> None:
         # The last record may say why this side ends, and libzmq sends it in a thread of its own.
         self._socket.close(LAST_RECORD_LINGER_MS)
+
+
+def _require_free(endpoint: str) -> None:
+    """libzmq unlinks whatever lies at an ipc:// path before it binds there.
+
+    Raises:
+        ConfigError: something does that is not a socket without an owner.
+    """
+    path = Path(endpoint.removeprefix("ipc://"))
+    if not endpoint.startswith("ipc://") or not path.exists():
+        return
+    if not path.is_socket():
+        raise ConfigError("endpoint", endpoint, "a path that does not exist yet; there is a file that is no socket")
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(ConnectionRefusedError):
+        probe.connect(str(path))
+        raise ConfigError("endpoint", endpoint, "a path that no live session uses")
 
 
 def open_doorbell(mode: str, arena: Arena, role: str, endpoint: str, spin_us: int, yield_us: int) -> Doorbell:

@@ -15,7 +15,6 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
 import stat
 import tempfile
 import time
@@ -24,13 +23,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tsqp_shm.config import Limits, require_session_name
-from tsqp_shm.errors import ArenaNotReady, ConfigError, SessionBusy, TsqpError
-from tsqp_shm.shm.arena import unlink_arena
+from tsqp_shm.config import SESSION_NAME, Limits, require_session_name
+from tsqp_shm.errors import ArenaError, ArenaNotReady, ConfigError, SessionBusy, TsqpError
+from tsqp_shm.shm.arena import Arena, unlink_arena
+from tsqp_shm.shm.plan import Plan
 
 SESSION_FILE = "session.json"
 LOCK_FILE = "lock"
+PARTIAL_FILE = f"{SESSION_FILE}.partial"
 SOCKET_FILE = "doorbell"
+_SESSION_FILES = (PARTIAL_FILE, SESSION_FILE, SOCKET_FILE, LOCK_FILE)
 
 
 def new_session_name() -> str:
@@ -88,6 +90,7 @@ class Session:
         self.name = name
         self.folder = folder
         self._lock_fd: int | None = lock_fd
+        self._has_arena = False
 
     @classmethod
     def begin(cls, name: str | None = None) -> Session:
@@ -118,9 +121,23 @@ class Session:
     def default_endpoint(self) -> str:
         return f"ipc://{self.folder / SOCKET_FILE}"
 
+    def create_arena(self, plan: Plan, epoch: int) -> Arena:
+        """`Arena.create` under this session's name; the session's end sees to it that none is left.
+
+        Raises:
+            ArenaError: as `Arena.create`.
+        """
+        self._has_arena = True
+        try:
+            return Arena.create(self.arena_name, plan, epoch)
+        except ArenaError:
+            # Nothing of this session's is left, and what has the name is somebody else's.
+            self._has_arena = False
+            raise
+
     def invite(self, invitation: Invitation) -> None:
         """Writes session.json, whole or not at all."""
-        partial = self.folder / f"{SESSION_FILE}.partial"
+        partial = self.folder / PARTIAL_FILE
         partial.write_text(json.dumps(asdict(invitation)))
         partial.rename(self.folder / SESSION_FILE)
 
@@ -129,10 +146,11 @@ class Session:
         if self._lock_fd is None:
             return
         with _root_lock(self.folder.parent):
-            # As a rule it is gone by now; not if a signal came between its making and whoever was to close it. Without
-            # the folder no sweep would find it.
-            unlink_arena(self.arena_name)
-            shutil.rmtree(self.folder, ignore_errors=True)
+            if self._has_arena:
+                # As a rule it is gone by now; not if a signal came between its making and whoever was to close it.
+                # Without the folder no sweep would find it.
+                unlink_arena(self.arena_name)
+            _remove(self.folder)
             os.close(self._lock_fd)
         self._lock_fd = None
 
@@ -223,7 +241,10 @@ def _root_lock(root: Path) -> Iterator[None]:
 
 
 def _try_lock(folder: Path) -> int | None:
-    fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = _open_lock(folder, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise TsqpError(f"the session's lock {folder / LOCK_FILE} cannot be opened: {error.strerror}") from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -232,12 +253,21 @@ def _try_lock(folder: Path) -> int | None:
     return fd
 
 
+def _open_lock(folder: Path, flags: int) -> int:
+    # Neither a link nor a pipe that somebody laid there: the one would be written through, the other waited for.
+    flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.open(folder / LOCK_FILE, flags, 0o600)
+
+
 def _is_dead(folder: Path) -> bool:
     """Whether no process holds the session's lock."""
     try:
-        fd = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+        fd = _open_lock(folder, os.O_RDONLY)
     except FileNotFoundError:
         return True
+    except OSError:
+        # Not a lock of ours, so nothing of ours to remove.
+        return False
     try:
         # Shared, so that two lookers do not take each other for the owner.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -257,9 +287,26 @@ def _owner_pid(folder: Path) -> int | None:
 def _sweep(root: Path) -> list[str]:
     swept = []
     for folder in root.iterdir():
-        if not folder.is_dir() or not _is_dead(folder):
+        if not _is_session(folder) or not _is_dead(folder):
             continue
         unlink_arena(arena_name(folder.name))
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         swept.append(folder.name)
     return swept
+
+
+def _is_session(folder: Path) -> bool:
+    """Whether this is a folder that a session made: the root may be a folder that holds other things too."""
+    if folder.is_symlink() or not folder.is_dir() or not SESSION_NAME.fullmatch(folder.name):
+        return False
+    names = {path.name for path in folder.iterdir()}
+    # One that was killed before it had its lock has nothing yet.
+    return names <= set(_SESSION_FILES) and (LOCK_FILE in names or not names)
+
+
+def _remove(folder: Path) -> None:
+    """Removes what a session makes, the lock last, and nothing else."""
+    with contextlib.suppress(OSError):
+        for name in _SESSION_FILES:
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()

@@ -74,7 +74,7 @@ class Border:
             gpu_process = start_gpu(session.name) if start_gpu else None
             if gpu_process is not None:
                 stack.callback(gpu_process.stop)
-            arena = stack.enter_context(Arena.create(session.arena_name, plan, secrets.randbits(63) | 1))
+            arena = stack.enter_context(session.create_arena(plan, secrets.randbits(63) | 1))
             slots = Slots(arena)
             stack.callback(slots.release)
             heartbeat = _native.Heartbeat(arena.buffer, "tee", HEARTBEAT_INTERVAL_MS)
