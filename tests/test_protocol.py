@@ -11,7 +11,18 @@ from tsqp_shm.config import Limits
 from tsqp_shm.errors import ProtocolError
 from tsqp_shm.shm import layout, protocol
 from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record, Status, SubmissionRules, check_completion, pack_completion
+from tsqp_shm.shm.protocol import (
+    NO_SLOT,
+    TRANSFERS,
+    Opcode,
+    Record,
+    Status,
+    SubmissionRules,
+    check_completion,
+    pack_completion,
+    pack_identity,
+    unpack_identity,
+)
 
 LIMITS = Limits(
     dtype="bfloat16", max_model_len=100, max_num_seqs=3, max_batch_tokens=70, tile_rows=16, tiles_in_flight=2
@@ -225,3 +236,16 @@ def test_a_completion_is_refused_for_an_unknown(field, value):
 def test_a_completion_of_another_length_is_refused():
     with pytest.raises(ProtocolError, match="record length"):
         check_completion(qkv().pack(), qkv().pack()[:40])
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_whatever_a_gpu_process_says_of_itself_can_be_shown(value):
+    pid, device, transfer = unpack_identity(value)
+    assert 0 <= pid < 2**32
+    assert device.startswith(("cpu", "cuda:"))
+    assert transfer in TRANSFERS
+
+
+def test_an_identity_comes_back_as_it_was():
+    assert unpack_identity(pack_identity(4711, None, "in place")) == (4711, "cpu", "in place")
+    assert unpack_identity(pack_identity(4711, 3, "staged")) == (4711, "cuda:3", "staged")

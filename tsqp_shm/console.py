@@ -101,7 +101,7 @@ def print_bring_up(llm: LLM, out: TextIO) -> None:
     rows = [
         ("mode", MODE_WARNING.removeprefix("mode ")),
         ("model", facts["model"]),
-        ("device", f"{facts['device']}, {llm.config.dtype}"),
+        ("device", f"{facts['device']}, {llm.config.dtype}, slots {facts['transfer']}"),
         ("processes", f"tee {processes['tee']['pid']}, gpu {processes['gpu']['pid']}"),
         ("arena", f"{arena['name']}, {arena['bytes']:,} bytes, {arena['slots']} slots"),
         ("pages", f"{arena['pages']:,} of 4 KiB, all backed and mapped, {locked}"),

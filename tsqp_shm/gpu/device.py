@@ -28,6 +28,7 @@ class Device:
     def __init__(self, torch_device: torch.device, arena: Arena) -> None:
         self.torch_device = torch_device
         self.transfer = "in place"
+        self.transfer_reason = ""
         self._plan_slots = arena.plan.slots
         self._slots = {slot.index: _slot_tensor(arena, slot) for slot in arena.plan.slots}
 
@@ -93,7 +94,8 @@ class CudaDevice(Device):
         first = self._slots[0]
         self._arena_address = first.data_ptr() - arena.plan.slots[0].offset_bytes
         self._pinning = _pin(self._arena_address, arena.plan.total_bytes)
-        self.transfer = self._pinning.way + (f" ({self._pinning.reason})" if self._pinning.reason else "")
+        self.transfer = self._pinning.way
+        self.transfer_reason = f" ({self._pinning.reason})" if self._pinning.reason else ""
         self._staging: dict[int, torch.Tensor] = {}
         if self._pinning.way == "staged":
             self._staging = {

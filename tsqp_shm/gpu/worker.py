@@ -47,7 +47,7 @@ class Worker:
         self._rules = rules
         self._device = device
         self._execute: dict[int, Callable[[Record], int | None]] = {
-            Opcode.READY: lambda record: pack_identity(os.getpid(), device.torch_device.index),
+            Opcode.READY: lambda record: pack_identity(os.getpid(), device.torch_device.index, device.transfer),
             Opcode.EMBED: operations.embed,
             Opcode.QKV: operations.qkv,
             Opcode.SCORES: operations.scores,
@@ -149,7 +149,7 @@ def _load(spec: ModelSpec, plan: Plan, model: Path, device: Device, report: Call
     weights_bytes = weights_size_bytes(spec, dtype)
     device.require_memory(weights_bytes, cache_bytes)
     report(
-        f"device {device.name}, slots {device.transfer}; "
+        f"device {device.name}, slots {device.transfer}{device.transfer_reason}; "
         f"loading {weights_bytes:,} bytes of weights, cache of up to {cache_bytes:,} bytes"
     )
     started = time.monotonic()

@@ -215,15 +215,24 @@ class SubmissionRules:
             raise ProtocolError("num_segments", 0, last_segment)
 
 
-def pack_identity(pid: int, cuda_index: int | None) -> int:
-    """The value of READY's completion: pid in the low 32 bits, in the high ones 0 for the CPU or 1 + N for cuda:N."""
-    return (0 if cuda_index is None else cuda_index + 1) << 32 | pid
+# How slots get to the device and back: computed on in place; or copied, with the arena registered with the driver,
+# through pinned memory, or through pageable memory.
+TRANSFERS = ("in place", "registered", "staged", "pageable")
 
 
-def unpack_identity(value: int) -> tuple[int, str]:
-    """The pid and the device that the GPU process says it has; for display only."""
-    device = value >> 32
-    return value & 0xFFFFFFFF, f"cuda:{device - 1}" if device else "cpu"
+def pack_identity(pid: int, cuda_index: int | None, transfer: str) -> int:
+    """The value of READY's completion: pid in 32 bits, then 16 for the device (0: the CPU, 1 + N: cuda:N), then the
+    transfer's place in TRANSFERS."""
+    device = 0 if cuda_index is None else cuda_index + 1
+    return TRANSFERS.index(transfer) << 48 | device << 32 | pid
+
+
+def unpack_identity(value: int) -> tuple[int, str, str]:
+    """The pid, device and transfer that the GPU process says it has; for display only."""
+    device = value >> 32 & 0xFFFF
+    # UNTRUSTED: any value names something.
+    transfer = TRANSFERS[value >> 48 & 3]
+    return value & 0xFFFFFFFF, f"cuda:{device - 1}" if device else "cpu", transfer
 
 
 def check_rows_in_slot(slot: Slot, first_row: int, rows: int) -> None:

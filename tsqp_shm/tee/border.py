@@ -32,7 +32,7 @@ class Border:
     """Everything between this process and the GPU process; use `Border.open`, and `close` at the end.
 
     Attributes:
-        gpu_pid, gpu_device: what the GPU process says it is and computes on; for display.
+        gpu_pid, gpu_device, gpu_transfer: what the GPU process says of itself; for display.
     """
 
     session: Session
@@ -46,6 +46,7 @@ class Border:
     gpu_process: RoleProcess | None
     gpu_pid: int = 0
     gpu_device: str = ""
+    gpu_transfer: str = ""
     _stack: ExitStack = field(default_factory=ExitStack)
     _is_broken: bool = False
 
@@ -105,7 +106,7 @@ class Border:
                     f"waiting up to {config.timeout_s:.0f} s for the GPU process: "
                     f"tsqp-shm gpu MODEL --session {session.name}"
                 )
-            border.gpu_pid, border.gpu_device = unpack_identity(queue.call(Opcode.READY).value)
+            border.gpu_pid, border.gpu_device, border.gpu_transfer = unpack_identity(queue.call(Opcode.READY).value)
             border._stack = stack.pop_all()
         return border
 
@@ -149,4 +150,5 @@ class Border:
             "doorbell": {"mode": self.doorbell_mode, "endpoint": self.endpoint},
             "processes": {"tee": {"pid": os.getpid()}, "gpu": {"pid": self.gpu_pid}},
             "device": self.gpu_device,
+            "transfer": self.gpu_transfer,
         }
