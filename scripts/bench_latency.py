@@ -231,7 +231,7 @@ def open_mode(
 ) -> tuple[Arena, Slots, Doorbell, dict[str, str]]:
     """One session, its arena and the TEE's end of its doorbell, and what the peer has to know of them."""
     session = stack.enter_context(Session.begin(f"bench-{mode}-{os.getpid()}"))
-    arena = stack.enter_context(Arena.create(session.arena_name, plan_of(sizes), secrets.randbits(63) | 1))
+    arena = stack.enter_context(session.create_arena(plan_of(sizes), secrets.randbits(63) | 1))
     slots = stack.enter_context(open_slots(arena))
     stack.callback(_native.Heartbeat(arena.buffer, "tee", HEARTBEAT_INTERVAL_MS).release)
     endpoint = session.default_endpoint

@@ -32,7 +32,7 @@ SESSION_FILE = "session.json"
 LOCK_FILE = "lock"
 PARTIAL_FILE = f"{SESSION_FILE}.partial"
 SOCKET_FILE = "doorbell"
-_SESSION_FILES = (PARTIAL_FILE, SESSION_FILE, SOCKET_FILE, LOCK_FILE)
+_SESSION_FILES = (PARTIAL_FILE, SESSION_FILE, LOCK_FILE)
 
 
 def new_session_name() -> str:
@@ -299,14 +299,19 @@ def _is_session(folder: Path) -> bool:
     """Whether this is a folder that a session made: the root may be a folder that holds other things too."""
     if folder.is_symlink() or not folder.is_dir() or not SESSION_NAME.fullmatch(folder.name):
         return False
-    names = {path.name for path in folder.iterdir()}
+    content = list(folder.iterdir())
     # One that was killed before it had its lock has nothing yet.
-    return names <= set(_SESSION_FILES) and (LOCK_FILE in names or not names)
+    return not content or ((folder / LOCK_FILE) in content and all(map(_is_of_a_session, content)))
+
+
+def _is_of_a_session(path: Path) -> bool:
+    return path.name in _SESSION_FILES or path.is_socket()
 
 
 def _remove(folder: Path) -> None:
     """Removes what a session makes, the lock last, and nothing else."""
     with contextlib.suppress(OSError):
-        for name in _SESSION_FILES:
-            (folder / name).unlink(missing_ok=True)
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == LOCK_FILE):
+            if _is_of_a_session(path):
+                path.unlink()
         folder.rmdir()
