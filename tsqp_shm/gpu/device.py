@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from tsqp_shm.errors import DeviceError
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Slot
-from tsqp_shm.shm.slots import NUMPY_DTYPES
+from tsqp_shm.shm.slots import slot_array
 
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int32": torch.int32}
 
@@ -193,9 +192,7 @@ def resolve_device(name: str) -> torch.device:
 
 def _slot_tensor(arena: Arena, slot: Slot) -> torch.Tensor:
     # SAFETY: torch.frombuffer would not hold the mapping; numpy's array does, and torch holds the array.
-    count = slot.num_rows * slot.row_elements
-    array: npt.NDArray[Any] = np.frombuffer(arena.buffer, NUMPY_DTYPES[slot.dtype], count, slot.offset_bytes)
-    tensor = torch.from_numpy(array)
+    tensor = torch.from_numpy(slot_array(arena, slot)).flatten()
     return tensor.view(torch.bfloat16) if slot.dtype == "bfloat16" else tensor
 
 

@@ -32,7 +32,7 @@ class Slots:
             for slot in self.plan.slots
         ]
         self.table = _native.SlotTable(arena.buffer, entries)
-        self._arrays = {slot.index: _array(arena, slot) for slot in self.plan.slots}
+        self._arrays = {slot.index: slot_array(arena, slot) for slot in self.plan.slots}
         # For each slot, what is lent: (first_row, end_row, operation).
         self._lent: list[list[tuple[int, int, str]]] = [[] for _ in self.plan.slots]
 
@@ -91,7 +91,11 @@ def open_slots(arena: Arena) -> Iterator[Slots]:
         slots.release()
 
 
-def _array(arena: Arena, slot: Slot) -> npt.NDArray[Any]:
+def slot_array(arena: Arena, slot: Slot) -> npt.NDArray[Any]:
+    """A slot's rows over the arena, whoever owns them, without a copy; the array holds the mapping.
+
+    Shapes: [num_rows, row_elements]; bfloat16 shows as uint16.
+    """
     count = slot.num_rows * slot.row_elements
     flat: npt.NDArray[Any] = np.frombuffer(arena.buffer, NUMPY_DTYPES[slot.dtype], count, slot.offset_bytes)
     return flat.reshape(slot.num_rows, slot.row_elements)
