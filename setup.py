@@ -26,16 +26,17 @@ ISA_FLAGS = {
     "kernels_scalar.cpp": ["-fno-tree-vectorize", "-fno-tree-slp-vectorize"],
 }
 if platform.machine() in ("x86_64", "AMD64"):
-    ISA_FLAGS["few_rows_avx2.cpp"] = ["-mavx2", "-mfma"]
     ISA_FLAGS["kernels_avx2.cpp"] = ["-mavx2", "-mf16c"]
     avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
     ISA_FLAGS["kernels_avx512.cpp"] = avx512
-    ISA_FLAGS["few_rows_avx512bf16.cpp"] = [*avx512, "-mavx512bf16"]
+    ISA_FLAGS["panels_avx2.cpp"] = ["-mavx2", "-mfma"]
+    ISA_FLAGS["panels_avx512bf16.cpp"] = [*avx512, "-mavx512bf16"]
+    ISA_FLAGS["panels_amx.cpp"] = [*avx512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
 
 SOURCES = sorted(
     path
     for path in NATIVE.glob("*.cpp")
-    if path.name in ISA_FLAGS or not path.stem.endswith(("_avx2", "_avx512", "_avx512bf16"))
+    if path.name in ISA_FLAGS or not path.stem.endswith(("_avx2", "_avx512", "_avx512bf16", "_amx"))
 )
 
 

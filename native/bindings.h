@@ -7,6 +7,6 @@ namespace tsqp {
 
 void bind_ring(pybind11::module_& module);        // bind_ring.cpp: layout constants, rings, heartbeat
 void bind_kernels(pybind11::module_& module);     // bind_kernels.cpp: slot table, kernels, instruction sets
-void bind_cpu_device(pybind11::module_& module);  // bind_cpu_device.cpp: decode on a CPU device
+void bind_cpu_device(pybind11::module_& module);  // bind_cpu_device.cpp: the products of a CPU device
 
 }  // namespace tsqp

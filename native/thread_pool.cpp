@@ -135,6 +135,8 @@ class Pool {
             // the caller.
             if (finished_.fetch_add(1, std::memory_order_acq_rel) + 1 == blocks && worker != 0)
                 finished_.notify_one();
+            // Between two blocks, and not inside one, another process may have the core: the caller waits for blocks.
+            if (worker != 0) std::this_thread::yield();
             ticket = ticket_.load(std::memory_order_acquire);
         }
     }

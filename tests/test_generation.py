@@ -102,7 +102,10 @@ def test_demo_model_completes_20_prompts_as_transformers_does(demo_model):
         pytest.param({}, id="whole"),
         pytest.param({"max_batch_tokens": 37, "max_num_seqs": 3}, id="chunks, three at once"),
         pytest.param({"max_batch_tokens": 1, "max_num_seqs": 1, "tile_rows": 1}, id="a token at a time"),
-        pytest.param({"max_batch_tokens": 64, "tile_rows": 7, "tiles_in_flight": 3}, id="tiles of 7, three in flight"),
+        pytest.param(
+            {"max_batch_tokens": 64, "tile_rows": 7, "tiles_in_flight": 3, "block_rows": 10},
+            id="tiles of 7, three in flight",
+        ),
         pytest.param({"max_num_seqs": 2, "tile_rows": 24, "tiles_in_flight": 2}, id="tiles of 24, two at once"),
         pytest.param(
             {"max_batch_tokens": 9, "max_num_seqs": 9, "tile_rows": 5, "tiles_in_flight": 16}, id="tiny steps"

@@ -68,7 +68,7 @@ CASES = [
         "mqa, linear rope, old form",
         "llama",
         {**MQA, "rope_parameters": LINEAR_ROPE},
-        {"max_batch_tokens": 37, "tile_rows": 16, "max_num_seqs": 1},
+        {"max_batch_tokens": 37, "tile_rows": 16, "block_rows": 16, "max_num_seqs": 1},
         old_rope_form=True,
         stored_as="float32",
     ),
@@ -76,7 +76,7 @@ CASES = [
         "every bias, llama3 rope",
         "llama",
         {"attention_bias": True, "mlp_bias": True, "rope_parameters": LLAMA3_ROPE},
-        {"tile_rows": 13, "tiles_in_flight": 3},
+        {"tile_rows": 13, "tiles_in_flight": 3, "block_rows": 20},
         stored_as="float16",
     ),
     _case(
@@ -98,7 +98,7 @@ CASES = [
         "window 7, mqa, tiles of 16",
         "mistral",
         {**MQA, "sliding_window": 7, "rope_parameters": DEFAULT_ROPE},
-        {"tile_rows": 16, "tiles_in_flight": 3},
+        {"tile_rows": 16, "tiles_in_flight": 3, "block_rows": 1},
     ),
     _case("no window, mha, tied", "mistral", {**MHA, "sliding_window": None, "tie_word_embeddings": True}),
     _case(

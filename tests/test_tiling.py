@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 
 from tsqp_shm.config import Limits
 from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.tiling import KEY_BLOCK, Segment, cut_segments, group_tiles, key_range, padded_length
+from tsqp_shm.shm.tiling import (
+    KEY_BLOCK,
+    MAX_BLOCKS,
+    Segment,
+    cut_blocks,
+    cut_segments,
+    group_tiles,
+    key_range,
+    padded_length,
+)
 
 tile_row_counts = st.integers(1, 300)
 ragged_batches = st.lists(
@@ -127,3 +136,26 @@ def test_every_tile_fits_a_score_slot(step, window):
 def test_every_step_fits_the_segment_table(step):
     plan, _, limits, chunks = step
     assert len(cut_segments(chunks, limits.tile_rows)) <= plan.slot("segments").num_rows
+
+
+@given(steps(), st.integers(1, 300))
+def test_blocks_are_whole_tiles_that_follow_on_each_other(step, block_rows):
+    _, _, limits, chunks = step
+    segments = cut_segments(chunks, limits.tile_rows)
+    tiles = group_tiles(segments, limits.tile_rows)
+    blocks = cut_blocks(segments, tiles, block_rows)
+    assert [tile for block in blocks for tile in block.tiles] == tiles
+    assert [block.number for block in blocks] == list(range(len(blocks)))
+    assert len(blocks) <= MAX_BLOCKS
+    next_row = 0
+    for block in blocks:
+        last = block.tiles[-1]
+        first_segment, last_segment = (
+            segments[block.tiles[0].first_segment],
+            segments[last.first_segment + last.num_segments - 1],
+        )
+        assert block.first_row == first_segment.first_row == next_row
+        next_row = block.first_row + block.rows
+        assert next_row == last_segment.first_row + last_segment.rows
+    assert all(block.rows >= block_rows for block in blocks[:-1])
+    assert next_row == sum(tokens for _, _, tokens in chunks)

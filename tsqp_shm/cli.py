@@ -334,6 +334,9 @@ def _tee_flags() -> _Parser:
     )  # fmt: skip
     model.add_argument("--tile-rows", type=int, metavar="N", help=f"rows of an attention tile ({defaults.tile_rows})")
     model.add_argument("--tiles-in-flight", type=int, metavar="N", help=f"score slots ({defaults.tiles_in_flight})")
+    model.add_argument(
+        "--block-rows", type=int, metavar="N", help=f"rows that go through the layers together ({defaults.block_rows})"
+    )
     model.add_argument("--tee-threads", type=int, metavar="N", help="threads of the TEE's kernels (one per core)")
 
     bell = parser.add_argument_group("doorbell")

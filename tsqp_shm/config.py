@@ -36,6 +36,7 @@ class Limits:
         max_batch_tokens: most tokens in one forward pass; longer prompts are prefilled in chunks.
         tile_rows: query rows in one attention tile.
         tiles_in_flight: score slots, so tiles that the two processes work on at once.
+        block_rows: rows that go through the layers together; a longer batch keeps both processes busy at once.
     """
 
     dtype: str
@@ -44,6 +45,7 @@ class Limits:
     max_batch_tokens: int
     tile_rows: int
     tiles_in_flight: int
+    block_rows: int = 256
 
     def __post_init__(self) -> None:
         require_choice("dtype", self.dtype, DTYPES)
@@ -52,6 +54,7 @@ class Limits:
         require_range("max_batch_tokens", self.max_batch_tokens, 1, 1 << 20)
         require_range("tile_rows", self.tile_rows, 1, 4096)
         require_range("tiles_in_flight", self.tiles_in_flight, 2, 16)
+        require_range("block_rows", self.block_rows, 1, 1 << 20)
         if self.max_batch_tokens < self.max_num_seqs:
             raise ConfigError("max_batch_tokens", self.max_batch_tokens, f"at least max_num_seqs ({self.max_num_seqs})")
 
@@ -70,6 +73,7 @@ class EngineConfig:
     max_batch_tokens: int = 2048
     tile_rows: int = 128
     tiles_in_flight: int = 2
+    block_rows: int = 256
     doorbell: str = "adaptive"
     spin_us: int = 2
     yield_us: int = 2000
@@ -121,6 +125,7 @@ class EngineConfig:
             max_batch_tokens=self.max_batch_tokens,
             tile_rows=self.tile_rows,
             tiles_in_flight=self.tiles_in_flight,
+            block_rows=self.block_rows,
         )
 
     @classmethod

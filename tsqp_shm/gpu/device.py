@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from tsqp_shm import _native
 from tsqp_shm.errors import DeviceError
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Slot
-from tsqp_shm.shm.slots import slot_array
+from tsqp_shm.shm.slots import slot_array, slot_table
 
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int32": torch.int32}
 
@@ -28,7 +29,8 @@ class Device:
         self.torch_device = torch_device
         self.transfer = "in place"
         self.transfer_reason = ""
-        self._plan_slots = arena.plan.slots
+        self._arena = arena
+        self._table: _native.SlotTable | None = None
         self._slots = {slot.index: _slot_tensor(arena, slot) for slot in arena.plan.slots}
 
     @property
@@ -52,9 +54,10 @@ class Device:
         size_bytes = math.prod(shape) * dtype.itemsize
         return torch.from_numpy(np.zeros(size_bytes, np.uint8)).view(dtype).view(shape)
 
-    def slot_rows(self) -> dict[int, torch.Tensor]:
-        """Every slot by index, where its rows can be computed on in place: on the CPU. Shapes: [rows, elements]."""
-        return {slot.index: self._slots[slot.index].view(slot.num_rows, -1) for slot in self._plan_slots}
+    def slot_table(self) -> _native.SlotTable:
+        """The arena's slots for native code that computes in place; held until `close`."""
+        self._table = self._table or slot_table(self._arena)
+        return self._table
 
     def require_memory(self, weights_bytes: int, cache_bytes: int) -> None:
         """Raises:
@@ -63,6 +66,8 @@ class Device:
 
     def close(self) -> None:
         """Drops every view of the arena."""
+        if self._table is not None:
+            self._table.release()
         self._slots.clear()
 
     def _host(self, slot: Slot, offset_elements: int, shape: tuple[int, ...]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The model's products with the tensor library's GEMMs, on any device.
+"""The model's products, and how the tensor library's GEMMs compute them on any device and in any dtype.
 
 Shapes: T tokens, C hidden, H query heads, G kv heads, D head dim, F feed-forward, V vocabulary, R rows.
 """
@@ -9,28 +9,35 @@ from typing import Protocol
 
 import torch
 
-from tsqp_shm import _native
-from tsqp_shm.gpu.cpu_decode import as_array
 from tsqp_shm.gpu.device import Device
 from tsqp_shm.gpu.kv_cache import KVCache
 from tsqp_shm.gpu.weights import Linear, Weights
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm.plan import Plan, Slot
 from tsqp_shm.shm.protocol import NO_SLOT, Record
-from tsqp_shm.shm.tiling import KeyRange, Segment
+from tsqp_shm.shm.tiling import KeyRange, Segment, key_range
 
 
 class Products(Protocol):
-    """One step's operations; `GemmProducts` computes any of them, `CpuDecode` those of few rows."""
+    """One step's operations."""
+
+    def begin_step(self, segments: list[Segment]) -> None:
+        """Makes room in the cache. Raises ProtocolError where a segment does not fit."""
+
+    def embed(self, record: Record) -> None:
+        """tokens [T, 1] i32 -> hidden [T, C]."""
 
     def qkv(self, record: Record) -> None:
         """x [T, C] -> qk [T, (H+G)*D]; v stays here."""
 
-    def scores(self, record: Record, tile: list[tuple[Segment, KeyRange]]) -> None:
-        """qk -> scores.N: one dense [H, rows, columns] block per segment; appends k and v to the cache."""
+    def scores(self, record: Record) -> None:
+        """qk -> scores.N: one dense [H, rows, columns] block per segment; appends k and v to the cache.
 
-    def context(self, record: Record, tile: list[tuple[Segment, KeyRange]]) -> None:
-        """scores.N, now probabilities, times v; where an out slot is named, o_proj of all rows -> hidden [T, C]."""
+        Columns that no row of a segment may see need not be written.
+        """
+
+    def context(self, record: Record) -> None:
+        """scores.N, now probabilities, times v; where an out slot is named, o_proj of its rows -> hidden [T, C]."""
 
     def gate_up(self, record: Record) -> None:
         """x [T, C] -> gate_up [T, 2F]."""
@@ -43,37 +50,36 @@ class Products(Protocol):
 
 
 class GemmProducts:
-    """Products over slots that the device brings in and out.
+    """Products over slots that the device brings in and out."""
 
-    Args:
-        values: private [T, G*D]: v of the layer at hand.
-        heads: private [T, H*D]: the heads' outputs before o_proj.
-    """
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        plan: Plan,
-        weights: Weights,
-        device: Device,
-        cache: KVCache,
-        values: torch.Tensor,
-        heads: torch.Tensor,
-    ) -> None:
+    def __init__(self, spec: ModelSpec, plan: Plan, weights: Weights, device: Device) -> None:
+        limits = plan.geometry
+        dtype = weights.embedding.dtype
+        tokens = limits["max_batch_tokens"]
         self._slots = plan.slots
         self._weights = weights
         self._device = device
-        self._cache = cache
-        self._values, self._heads = values, heads
+        self._windows = spec.windows
+        self._cache = KVCache(spec, limits["max_num_seqs"], limits["max_model_len"], dtype, device)
+        self._segments: list[Segment] = []
+        # Private: v [T, G*D] of the layer at hand, and the heads' outputs [T, H*D] before o_proj.
+        self._values = device.zeros((tokens, spec.num_kv_heads * spec.head_dim), dtype)
+        self._heads = device.zeros((tokens, spec.num_heads * spec.head_dim), dtype)
         self._num_heads, self._kv_heads, self._head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         self._group = spec.num_heads // spec.num_kv_heads
         # While a tile is computed here, the TEE normalises another, on a CPU device on the same cores: half each.
-        # A product of one tile is also too short to pay for waking many threads (docs/performance.md).
         self._threads = torch.get_num_threads()
         self._tile_threads = max(1, self._threads // 2)
         # One tile's heads, head-major, as a batched product wants them.
-        tile_elements = plan.geometry["tile_rows"] * spec.num_heads * spec.head_dim
-        self._blocks = device.zeros((tile_elements,), values.dtype)
+        self._blocks = device.zeros((limits["tile_rows"] * spec.num_heads * spec.head_dim,), dtype)
+
+    def begin_step(self, segments: list[Segment]) -> None:
+        self._cache.begin_step(segments)
+        self._segments = segments
+
+    def embed(self, record: Record) -> None:
+        tokens = self._device.input(self._slots[record.in_slot], record.first_row, (record.rows,))
+        torch.index_select(self._weights.embedding, 0, tokens, out=self._rows_out(record))
 
     def qkv(self, record: Record) -> None:
         torch.set_num_threads(self._threads)
@@ -82,12 +88,12 @@ class GemmProducts:
         layer.qk.apply(x, self._rows_out(record))
         layer.v.apply(x, self._values[_rows(record)])
 
-    def scores(self, record: Record, tile: list[tuple[Segment, KeyRange]]) -> None:
+    def scores(self, record: Record) -> None:
         torch.set_num_threads(self._tile_threads)
         qk_slot, width = self._slots[record.in_slot], self._num_heads * self._head_dim
         kv_shape = (-1, self._kv_heads, self._head_dim)
         offset = 0
-        for segment, seen in tile:
+        for segment, seen in self._tile(record):
             rows = slice(segment.first_row, segment.first_row + segment.rows)
             shape = (segment.rows, qk_slot.row_elements)
             qk = self._device.input(qk_slot, rows.start * qk_slot.row_elements, shape)
@@ -101,10 +107,10 @@ class GemmProducts:
             torch.bmm(query, keys, out=scores)
             offset += scores.numel()
 
-    def context(self, record: Record, tile: list[tuple[Segment, KeyRange]]) -> None:
+    def context(self, record: Record) -> None:
         torch.set_num_threads(self._tile_threads)
         offset = 0
-        for segment, seen in tile:
+        for segment, seen in self._tile(record):
             rows = slice(segment.first_row, segment.first_row + segment.rows)
             shape = (self._kv_heads, self._group * segment.rows, seen.columns)
             probabilities = self._device.input(self._slots[record.in_slot], offset, shape)
@@ -126,6 +132,11 @@ class GemmProducts:
     def lm_head(self, record: Record) -> None:
         self._linear(self._weights.lm_head, record)
 
+    def _tile(self, record: Record) -> list[tuple[Segment, KeyRange]]:
+        """The record's segments and the keys that each sees."""
+        tile = self._segments[record.first_segment : record.first_segment + record.num_segments]
+        return [(segment, key_range(segment, self._windows[record.layer])) for segment in tile]
+
     def _linear(self, linear: Linear, record: Record) -> None:
         torch.set_num_threads(self._threads)
         linear.apply(self._rows_in(record), self._rows_out(record))
@@ -145,18 +156,11 @@ class GemmProducts:
     def _head_major(self, heads: torch.Tensor) -> torch.Tensor:
         """Shapes: heads [rows, H*D], its rows may lie apart; result [H, rows, D]."""
         blocks = self._blocks_of(heads.shape[0])
-        if heads.is_cpu:
-            # Whole heads are copied: ten times as fast as the tensor library's general permutation.
-            _native.gather_heads(as_array(heads), as_array(blocks))
-            return blocks
         return blocks.copy_(heads.view(-1, self._num_heads, self._head_dim).transpose(0, 1))
 
     def _token_major(self, blocks: torch.Tensor, out: torch.Tensor) -> None:
         """Shapes: blocks [H, rows, D]; out [rows, H*D]."""
-        if out.is_cpu:
-            _native.scatter_heads(as_array(blocks), as_array(out))
-        else:
-            out.view(-1, self._num_heads, self._head_dim).copy_(blocks.transpose(0, 1))
+        out.view(-1, self._num_heads, self._head_dim).copy_(blocks.transpose(0, 1))
 
 
 def _rows(record: Record) -> slice:

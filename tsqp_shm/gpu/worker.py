@@ -15,7 +15,7 @@ from tsqp_shm import _native
 from tsqp_shm.errors import ArenaMismatch, DeviceError, ProtocolError
 from tsqp_shm.gpu.device import TORCH_DTYPES, Device, open_device, resolve_device
 from tsqp_shm.gpu.kv_cache import KVCache
-from tsqp_shm.gpu.ops import Operations
+from tsqp_shm.gpu.ops import Operations, make_products
 from tsqp_shm.gpu.weights import load_weights, weights_size_bytes
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
@@ -162,7 +162,7 @@ def _load(spec: ModelSpec, plan: Plan, model: Path, device: Device, report: Call
     try:
         with Checkpoint.open(model) as checkpoint:
             weights = load_weights(spec, checkpoint, dtype, device.torch_device, progress)
-        operations = Operations(spec, plan, weights, device)
+        operations = Operations(plan, make_products(spec, plan, weights, device), device)
     except torch.OutOfMemoryError as error:
         raise DeviceError(device.name, f"out of memory while loading: {error}") from error
     except MemoryError as error:

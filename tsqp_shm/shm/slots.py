@@ -27,11 +27,7 @@ class Slots:
 
     def __init__(self, arena: Arena) -> None:
         self.plan: Plan = arena.plan
-        entries = [
-            (slot.offset_bytes, slot.num_rows, slot.row_elements, layout.DTYPE_CODES[slot.dtype])
-            for slot in self.plan.slots
-        ]
-        self.table = _native.SlotTable(arena.buffer, entries)
+        self.table = slot_table(arena)
         self._arrays = {slot.index: slot_array(arena, slot) for slot in self.plan.slots}
         # For each slot, what is lent: (first_row, end_row, operation).
         self._lent: list[list[tuple[int, int, str]]] = [[] for _ in self.plan.slots]
@@ -89,6 +85,15 @@ def open_slots(arena: Arena) -> Iterator[Slots]:
         yield slots
     finally:
         slots.release()
+
+
+def slot_table(arena: Arena) -> _native.SlotTable:
+    """The arena's slots as native code takes them. Holds the mapping until its `release`."""
+    entries = [
+        (slot.offset_bytes, slot.num_rows, slot.row_elements, layout.DTYPE_CODES[slot.dtype])
+        for slot in arena.plan.slots
+    ]
+    return _native.SlotTable(arena.buffer, entries)
 
 
 def slot_array(arena: Arena, slot: Slot) -> npt.NDArray[Any]:

@@ -14,6 +14,9 @@ from typing import NamedTuple
 # builds its kernels once and not for each new length. The surplus columns are masked by softmax.
 KEY_BLOCK = 64
 
+# Each has a few submissions in flight, which must fit the ring together.
+MAX_BLOCKS = 8
+
 
 class Segment(NamedTuple):
     """Rows [first_row, first_row + rows) of the batch are positions [position, position + rows) of a sequence."""
@@ -29,6 +32,15 @@ class Tile(NamedTuple):
 
     first_segment: int
     num_segments: int
+
+
+class Block(NamedTuple):
+    """Rows that go through the layers together: whole tiles, one behind the other."""
+
+    number: int
+    first_row: int
+    rows: int
+    tiles: tuple[Tile, ...]
 
 
 class KeyRange(NamedTuple):
@@ -76,3 +88,20 @@ def group_tiles(segments: Sequence[Segment], tile_rows: int) -> list[Tile]:
         rows += segment.rows
         tiles[-1] = Tile(tiles[-1].first_segment, tiles[-1].num_segments + 1)
     return tiles
+
+
+def cut_blocks(segments: Sequence[Segment], tiles: Sequence[Tile], block_rows: int) -> list[Block]:
+    """Groups consecutive tiles into blocks of at least `block_rows` rows, at most MAX_BLOCKS of them; the last takes
+    what is left."""
+    total_rows = segments[-1].first_row + segments[-1].rows
+    block_rows = max(block_rows, -(-total_rows // MAX_BLOCKS))
+    blocks: list[Block] = []
+    first_row, of_block = 0, []
+    for tile in tiles:
+        of_block.append(tile)
+        last = segments[tile.first_segment + tile.num_segments - 1]
+        end_row = last.first_row + last.rows
+        if end_row - first_row >= block_rows or end_row == total_rows:
+            blocks.append(Block(len(blocks), first_row, end_row - first_row, tuple(of_block)))
+            first_row, of_block = end_row, []
+    return blocks

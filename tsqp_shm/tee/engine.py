@@ -1,12 +1,18 @@
 """The forward pass, as the TEE process sees it: what it computes itself, and what it has computed for it.
 
+A batch goes through the layers in blocks of rows, each a generator that waits for its own submissions. While one
+block is with the GPU process another is here, so that neither side waits for the other.
+
 Shapes: T tokens, C hidden, H query heads, G kv heads, D head dim, F feed-forward, V vocabulary, R rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +22,7 @@ from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.shm.plan import Slot
 from tsqp_shm.shm.protocol import Opcode
 from tsqp_shm.shm.slots import Slots
-from tsqp_shm.shm.tiling import Segment, Tile, cut_segments, group_tiles, key_range
+from tsqp_shm.shm.tiling import Block, Segment, Tile, cut_blocks, cut_segments, group_tiles, key_range
 from tsqp_shm.tee.ops import Float32, Operations
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
@@ -64,6 +70,20 @@ class NormWeights:
         )
 
 
+# What a block yields on its way: the submission it waits for, or None where it cannot go on before another has.
+Lane = Iterator[int | None]
+
+
+class _Step(NamedTuple):
+    """What all blocks of a forward pass share. Shapes: positions [T] i32."""
+
+    positions: npt.NDArray[np.int32]
+    segments: list[Segment]
+
+    def segments_of(self, tile: Tile) -> list[Segment]:
+        return self.segments[tile.first_segment : tile.first_segment + tile.num_segments]
+
+
 class Engine:
     """Runs forward passes over ragged batches; holds no state of a sequence but what lies in the GPU's cache."""
 
@@ -82,11 +102,15 @@ class Engine:
         self._slots = slots
         self._queue = queue
         self._tile_rows: int = limits["tile_rows"]
+        self._block_rows: int = limits["block_rows"]
         self._ops = Operations(spec, slots, limits["max_model_len"], statistics)
         self._tokens, self._segments_slot = plan.slot("tokens"), plan.slot("segments")
         self._x, self._hidden, self._qk = plan.slot("x"), plan.slot("hidden"), plan.slot("qk")
         self._gate_up, self._act, self._logits = plan.slot("gate_up"), plan.slot("act"), plan.slot("logits")
         self._score_slots = plan.score_slots
+        self._free_slots: list[Slot] = []
+        # Of each block, the last layer whose scores are all submitted.
+        self._scored: list[int] = []
         # Private: the residual stream never lies in the arena.
         self._residual: Float32 = np.zeros((limits["max_batch_tokens"], spec.hidden_size), np.float32)
 
@@ -100,26 +124,19 @@ class Engine:
         """
         self._queue.drain()
         token_ids = np.concatenate([np.asarray(chunk.token_ids, np.int32) for chunk in chunks])
-        rows = len(token_ids)
         positions = np.concatenate(
             [np.arange(c.position, c.position + len(c.token_ids), dtype=np.int32) for c in chunks]
         )
         segments = cut_segments(((c.sequence, c.position, len(c.token_ids)) for c in chunks), self._tile_rows)
-        tiles = group_tiles(segments, self._tile_rows)
+        blocks = cut_blocks(segments, group_tiles(segments, self._tile_rows), self._block_rows)
 
         self._embed(token_ids, segments)
-        self._ops.load_rows(self._hidden, rows, self._residual[:rows])
-        self._ops.add_rms_norm(self._residual, self._norms.attention[0], self._x, rows)
-        for layer in range(self._spec.num_layers):
-            if layer > 0:
-                self._ops.add_rms_norm(self._residual, self._norms.attention[layer], self._x, rows, delta=self._hidden)
-            self._run(Opcode.QKV, layer, self._x, self._qk, rows)
-            self._ops.rope(self._qk, rows, positions)
-            self._attention(layer, rows, segments, tiles)
-            self._ops.add_rms_norm(self._residual, self._norms.mlp[layer], self._x, rows, delta=self._hidden)
-            self._run(Opcode.GATE_UP, layer, self._x, self._gate_up, rows)
-            self._ops.silu_mul(self._gate_up, self._act, rows)
-            self._run(Opcode.DOWN, layer, self._act, self._hidden, rows)
+        # Freed as soon as its CONTEXT is submitted: the GPU process executes in order, so it has read the
+        # probabilities before it scores into the slot again.
+        self._free_slots = list(self._score_slots)
+        self._scored = [-1] * len(blocks)
+        step = _Step(positions, segments)
+        interleave([self._layers(step, block) for block in blocks], self._queue.wait)
         return self._lm_head(_wanted_rows(chunks))
 
     def _embed(self, token_ids: npt.NDArray[np.int32], segments: list[Segment]) -> None:
@@ -131,50 +148,67 @@ class Engine:
             self._queue.submit(Opcode.EMBED, in_slot=self._tokens, out_slot=self._hidden, rows=rows, tile=whole)
         )
 
-    def _run(self, opcode: Opcode, layer: int, in_slot: Slot, out_slot: Slot, rows: int) -> None:
-        self._queue.wait(self._queue.submit(opcode, layer=layer, in_slot=in_slot, out_slot=out_slot, rows=rows))
+    def _layers(self, step: _Step, block: Block) -> Lane:
+        """A block's way through all layers. Yields what `interleave` takes."""
+        ops, norms = self._ops, self._norms
+        first, rows = block.first_row, block.rows
+        ops.load_rows(self._hidden, first, rows, self._residual[first : first + rows])
+        for layer in range(self._spec.num_layers):
+            delta = self._hidden if layer > 0 else None
+            ops.add_rms_norm(self._residual, norms.attention[layer], self._x, first, rows, delta=delta)
+            yield self._submit(Opcode.QKV, layer, self._x, self._qk, block)
+            ops.rope(self._qk, first, rows, step.positions[first : first + rows])
+            yield from self._attention(step, layer, block)
+            ops.add_rms_norm(self._residual, norms.mlp[layer], self._x, first, rows, delta=self._hidden)
+            yield self._submit(Opcode.GATE_UP, layer, self._x, self._gate_up, block)
+            ops.silu_mul(self._gate_up, self._act, first, rows)
+            yield self._submit(Opcode.DOWN, layer, self._act, self._hidden, block)
 
-    def _attention(self, layer: int, rows: int, segments: list[Segment], tiles: list[Tile]) -> None:
-        """qk [T, (H+G)*D] -> hidden [T, C], tile by tile: the GPU process scores the next while this one is
+    def _attention(self, step: _Step, layer: int, block: Block) -> Lane:
+        """qk -> hidden of a block's rows, tile by tile: the GPU process scores the next while this one is
         normalised here."""
+        # A sequence's keys enter the cache in their order, so a block scores after the one before it.
+        while block.number > 0 and self._scored[block.number - 1] < layer:
+            yield None
         window = self._spec.windows[layer]
-        in_flight = len(self._score_slots)
-
-        def submit_scores(index: int) -> int:
-            return self._queue.submit(
-                Opcode.SCORES,
-                layer=layer,
-                in_slot=self._qk,
-                out_slot=self._score_slots[index % in_flight],
-                rows=rows,
-                tile=tiles[index],
-                tile_bytes=tile_bytes[index],
-            )
-
-        def submit_context(index: int) -> int:
-            is_last = index == len(tiles) - 1
-            return self._queue.submit(
-                Opcode.CONTEXT,
-                layer=layer,
-                in_slot=self._score_slots[index % in_flight],
-                out_slot=self._hidden if is_last else None,
-                rows=rows,
-                tile=tiles[index],
-                tile_bytes=tile_bytes[index],
-            )
-
-        tile_segments = [segments[t.first_segment : t.first_segment + t.num_segments] for t in tiles]
-        tile_bytes = [self._tile_bytes(tile, window) for tile in tile_segments]
-        scored = [submit_scores(index) for index in range(min(in_flight, len(tiles)))]
+        scored: deque[tuple[Tile, Slot, int]] = deque()
         context = 0
-        for index in range(len(tiles)):
-            self._queue.wait(scored[index])
-            self._ops.softmax(self._score_slots[index % in_flight], tile_segments[index], window)
-            context = submit_context(index)
-            # The GPU process executes in order, so it has read the slot's probabilities before it scores into it.
-            if index + in_flight < len(tiles):
-                scored.append(submit_scores(index + in_flight))
-        self._queue.wait(context)
+        left = deque(block.tiles)
+        while left or scored:
+            while left and self._free_slots:
+                tile, slot = left.popleft(), self._free_slots.pop()
+                scored.append((tile, slot, self._submit_tile(Opcode.SCORES, step, layer, block, tile, self._qk, slot)))
+            if not left:
+                self._scored[block.number] = layer
+            if not scored:
+                yield None
+                continue
+            tile, slot, sequence = scored.popleft()
+            yield sequence
+            self._ops.softmax(slot, step.segments_of(tile), window)
+            out = None if left or scored else self._hidden
+            context = self._submit_tile(Opcode.CONTEXT, step, layer, block, tile, slot, out)
+            self._free_slots.append(slot)
+        yield context
+
+    def _submit(self, opcode: Opcode, layer: int, in_slot: Slot, out_slot: Slot, block: Block) -> int:
+        return self._queue.submit(
+            opcode, layer=layer, in_slot=in_slot, out_slot=out_slot, first_row=block.first_row, rows=block.rows
+        )
+
+    def _submit_tile(
+        self, opcode: Opcode, step: _Step, layer: int, block: Block, tile: Tile, in_slot: Slot, out_slot: Slot | None
+    ) -> int:
+        return self._queue.submit(
+            opcode,
+            layer=layer,
+            in_slot=in_slot,
+            out_slot=out_slot,
+            first_row=block.first_row,
+            rows=block.rows,
+            tile=tile,
+            tile_bytes=self._tile_bytes(step.segments_of(tile), self._spec.windows[layer]),
+        )
 
     def _tile_bytes(self, segments: list[Segment], window: int | None) -> int:
         slot = self._score_slots[0]
@@ -189,10 +223,10 @@ class Engine:
             index = wanted[first : first + self._logits.num_rows]
             rows = len(index)
             self._ops.add_rms_norm(
-                self._residual, self._norms.final, self._x, rows, delta=self._hidden, row_index=index
+                self._residual, self._norms.final, self._x, 0, rows, delta=self._hidden, row_index=index
             )
-            self._run(Opcode.LM_HEAD, 0, self._x, self._logits, rows)
-            self._ops.load_rows(self._logits, rows, logits[first : first + rows])
+            self._queue.wait(self._queue.submit(Opcode.LM_HEAD, in_slot=self._x, out_slot=self._logits, rows=rows))
+            self._ops.load_rows(self._logits, 0, rows, logits[first : first + rows])
         return logits
 
 
@@ -203,3 +237,30 @@ def _wanted_rows(chunks: Sequence[Chunk]) -> npt.NDArray[np.int32]:
         end += len(chunk.token_ids)
         wanted.append(np.arange(end - chunk.num_logits, end, dtype=np.int32))
     return np.concatenate(wanted)
+
+
+def interleave(lanes: Sequence[Lane], wait: Callable[[int], object]) -> None:
+    """Runs lanes to their ends, each going on when the submission that it waits for is complete, the oldest first.
+
+    Args:
+        wait: called with the sequence numbers that lanes yield, in ascending order.
+    """
+    awaited: list[tuple[int, int]] = []
+    stuck = list(range(len(lanes)))
+    while stuck or awaited:
+        if awaited:
+            sequence, index = heapq.heappop(awaited)
+            wait(sequence)
+            going = [index, *stuck]
+        else:
+            going = stuck
+        stuck = []
+        for index in going:
+            try:
+                found = next(lanes[index])
+            except StopIteration:
+                continue
+            if found is None:
+                stuck.append(index)
+            else:
+                heapq.heappush(awaited, (found, index))

@@ -34,15 +34,16 @@ class Operations:
         self._scale = 1.0 / math.sqrt(spec.head_dim)
         self._cos, self._sin = rope_tables(spec.rope, spec.head_dim, max_model_len)
 
-    def load_rows(self, slot: Slot, rows: int, out: Float32) -> None:
+    def load_rows(self, slot: Slot, first_row: int, rows: int, out: Float32) -> None:
         """Widens slot [rows, W] into private out [rows, W] f32."""
-        self._run("LOAD", _native.load_rows, self._slots.own(slot, 0, rows), 0, rows, out)
+        self._run("LOAD", _native.load_rows, self._slots.own(slot, first_row, rows), first_row, rows, out)
 
     def add_rms_norm(
         self,
         residual: Float32,
         weight: Float32,
         out: Slot,
+        first_row: int,
         rows: int,
         delta: Slot | None = None,
         row_index: Int32 | None = None,
@@ -50,22 +51,26 @@ class Operations:
         """residual [T, C] f32 += delta [T, C]; out [rows, C] = RMSNorm(residual) * weight.
 
         Args:
-            row_index: which row of residual and delta each output row takes; None: rows 0 to `rows`.
+            first_row: of residual, delta and out alike; 0 with row_index.
+            row_index: which row of residual and delta each output row takes.
         """
-        out_index = self._slots.own(out, 0, rows)
+        out_index = self._slots.own(out, first_row, rows)
         delta_index = None
         if delta is not None:
-            delta_index = self._slots.own(delta, 0, None if row_index is not None else rows)
+            delta_rows = (0, None) if row_index is not None else (first_row, rows)
+            delta_index = self._slots.own(delta, *delta_rows)
         self._run(
-            "RMSNORM", _native.add_rms_norm, out_index, 0, delta_index, residual, row_index, 0, rows, weight,
-            self._spec.rms_norm_eps,
+            "RMSNORM", _native.add_rms_norm, out_index, first_row, delta_index, residual, row_index, first_row, rows,
+            weight, self._spec.rms_norm_eps,
         )  # fmt: skip
 
-    def rope(self, slot: Slot, rows: int, positions: Int32) -> None:
-        """Rotates q and k in place: slot [T, (H+G)*D]."""
-        index = self._slots.own(slot, 0, rows)
+    def rope(self, slot: Slot, first_row: int, rows: int, positions: Int32) -> None:
+        """Rotates q and k in place: slot [T, (H+G)*D]; positions [rows]."""
+        index = self._slots.own(slot, first_row, rows)
         heads = self._spec.num_heads + self._spec.num_kv_heads
-        self._run("ROPE", _native.rope, index, 0, rows, positions, self._cos, self._sin, heads, self._spec.head_dim)
+        self._run(
+            "ROPE", _native.rope, index, first_row, rows, positions, self._cos, self._sin, heads, self._spec.head_dim
+        )
 
     def softmax(self, slot: Slot, segments: Sequence[Segment], window: int | None) -> None:
         """Scales, masks and normalises a tile in place: one dense [H, rows, columns] block per segment."""
@@ -81,10 +86,10 @@ class Operations:
             )  # fmt: skip
             offset += heads * segment.rows * seen.columns
 
-    def silu_mul(self, gate_up: Slot, out: Slot, rows: int) -> None:
+    def silu_mul(self, gate_up: Slot, out: Slot, first_row: int, rows: int) -> None:
         """out [T, F] = silu(gate) * up, from gate_up [T, 2F]."""
-        gate_up_index = self._slots.own(gate_up, 0, rows)
-        self._run("SILU", _native.silu_mul, gate_up_index, self._slots.own(out, 0, rows), 0, rows)
+        gate_up_index, out_index = self._slots.own(gate_up, first_row, rows), self._slots.own(out, first_row, rows)
+        self._run("SILU", _native.silu_mul, gate_up_index, out_index, first_row, rows)
 
     def _run(self, operation: str, kernel: Callable[..., None], *arguments: object) -> None:
         started_ns = time.perf_counter_ns()

@@ -1,0 +1,352 @@
+#include "cpu_products.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "thread_pool.h"
+
+namespace tsqp {
+namespace {
+
+using Bf16 = std::uint16_t;
+
+// What one thread takes at a time: enough to be worth a ticket, little enough that two threads end together.
+// Rows of a Linear whose activations stay in the second-level cache while the panels go over them; bytes of
+// weights where rows are few; rows of one head's scores.
+constexpr std::size_t kRowBlock = 128, kPanelBytes = 128 * 1024, kScoreRows = 64;
+// Depth times panels of a task with many rows: some 20 us.
+constexpr std::size_t kBlockDepth = 4608;
+constexpr std::size_t kFewRows = 32;
+// Panels of keys that one task scores for a row of decode.
+constexpr std::size_t kDecodePanels = 32;
+
+std::size_t round_up(std::size_t size, std::size_t block) { return (size + block - 1) / block * block; }
+std::size_t ceil_div(std::size_t size, std::size_t block) { return (size + block - 1) / block; }
+
+Bf16* elements(const Rows& rows) { return reinterpret_cast<Bf16*>(rows.data); }
+
+void require(bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+}
+
+}  // namespace
+
+PackedLinear::PackedLinear(const Bf16* weight, std::size_t columns, std::size_t depth, const Bf16* bias)
+    : columns_(columns), depth_(depth), panels_(num_panels(columns) * kPanelColumns * depth, true) {
+    require(depth % kDepthBlock == 0, "a packed Linear takes whole blocks of 32 inputs");
+    pack_panels(weight, columns, depth, panels_.data());
+    if (bias != nullptr) bias_.assign(bias, bias + columns);
+}
+
+void PackedLinear::apply(const PanelKernels& kernels, const Bf16* x, std::size_t rows, Bf16* out) const {
+    const std::size_t panels = num_panels(columns_);
+    const std::size_t panel_stride = depth_ * kPanelColumns;
+    const std::size_t row_block = rows <= kFewRows ? rows : kRowBlock;
+    const std::size_t panel_block = std::max<std::size_t>(
+        1, rows <= kFewRows ? kPanelBytes / (panel_stride * sizeof(Bf16)) : kBlockDepth / depth_);
+    const std::size_t row_blocks = ceil_div(rows, row_block), panel_blocks = ceil_div(panels, panel_block);
+    parallel_rows(row_blocks * panel_blocks, 1, get_num_threads(),
+                  [&](std::size_t, std::size_t begin, std::size_t end) {
+                      for (std::size_t task = begin; task < end; ++task) {
+                          // A block of panels stays in the second-level cache while all rows go over it.
+                          const std::size_t panel = task / row_blocks * panel_block,
+                                            row = task % row_blocks * row_block;
+                          const PanelArgs args{.a = x + row * depth_,
+                                               .a_stride = depth_,
+                                               .panels = panels_.data(),
+                                               .panel_stride = panel_stride,
+                                               .bias = bias_.empty() ? nullptr : bias_.data(),
+                                               .out = out + row * columns_,
+                                               .out_stride = columns_,
+                                               .rows = std::min(row_block, rows - row),
+                                               .depth = depth_,
+                                               .columns = columns_};
+                          kernels.product(args, panel, std::min(panel + panel_block, panels));
+                      }
+                  });
+}
+
+// The segments of a tile with their blocks in the score slot, cut into tasks. In decode the query heads of a
+// group are the rows of one product; in prefill each head has rows enough, and tasks of its own.
+struct CpuProducts::Tile {
+    struct Part {
+        const Segment* segment;
+        KeyRange keys;
+        std::size_t offset;  // of the block in the slot, in elements
+        std::size_t first_task, rows_each, tasks_each;
+    };
+    std::vector<Part> parts;
+    std::size_t num_tasks = 0;
+
+    const Part& part_of(std::size_t task) const {
+        auto after = std::upper_bound(parts.begin(), parts.end(), task,
+                                      [](std::size_t at, const Part& part) { return at < part.first_task; });
+        return *std::prev(after);
+    }
+};
+
+namespace {
+
+const PanelKernels& kernels_or_raise() {
+    const PanelKernels* kernels = active_panel_kernels();
+    require(kernels != nullptr, "this instruction set has no kernels for packed products");
+    return *kernels;
+}
+
+}  // namespace
+
+CpuProducts::CpuProducts(const CpuGeometry& g)
+    : geometry_(g), kernels_(kernels_or_raise()), layers_(g.num_layers) {
+    for (const std::size_t width : {g.hidden, g.intermediate, g.head_dim, g.num_heads * g.head_dim})
+        require(width > 0 && width % kDepthBlock == 0, "packed products take widths of whole blocks of 32");
+    require(g.num_kv_heads > 0 && g.num_heads % g.num_kv_heads == 0, "query heads do not divide into groups");
+    require(g.max_keys % 64 == 0, "the cache takes whole blocks of 64 keys");
+    const std::size_t kv_width = g.num_kv_heads * g.head_dim;
+    const std::size_t cache = g.num_layers * g.max_sequences * kv_width * g.max_keys;
+    keys_ = Pages(cache, false);
+    values_ = Pages(cache, false);
+    new_values_ = Pages(g.max_tokens * kv_width, false);
+    heads_ = Pages(g.max_tokens * g.num_heads * g.head_dim, false);
+}
+
+void CpuProducts::set_linear(std::size_t layer, Linear which, PackedLinear linear) {
+    const CpuGeometry& g = geometry_;
+    const std::size_t q = g.num_heads * g.head_dim, kv = g.num_kv_heads * g.head_dim;
+    const std::size_t shapes[5][2] = {{q + kv, g.hidden},
+                                      {kv, g.hidden},
+                                      {g.hidden, q},
+                                      {2 * g.intermediate, g.hidden},
+                                      {g.hidden, g.intermediate}};
+    const auto& [columns, depth] = shapes[static_cast<std::size_t>(which)];
+    require(linear.columns() == columns && linear.depth() == depth, "a weight of another shape");
+    layers_.at(layer).linears[static_cast<std::size_t>(which)] = std::move(linear);
+}
+
+void CpuProducts::set_lm_head(PackedLinear linear) {
+    require(linear.columns() == geometry_.vocabulary && linear.depth() == geometry_.hidden,
+            "a weight of another shape");
+    lm_head_ = std::move(linear);
+}
+
+Bf16* CpuProducts::keys(std::size_t layer, std::size_t sequence, std::size_t group) const {
+    const std::size_t index = (layer * geometry_.max_sequences + sequence) * geometry_.num_kv_heads + group;
+    return keys_.data() + index * geometry_.max_keys * geometry_.head_dim;
+}
+
+Bf16* CpuProducts::values(std::size_t layer, std::size_t sequence, std::size_t group) const {
+    const std::size_t index = (layer * geometry_.max_sequences + sequence) * geometry_.num_kv_heads + group;
+    return values_.data() + index * geometry_.max_keys * geometry_.head_dim;
+}
+
+void CpuProducts::clear_values(std::size_t sequence, std::size_t begin, std::size_t end) {
+    const CpuGeometry& g = geometry_;
+    require(sequence < g.max_sequences && begin <= end && end <= g.max_keys, "no such keys in the cache");
+    for (std::size_t layer = 0; layer < g.num_layers; ++layer)
+        for (std::size_t group = 0; group < g.num_kv_heads; ++group)
+            for (std::size_t panel = 0; panel < g.head_dim / kPanelColumns; ++panel) {
+                Bf16* const of_panel = values(layer, sequence, group) + panel * g.max_keys * kPanelColumns;
+                for (std::size_t key = begin; key < end; ++key)
+                    for (std::size_t d = 0; d < kPanelColumns; ++d)
+                        of_panel[(key / 2 * kPanelColumns + d) * 2 + key % 2] = 0;
+            }
+}
+
+void CpuProducts::begin_step(std::vector<Segment> segments, std::vector<std::vector<KeyRange>> seen) {
+    const CpuGeometry& g = geometry_;
+    for (const Segment& s : segments)
+        require(s.sequence < g.max_sequences && s.rows > 0 && s.position < g.max_keys &&
+                    s.rows <= g.max_keys - s.position && s.first_row < g.max_tokens &&
+                    s.rows <= g.max_tokens - s.first_row,
+                "a segment lies outside the cache or the batch");
+    for (const auto& of_window : seen) {
+        require(of_window.size() == segments.size(), "a segment without its keys");
+        for (std::size_t i = 0; i < segments.size(); ++i) {
+            const KeyRange keys = of_window[i];
+            const std::size_t end = segments[i].position + segments[i].rows;
+            require(keys.start % 64 == 0 && keys.columns % 64 == 0 && keys.start < end &&
+                        keys.columns <= g.max_keys && keys.start <= g.max_keys - keys.columns &&
+                        end <= keys.start + keys.columns,
+                    "keys outside the cache");
+        }
+    }
+    segments_ = std::move(segments);
+    seen_ = std::move(seen);
+}
+
+void CpuProducts::embed(const Rows& tokens, const Rows& hidden) const {
+    require(tokens.dtype == Dtype::i32 && tokens.row_elements == 1 && hidden.dtype == Dtype::bf16 &&
+                hidden.row_elements == geometry_.hidden && tokens.rows == hidden.rows &&
+                embedding_ != nullptr,
+            "embed takes token ids and gives hidden rows");
+    for (std::size_t row = 0; row < tokens.rows; ++row) {
+        std::int32_t token;
+        std::memcpy(&token, tokens.data + row * sizeof token, sizeof token);
+        if (token < 0 || static_cast<std::size_t>(token) >= geometry_.vocabulary)
+            throw std::out_of_range("token " + std::to_string(token) + " is not in the vocabulary");
+        std::memcpy(elements(hidden) + row * geometry_.hidden,
+                    embedding_ + static_cast<std::size_t>(token) * geometry_.hidden,
+                    geometry_.hidden * sizeof(Bf16));
+    }
+}
+
+void CpuProducts::apply(const PackedLinear& linear, const Rows& x, const Rows& out) const {
+    require(x.dtype == Dtype::bf16 && out.dtype == Dtype::bf16 && x.rows == out.rows &&
+                x.row_elements == linear.depth() && out.row_elements == linear.columns(),
+            "the slots' rows do not fit the weight");
+    linear.apply(kernels_, elements(x), x.rows, elements(out));
+}
+
+void CpuProducts::linear(std::size_t layer, Linear which, const Rows& x, const Rows& out) const {
+    apply(layers_.at(layer).linears[static_cast<std::size_t>(which)], x, out);
+}
+
+void CpuProducts::lm_head(const Rows& x, const Rows& out) const { apply(lm_head_, x, out); }
+
+void CpuProducts::qkv(std::size_t layer, std::size_t first_row, const Rows& x, const Rows& qk) {
+    linear(layer, Linear::qk, x, qk);
+    const std::size_t width = geometry_.num_kv_heads * geometry_.head_dim;
+    require(first_row <= geometry_.max_tokens && x.rows <= geometry_.max_tokens - first_row,
+            "rows outside the batch");
+    layers_[layer].linears[static_cast<std::size_t>(Linear::v)].apply(kernels_, elements(x), x.rows,
+                                                                      new_values_.data() + first_row * width);
+}
+
+void CpuProducts::output(std::size_t layer, std::size_t first_row, const Rows& hidden) const {
+    const std::size_t width = geometry_.num_heads * geometry_.head_dim;
+    require(first_row <= geometry_.max_tokens && hidden.rows <= geometry_.max_tokens - first_row,
+            "rows outside the batch");
+    const Rows heads{reinterpret_cast<std::byte*>(heads_.data() + first_row * width), hidden.rows, width,
+                     Dtype::bf16};
+    linear(layer, Linear::o, heads, hidden);
+}
+
+CpuProducts::Tile CpuProducts::tile(std::size_t window, std::size_t first_segment, std::size_t num_segments,
+                                    const Rows& slot) const {
+    const std::vector<KeyRange>& seen = seen_.at(window);
+    require(first_segment <= segments_.size() && num_segments <= segments_.size() - first_segment,
+            "segments that are not of this step");
+    require(slot.dtype == Dtype::bf16, "a score slot of another dtype");
+    Tile tile;
+    tile.parts.reserve(num_segments);
+    std::size_t offset = 0;
+    for (std::size_t i = first_segment; i < first_segment + num_segments; ++i) {
+        const Segment& segment = segments_[i];
+        const bool is_decode = segment.rows == 1;
+        const std::size_t products = is_decode ? geometry_.num_kv_heads : geometry_.num_heads;
+        const std::size_t tasks_each = is_decode ? ceil_div(seen[i].columns, kDecodePanels * kPanelColumns)
+                                                 : ceil_div(segment.rows, kScoreRows);
+        tile.parts.push_back({&segment, seen[i], offset, tile.num_tasks,
+                              is_decode ? geometry_.num_heads / geometry_.num_kv_heads : segment.rows,
+                              tasks_each});
+        tile.num_tasks += products * tasks_each;
+        offset += geometry_.num_heads * segment.rows * seen[i].columns;
+        require(offset <= slot.rows * slot.row_elements, "the tile does not fit its slot");
+    }
+    return tile;
+}
+
+void CpuProducts::append(std::size_t layer, const Segment& segment, const Bf16* qk) const {
+    const CpuGeometry& g = geometry_;
+    const std::size_t width = (g.num_heads + g.num_kv_heads) * g.head_dim,
+                      kv_width = g.num_kv_heads * g.head_dim;
+    const std::size_t pairs = g.head_dim / 2;
+    for (std::size_t group = 0; group < g.num_kv_heads; ++group) {
+        Bf16* const to_keys = keys(layer, segment.sequence, group);
+        Bf16* const to_values = values(layer, segment.sequence, group);
+        for (std::size_t row = 0; row < segment.rows; ++row) {
+            const std::size_t key = segment.position + row, batch_row = segment.first_row + row;
+            const Bf16* from = qk + batch_row * width + (g.num_heads + group) * g.head_dim;
+            Bf16* to = to_keys + (key / kPanelColumns * pairs * kPanelColumns + key % kPanelColumns) * 2;
+            for (std::size_t pair = 0; pair < pairs; ++pair)
+                std::memcpy(to + pair * 2 * kPanelColumns, from + 2 * pair, 2 * sizeof(Bf16));
+            from = new_values_.data() + batch_row * kv_width + group * g.head_dim;
+            for (std::size_t d = 0; d < g.head_dim; ++d)
+                to_values[d / kPanelColumns * g.max_keys * kPanelColumns +
+                          (key / 2 * kPanelColumns + d % kPanelColumns) * 2 + key % 2] = from[d];
+        }
+    }
+}
+
+void CpuProducts::scores(std::size_t layer, std::size_t window, std::size_t first_segment,
+                         std::size_t num_segments, const Rows& qk, const Rows& out) {
+    const CpuGeometry& g = geometry_;
+    const std::size_t width = (g.num_heads + g.num_kv_heads) * g.head_dim;
+    require(layer < g.num_layers && qk.dtype == Dtype::bf16 && qk.row_elements == width &&
+                qk.rows >= g.max_tokens,
+            "scores takes the slot of q and k");
+    const Tile tile = this->tile(window, first_segment, num_segments, out);
+    for (const Tile::Part& part : tile.parts) append(layer, *part.segment, elements(qk));
+    parallel_rows(tile.num_tasks, 1, get_num_threads(), [&](std::size_t, std::size_t begin, std::size_t end) {
+        for (std::size_t task = begin; task < end; ++task) {
+            const Tile::Part& part = tile.part_of(task);
+            const Segment& segment = *part.segment;
+            const std::size_t of_part = task - part.first_task;
+            const std::size_t product = of_part / part.tasks_each, piece = of_part % part.tasks_each;
+            const bool is_decode = segment.rows == 1;
+            const std::size_t heads_each = is_decode ? part.rows_each : 1, head = product * heads_each;
+            const std::size_t row = is_decode ? 0 : piece * kScoreRows;
+            const std::size_t rows = is_decode ? part.rows_each : std::min(kScoreRows, segment.rows - row);
+            PanelArgs args{
+                .a = elements(qk) + (segment.first_row + row) * width + head * g.head_dim,
+                .a_stride = is_decode ? g.head_dim : width,
+                .panels = keys(layer, segment.sequence, head * g.num_kv_heads / g.num_heads) +
+                          part.keys.start * g.head_dim,
+                .panel_stride = g.head_dim * kPanelColumns,
+                .bias = nullptr,
+                .out = elements(out) + part.offset + (head * segment.rows + row) * part.keys.columns,
+                .out_stride = part.keys.columns,
+                .rows = rows,
+                .depth = g.head_dim,
+                .columns = part.keys.columns};
+            const std::size_t panels = part.keys.columns / kPanelColumns;
+            if (is_decode) {
+                kernels_.product(args, piece * kDecodePanels, std::min((piece + 1) * kDecodePanels, panels));
+            } else {
+                // Softmax looks at no key behind its row's own.
+                const std::size_t visible = segment.position + row + rows - part.keys.start;
+                kernels_.product(args, 0, std::min(ceil_div(visible, kPanelColumns), panels));
+            }
+        }
+    });
+}
+
+void CpuProducts::context(std::size_t layer, std::size_t window, std::size_t first_segment,
+                          std::size_t num_segments, const Rows& probabilities) {
+    const CpuGeometry& g = geometry_;
+    const std::size_t width = g.num_heads * g.head_dim;
+    require(layer < g.num_layers, "no such layer");
+    const Tile tile = this->tile(window, first_segment, num_segments, probabilities);
+    parallel_rows(tile.num_tasks, 1, get_num_threads(), [&](std::size_t, std::size_t begin, std::size_t end) {
+        for (std::size_t task = begin; task < end; ++task) {
+            const Tile::Part& part = tile.part_of(task);
+            const Segment& segment = *part.segment;
+            const std::size_t of_part = task - part.first_task;
+            const std::size_t product = of_part / part.tasks_each, piece = of_part % part.tasks_each;
+            const bool is_decode = segment.rows == 1;
+            // A sum over keys is not split: the first of the pieces that scored has all of it.
+            if (is_decode && piece > 0) continue;
+            const std::size_t heads_each = is_decode ? part.rows_each : 1, head = product * heads_each;
+            const std::size_t row = is_decode ? 0 : piece * kScoreRows;
+            const std::size_t rows = is_decode ? part.rows_each : std::min(kScoreRows, segment.rows - row);
+            const std::size_t visible =
+                is_decode ? part.keys.columns : segment.position + row + rows - part.keys.start;
+            const PanelArgs args{
+                .a = elements(probabilities) + part.offset + (head * segment.rows + row) * part.keys.columns,
+                .a_stride = part.keys.columns,
+                .panels = values(layer, segment.sequence, head * g.num_kv_heads / g.num_heads) +
+                          part.keys.start * kPanelColumns,
+                .panel_stride = g.max_keys * kPanelColumns,
+                .bias = nullptr,
+                .out = heads_.data() + (segment.first_row + row) * width + head * g.head_dim,
+                .out_stride = is_decode ? g.head_dim : width,
+                .rows = rows,
+                .depth = std::min(round_up(visible, kDepthBlock), part.keys.columns),
+                .columns = g.head_dim};
+            kernels_.product(args, 0, g.head_dim / kPanelColumns);
+        }
+    });
+}
+
+}  // namespace tsqp

@@ -1,0 +1,62 @@
+// Products with a packed right-hand side: the GPU process's arithmetic where its device is the CPU.
+//
+// A matrix B [K, N] lies packed in panels of 32 columns, and within a panel in pairs along K:
+//
+//     panel p, pair j, column c, half h   =   B[2j + h, 32p + c]        bf16, the last panel padded with
+//     zeros
+//
+// Both the dot-product and the tile instructions for bf16 take pairs, and one panel is one run of memory, so
+// the same weights serve a prompt of a thousand rows and the one row of decode; the KV cache lies the same
+// way, so attention is the same product. Nothing here runs in the TEE.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace tsqp {
+
+inline constexpr std::size_t kPanelColumns = 32;
+// K of every product is a multiple of this: the depth of a tile.
+inline constexpr std::size_t kDepthBlock = 32;
+
+constexpr std::size_t num_panels(std::size_t columns) {
+    return (columns + kPanelColumns - 1) / kPanelColumns;
+}
+
+// out[r, n] = sum_k a[r, k] B[k, n] + bias[n], rounded once.
+//
+//   Shapes:   a [rows, K] bf16, rows a_stride elements apart; panels as above, panel_stride elements apart;
+//   bias [N]
+//             or null; out [rows, N] bf16, rows out_stride apart.
+//   Numerics: f32 sums of pairs along K in order; denormals count as zero where the instruction set says so.
+struct PanelArgs {
+    const std::uint16_t* a;
+    std::size_t a_stride;
+    const std::uint16_t* panels;
+    std::size_t panel_stride;
+    const std::uint16_t* bias;
+    std::uint16_t* out;
+    std::size_t out_stride;
+    std::size_t rows, depth, columns;
+};
+
+struct PanelKernels {
+    const char* name;
+    // The panels [begin, end) of the product.
+    void (*product)(const PanelArgs& args, std::size_t begin, std::size_t end) noexcept;
+};
+
+extern const PanelKernels kAvx2Panels, kAvx512Bf16Panels, kAmxPanels;
+
+// What this machine can run, slowest first; may be none.
+std::vector<const PanelKernels*> supported_panel_kernels();
+
+// The fastest of them that goes with the instruction set in use (dispatch.h): "scalar" has none, "avx2" has
+// its own, "avx512" what is there beyond. Null: a GEMM library does better.
+const PanelKernels* active_panel_kernels();
+
+// weight [N, K], row-major, as B = weight^T  ->  panels, num_panels(N) * K * 32 elements.
+void pack_panels(const std::uint16_t* weight, std::size_t columns, std::size_t depth, std::uint16_t* panels);
+
+}  // namespace tsqp

@@ -1,0 +1,101 @@
+// Products of panels with tile instructions: 32 x 32 sums in four tiles.
+
+#include <initializer_list>
+
+#include "panels_avx512.h"
+
+namespace tsqp {
+namespace {
+
+struct alignas(64) TileConfig {
+    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    std::uint16_t row_bytes[16] = {};
+    std::uint8_t rows[16] = {};
+};
+
+// Tiles 0 to 3: sums, upper rows left and right, lower rows left and right. 4 and 5: a's upper and lower
+// rows. 6 and 7: the panel's left and right columns.
+void configure(std::size_t upper_rows, std::size_t lower_rows) {
+    TileConfig config;
+    const auto set = [&](std::size_t tile, std::size_t rows) {
+        config.rows[tile] = static_cast<std::uint8_t>(rows);
+        config.row_bytes[tile] = 64;
+    };
+    for (const std::size_t tile : {0u, 1u, 4u}) set(tile, upper_rows);
+    for (const std::size_t tile : {2u, 3u, 5u}) set(tile, lower_rows == 0 ? upper_rows : lower_rows);
+    for (const std::size_t tile : {6u, 7u}) set(tile, 16);
+    // The compiler's own intrinsic names eight bytes as its operand, and the stores of the others are
+    // dropped.
+    asm volatile("ldtilecfg %0" ::"m"(config));
+}
+
+template <bool Lower>
+[[gnu::always_inline]] inline void block(const PanelArgs& a, std::size_t panel, std::size_t row,
+                                         std::size_t upper_rows, std::size_t lower_rows,
+                                         const PanelStore& store) {
+    const std::uint16_t* weights = a.panels + panel * a.panel_stride;
+    const std::uint16_t* upper = a.a + row * a.a_stride;
+    const std::uint16_t* lower = upper + 16 * a.a_stride;
+    const std::size_t a_bytes = a.a_stride * 2;
+    constexpr std::size_t kPairBytes = kPanelColumns * 4;
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (Lower) {
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (std::size_t k = 0; k < a.depth; k += kDepthBlock) {
+        _tile_loadd(6, weights + k * kPanelColumns, kPairBytes);
+        _tile_loadd(4, upper + k, a_bytes);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, weights + k * kPanelColumns + 32, kPairBytes);
+        _tile_dpbf16ps(1, 4, 7);
+        if constexpr (Lower) {
+            _tile_loadd(5, lower + k, a_bytes);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    alignas(64) float sums[4][16][16];
+    _tile_stored(0, sums[0], 64);
+    _tile_stored(1, sums[1], 64);
+    if constexpr (Lower) {
+        _tile_stored(2, sums[2], 64);
+        _tile_stored(3, sums[3], 64);
+    }
+    std::uint16_t* out = a.out + row * a.out_stride + panel * kPanelColumns;
+    for (std::size_t r = 0; r < upper_rows; ++r)
+        store(out + r * a.out_stride, _mm512_load_ps(sums[0][r]), _mm512_load_ps(sums[1][r]));
+    if constexpr (Lower)
+        for (std::size_t r = 0; r < lower_rows; ++r)
+            store(out + (16 + r) * a.out_stride, _mm512_load_ps(sums[2][r]), _mm512_load_ps(sums[3][r]));
+}
+
+void product(const PanelArgs& a, std::size_t begin, std::size_t end) noexcept {
+    const std::size_t whole = a.rows / 32 * 32, rest = a.rows - whole;
+    if (whole > 0) {
+        configure(16, 16);
+        for (std::size_t panel = begin; panel < end; ++panel) {
+            const PanelStore store(a, panel);
+            for (std::size_t row = 0; row < whole; row += 32) block<true>(a, panel, row, 16, 16, store);
+        }
+    }
+    if (rest > 0) {
+        const std::size_t upper = rest < 16 ? rest : 16, lower = rest - upper;
+        configure(upper, lower);
+        for (std::size_t panel = begin; panel < end; ++panel) {
+            const PanelStore store(a, panel);
+            if (lower > 0)
+                block<true>(a, panel, whole, upper, lower, store);
+            else
+                block<false>(a, panel, whole, upper, 0, store);
+        }
+    }
+    _tile_release();
+}
+
+}  // namespace
+
+constinit const PanelKernels kAmxPanels{"amx", product};
+
+}  // namespace tsqp

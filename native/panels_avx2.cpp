@@ -1,0 +1,69 @@
+// Products of panels with AVX2 and FMA: a pair is widened to two f32, and takes two multiply-adds.
+
+#include <immintrin.h>
+
+#include "panels.h"
+
+namespace tsqp {
+namespace {
+
+constexpr std::size_t kLanes = 8, kParts = kPanelColumns / kLanes;
+
+float widened(std::uint16_t bits) {
+    const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
+    float x;
+    __builtin_memcpy(&x, &wide, sizeof x);
+    return x;
+}
+
+std::uint16_t narrowed(float x) {
+    std::uint32_t bits;
+    __builtin_memcpy(&bits, &x, sizeof bits);
+    return x != x ? std::uint16_t{0x7FC0}
+                  : static_cast<std::uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+template <std::size_t Rows>
+void panel_of_rows(const PanelArgs& a, std::size_t panel, std::size_t row) {
+    const std::uint16_t* weights = a.panels + panel * a.panel_stride;
+    const std::uint16_t* x = a.a + row * a.a_stride;
+    __m256 sums[Rows][kParts];
+    for (auto& of_row : sums)
+        for (__m256& sum : of_row) sum = _mm256_setzero_ps();
+    const __m256i upper_half = _mm256_set1_epi32(static_cast<int>(0xFFFF0000u));
+    for (std::size_t k = 0; k < a.depth; k += 2)
+        for (std::size_t part = 0; part < kParts; ++part) {
+            const __m256i pairs = _mm256_loadu_si256(
+                reinterpret_cast<const __m256i*>(weights + k * kPanelColumns + part * 2 * kLanes));
+            const __m256 first = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+            const __m256 second = _mm256_castsi256_ps(_mm256_and_si256(pairs, upper_half));
+            for (std::size_t r = 0; r < Rows; ++r) {
+                const std::uint16_t* at = x + r * a.a_stride + k;
+                sums[r][part] = _mm256_fmadd_ps(_mm256_set1_ps(widened(at[0])), first, sums[r][part]);
+                sums[r][part] = _mm256_fmadd_ps(_mm256_set1_ps(widened(at[1])), second, sums[r][part]);
+            }
+        }
+    const std::size_t column = panel * kPanelColumns, left = a.columns - column;
+    for (std::size_t r = 0; r < Rows; ++r) {
+        alignas(32) float lanes[kPanelColumns];
+        for (std::size_t part = 0; part < kParts; ++part)
+            _mm256_store_ps(lanes + part * kLanes, sums[r][part]);
+        std::uint16_t* out = a.out + (row + r) * a.out_stride + column;
+        for (std::size_t c = 0; c < (left < kPanelColumns ? left : kPanelColumns); ++c)
+            out[c] = narrowed(a.bias == nullptr ? lanes[c] : lanes[c] + widened(a.bias[column + c]));
+    }
+}
+
+void product(const PanelArgs& a, std::size_t begin, std::size_t end) noexcept {
+    for (std::size_t panel = begin; panel < end; ++panel) {
+        std::size_t row = 0;
+        for (; row + 2 <= a.rows; row += 2) panel_of_rows<2>(a, panel, row);
+        if (row < a.rows) panel_of_rows<1>(a, panel, row);
+    }
+}
+
+}  // namespace
+
+constinit const PanelKernels kAvx2Panels{"avx2", product};
+
+}  // namespace tsqp

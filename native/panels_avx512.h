@@ -1,0 +1,78 @@
+// What the AVX-512 and the tile kernels share: sums to bf16, with a bias, behind a column mask.
+#pragma once
+
+// gcc's own headers start from registers that they leave undefined on purpose.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+
+#include "panels.h"
+
+namespace tsqp {
+namespace {
+
+struct PanelStore {
+    __m512 low_bias, high_bias;
+    __mmask32 mask;
+
+    // The last panel of N columns may be partial.
+    PanelStore(const PanelArgs& a, std::size_t panel) {
+        const std::size_t first = panel * kPanelColumns, left = a.columns - first;
+        mask = left >= kPanelColumns ? ~__mmask32{0} : static_cast<__mmask32>((1u << left) - 1);
+        low_bias = high_bias = _mm512_setzero_ps();
+        if (a.bias != nullptr) {
+            const __m512i bits = _mm512_maskz_loadu_epi16(mask, a.bias + first);
+            low_bias = widened(_mm512_castsi512_si256(bits));
+            high_bias = widened(_mm512_extracti64x4_epi64(bits, 1));
+        }
+    }
+
+    static __m512 widened(__m256i bits) {
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+    }
+
+    void operator()(std::uint16_t* to, __m512 low, __m512 high) const {
+        const __m512bh both =
+            _mm512_cvtne2ps_pbh(_mm512_add_ps(high, high_bias), _mm512_add_ps(low, low_bias));
+        _mm512_mask_storeu_epi16(to, mask, reinterpret_cast<__m512i>(both));
+    }
+};
+
+// Rows of few: a panel is read once for all of them, so this is bound by memory. Four sums a column for one
+// row, since a sum is ready for its next pair only some cycles later.
+template <std::size_t Rows>
+[[gnu::always_inline]] inline void panel_of_rows(const PanelArgs& a, std::size_t panel, std::size_t row,
+                                                 const PanelStore& store) {
+    constexpr std::size_t kChains = Rows == 1 ? 4 : Rows == 2 ? 2 : 1;
+    const std::uint16_t* weights = a.panels + panel * a.panel_stride;
+    const std::uint16_t* x = a.a + row * a.a_stride;
+    __m512 low[Rows][kChains], high[Rows][kChains];
+    for (std::size_t r = 0; r < Rows; ++r)
+        for (std::size_t c = 0; c < kChains; ++c) low[r][c] = high[r][c] = _mm512_setzero_ps();
+    for (std::size_t k = 0; k < a.depth; k += 2 * kChains) {
+        for (std::size_t c = 0; c < kChains; ++c) {
+            const std::uint16_t* pair = weights + (k + 2 * c) * kPanelColumns;
+            _mm_prefetch(reinterpret_cast<const char*>(pair + 4096), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(pair + 4096 + 32), _MM_HINT_T0);
+            const auto w_low = reinterpret_cast<__m512bh>(_mm512_loadu_si512(pair));
+            const auto w_high = reinterpret_cast<__m512bh>(_mm512_loadu_si512(pair + kPanelColumns));
+            for (std::size_t r = 0; r < Rows; ++r) {
+                std::uint32_t bits;
+                __builtin_memcpy(&bits, x + r * a.a_stride + k + 2 * c, sizeof bits);
+                const auto both = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(bits)));
+                low[r][c] = _mm512_dpbf16_ps(low[r][c], w_low, both);
+                high[r][c] = _mm512_dpbf16_ps(high[r][c], w_high, both);
+            }
+        }
+    }
+    for (std::size_t r = 0; r < Rows; ++r) {
+        for (std::size_t c = 1; c < kChains; ++c) {
+            low[r][0] = _mm512_add_ps(low[r][0], low[r][c]);
+            high[r][0] = _mm512_add_ps(high[r][0], high[r][c]);
+        }
+        store(a.out + (row + r) * a.out_stride + panel * kPanelColumns, low[r][0], high[r][0]);
+    }
+}
+
+}  // namespace
+}  // namespace tsqp

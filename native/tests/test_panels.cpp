@@ -1,0 +1,98 @@
+// Products of packed panels against double precision, on arrays that end before an unreadable page, for every
+// instruction set that this machine has.
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <random>
+
+#include "check.h"
+#include "guarded.h"
+#include "panels.h"
+
+using namespace tsqp;
+
+namespace {
+
+using Bf16 = std::uint16_t;
+
+std::mt19937 random_bits(7);
+
+double exact(Bf16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x) << 16); }
+
+void fill(Guarded<Bf16>& array) {
+    std::normal_distribution<float> normal;
+    for (Bf16& element : array)
+        element = static_cast<Bf16>(std::bit_cast<std::uint32_t>(normal(random_bits)) >> 16);
+}
+
+// Within the rounding of the output, and of the additions in proportion to what was added.
+void check_close(Bf16 found, double expected, double magnitude) {
+    CHECK(std::abs(exact(found) - expected) <= std::abs(expected) / 256 + 1e-6 * magnitude);
+}
+
+// a's rows and out's lie further apart than they are long, as heads do in the rows of a slot.
+void test_product(const PanelKernels& kernels, std::size_t rows, std::size_t columns, std::size_t depth,
+                  std::size_t gap, bool has_bias) {
+    const std::size_t a_stride = depth + gap, out_stride = columns + gap;
+    Guarded<Bf16> a((rows - 1) * a_stride + depth), weight(columns * depth), bias(columns),
+        out((rows - 1) * out_stride + columns), panels(num_panels(columns) * kPanelColumns * depth);
+    fill(a), fill(weight), fill(bias);
+    for (Bf16& element : out) element = 0x1234;
+    pack_panels(weight.data(), columns, depth, panels.data());
+    const PanelArgs args{a.data(),
+                         a_stride,
+                         panels.data(),
+                         depth * kPanelColumns,
+                         has_bias ? bias.data() : nullptr,
+                         out.data(),
+                         out_stride,
+                         rows,
+                         depth,
+                         columns};
+    const std::size_t middle = num_panels(columns) / 2;
+    kernels.product(args, 0, middle);
+    kernels.product(args, middle, num_panels(columns));
+    for (std::size_t row = 0; row < rows; ++row)
+        for (std::size_t column = 0; column < out_stride; ++column) {
+            if (row * out_stride + column >= out.size()) break;
+            const Bf16 found = out[row * out_stride + column];
+            if (column >= columns) {
+                CHECK(found == 0x1234);
+                continue;
+            }
+            double sum = has_bias ? exact(bias[column]) : 0, magnitude = 1;
+            for (std::size_t k = 0; k < depth; ++k) {
+                const double term = exact(a[row * a_stride + k]) * exact(weight[column * depth + k]);
+                sum += term, magnitude += std::abs(term);
+            }
+            check_close(found, sum, magnitude);
+        }
+}
+
+void test_packing() {
+    const std::size_t columns = 33, depth = 32;
+    Guarded<Bf16> weight(columns * depth), panels(2 * kPanelColumns * depth);
+    fill(weight);
+    pack_panels(weight.data(), columns, depth, panels.data());
+    for (std::size_t column = 0; column < 2 * kPanelColumns; ++column)
+        for (std::size_t k = 0; k < depth; ++k) {
+            const std::size_t panel = column / kPanelColumns, within = column % kPanelColumns;
+            const Bf16 found =
+                panels[panel * kPanelColumns * depth + (k / 2 * kPanelColumns + within) * 2 + k % 2];
+            CHECK(found == (column < columns ? weight[column * depth + k] : 0));
+        }
+}
+
+}  // namespace
+
+int main() {
+    test_packing();
+    for (const PanelKernels* kernels : supported_panel_kernels())
+        for (const std::size_t rows : {1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 47, 48, 65})
+            for (const std::size_t columns : {1, 15, 16, 31, 32, 33, 97})
+                for (const std::size_t depth : {32, 96, 576})
+                    for (const std::size_t gap : {0, 7})
+                        test_product(*kernels, rows, columns, depth, gap, gap == 0);
+    std::puts("panels: ok");
+}

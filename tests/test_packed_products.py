@@ -1,0 +1,243 @@
+"""The products of a CPU device: the same as the GEMM library's, from the same records, for every instruction set."""
+
+from __future__ import annotations
+
+import mmap
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from models import RandomModel
+
+from tsqp_shm import _native
+from tsqp_shm.config import Limits
+from tsqp_shm.gpu import packed_products
+from tsqp_shm.gpu.device import Device
+from tsqp_shm.gpu.packed_products import PackedProducts
+from tsqp_shm.gpu.products import GemmProducts
+from tsqp_shm.gpu.weights import load_weights
+from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.model.weights import Checkpoint
+from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.protocol import NO_SLOT, Record
+from tsqp_shm.shm.slots import slot_array
+from tsqp_shm.shm.tiling import Segment, key_range
+
+FIELDS = {
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "head_dim": 32,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 3,
+    "use_sliding_window": True,
+    "sliding_window": 70,
+    "max_window_layers": 1,
+}
+LIMITS = Limits("bfloat16", max_model_len=300, max_num_seqs=3, max_batch_tokens=160, tile_rows=64, tiles_in_flight=2)
+SETS = [name for name in _native.instruction_sets() if name != "scalar"]
+
+
+@pytest.fixture(params=SETS)
+def instruction_set(request):
+    before = _native.active_instruction_set()
+    _native.use_instruction_set(request.param)
+    if _native.panel_kernels() is None:
+        pytest.skip(f"{request.param} has no packed products here")
+    yield request.param
+    _native.use_instruction_set(before)
+
+
+class Side:
+    """Products of one kind on slots of their own."""
+
+    def __init__(self, kind, spec, folder) -> None:
+        self.plan = Plan.derive(spec, LIMITS)
+        arena = SimpleNamespace(plan=self.plan, buffer=mmap.mmap(-1, self.plan.total_bytes))
+        self.device = Device(torch.device("cpu"), arena)
+        self.arrays = {slot.name: slot_array(arena, slot) for slot in self.plan.slots}
+        with Checkpoint.open(folder) as checkpoint:
+            weights = load_weights(spec, checkpoint, torch.bfloat16, torch.device("cpu"))
+        self.products = kind(spec, self.plan, weights, self.device)
+
+    def record(self, layer=0, source="x", to="x", rows=(0, 1), tile=(0, 1)) -> Record:
+        out = NO_SLOT if to is None else self.plan.slot(to).index
+        return Record(1, 1, 0, layer, self.plan.slot(source).index, out, *rows, *tile)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = RandomModel("qwen2", FIELDS).write(tmp_path_factory.mktemp("packed"))
+    return ModelSpec.from_folder(folder), folder
+
+
+@pytest.fixture
+def sides(instruction_set, model):
+    spec, folder = model
+    pair = [Side(kind, spec, folder) for kind in (GemmProducts, PackedProducts)]
+    yield pair
+    for side in pair:
+        side.device.close()
+
+
+def to_float(bits):
+    return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float().numpy()
+
+
+def fill(sides, name, rows, scale=1.0, seed=0):
+    values = torch.from_numpy(np.random.default_rng(seed).normal(size=rows, scale=scale)).bfloat16()
+    for side in sides:
+        side.arrays[name].reshape(-1)[: values.numel()] = values.view(torch.uint16).numpy().reshape(-1)
+
+
+def assert_same(sides, name, elements):
+    found, expected = (to_float(side.arrays[name].reshape(-1)[:elements]) for side in reversed(sides))
+    np.testing.assert_allclose(found, expected, rtol=2**-6, atol=2**-7 * max(1e-6, np.abs(expected).max()))
+
+
+def step(sides, segments):
+    for side in sides:
+        with torch.inference_mode():
+            side.products.begin_step(segments)
+
+
+def attention(sides, spec, segments, tile, layer, seed):
+    """q and k of all rows, scores, made-up probabilities that are causal, context and o_proj."""
+    rows = segments[-1].first_row + segments[-1].rows
+    width = (spec.num_heads + spec.num_kv_heads) * spec.head_dim
+    fill(sides, "x", (rows, spec.hidden_size), seed=seed)
+    for side in sides:
+        side.products.qkv(side.record(layer, "x", "qk", (0, rows)))
+    assert_same(sides, "qk", rows * width)
+    fill(sides, "qk", (rows, width), seed=seed + 1)
+    for side in sides:
+        side.products.scores(side.record(layer, "qk", "scores.0", (0, rows), tile))
+    of_tile = segments[tile[0] : sum(tile)]
+    offset, probabilities = 0, np.random.default_rng(seed)
+    scores = [side.arrays["scores.0"].reshape(-1) for side in sides]
+    for segment in of_tile:
+        seen = key_range(segment, spec.windows[layer])
+        shape = (spec.num_heads, segment.rows, seen.columns)
+        end = offset + int(np.prod(shape))
+        keys = np.arange(seen.columns)[None, :] + seen.start
+        visible = np.broadcast_to(keys <= segment.position + np.arange(segment.rows)[:, None], shape)
+        expected, found = (to_float(flat[offset:end]).reshape(shape) for flat in scores)
+        np.testing.assert_allclose(
+            found[visible], expected[visible], rtol=2**-6, atol=2**-7 * np.abs(expected[visible]).max()
+        )
+        weights = torch.from_numpy(probabilities.random(shape) * visible).bfloat16().view(torch.uint16).numpy()
+        for flat in scores:
+            flat[offset:end] = weights.reshape(-1)
+        offset = end
+    first = of_tile[0].first_row
+    of_rows = (first, of_tile[-1].first_row + of_tile[-1].rows - first)
+    for side in sides:
+        side.products.context(side.record(layer, "scores.0", "hidden", of_rows, tile))
+    hidden = [to_float(side.arrays["hidden"][first : sum(of_rows)]) for side in sides]
+    np.testing.assert_allclose(hidden[1], hidden[0], rtol=2**-5, atol=2**-6 * np.abs(hidden[0]).max())
+
+
+@pytest.mark.parametrize("rows", [1, 5, 33, 150])
+def test_linears_are_those_of_the_gemm_library(sides, model, rows):
+    spec, _ = model
+    with torch.inference_mode():
+        for name, source, to, width in (
+            ("gate_up", "x", "gate_up", spec.hidden_size),
+            ("down", "act", "hidden", spec.intermediate_size),
+        ):
+            fill(sides, source, (rows, width), seed=rows)
+            for side in sides:
+                getattr(side.products, name)(side.record(2, source, to, (0, rows)))
+            assert_same(sides, to, rows * side.plan.slot(to).row_elements)
+        wanted = min(rows, 3)
+        for side in sides:
+            side.products.lm_head(side.record(0, "x", "logits", (0, wanted)))
+        assert_same(sides, "logits", wanted * spec.vocab_size)
+
+
+def test_embed_copies_rows_and_refuses_what_is_no_token(sides, model):
+    spec, _ = model
+    ids = [0, spec.vocab_size - 1, 7]
+    for side in sides:
+        side.arrays["tokens"][:3, 0] = ids
+        with torch.inference_mode():
+            side.products.embed(side.record(0, "tokens", "hidden", (0, 3)))
+    assert np.array_equal(sides[0].arrays["hidden"][:3], sides[1].arrays["hidden"][:3])
+    for bad in (-1, spec.vocab_size):
+        sides[1].arrays["tokens"][1, 0] = bad
+        with pytest.raises(IndexError, match=str(bad)):
+            sides[1].products.embed(sides[1].record(0, "tokens", "hidden", (0, 3)))
+
+
+def test_a_prompt_then_decode_of_several_sequences(sides, model):
+    spec, _ = model
+    with torch.inference_mode():
+        prompt = [Segment(0, 0, 0, 64), Segment(0, 64, 64, 64), Segment(0, 128, 128, 5), Segment(2, 0, 133, 17)]
+        for layer in range(spec.num_layers):
+            if layer == 0:
+                step(sides, prompt)
+            for number, tile in enumerate(((0, 1), (1, 1), (2, 2))):
+                attention(sides, spec, prompt, tile, layer, seed=10 * layer + number)
+        decode = [Segment(0, 133, 0, 1), Segment(1, 0, 1, 1), Segment(2, 17, 2, 1)]
+        step(sides, decode)
+        for layer in range(spec.num_layers):
+            attention(sides, spec, decode, (0, 3), layer, seed=100 + layer)
+
+
+@pytest.mark.parametrize("num_threads", [2, 3])
+def test_any_number_of_threads_gives_the_same_bits(sides, model, num_threads):
+    spec, _ = model
+    packed = sides[1]
+    before = _native.get_num_threads()
+    results = []
+    for threads in (1, num_threads):
+        _native.set_num_threads(threads)
+        fill(sides, "x", (150, spec.hidden_size))
+        packed.products.gate_up(packed.record(0, "x", "gate_up", (0, 150)))
+        results.append(packed.arrays["gate_up"][:150].copy())
+    _native.set_num_threads(before)
+    assert np.array_equal(*results)
+
+
+def test_what_does_not_fit_is_refused(sides):
+    packed = sides[1]
+    native = packed.products._native
+    slot = {slot.name: slot.index for slot in packed.plan.slots}
+    step(sides, [Segment(0, 0, 0, 20)])
+    for bad in (
+        lambda: native.begin_step([(3, 0, 0, 1)], [[(0, 64)], [(0, 64)]]),
+        lambda: native.begin_step([(0, 300, 0, 64)], [[(0, 320)], [(0, 320)]]),
+        lambda: native.begin_step([(0, 0, 150, 20)], [[(0, 64)], [(0, 64)]]),
+        lambda: native.begin_step([(0, 0, 0, 20)], [[(0, 64)], [(32, 64)]]),
+        lambda: native.begin_step([(0, 0, 0, 20)], [[(0, 64)], []]),
+        lambda: native.scores(0, 0, slot["qk"], slot["scores.0"], 0, 2),
+        lambda: native.scores(0, 0, slot["x"], slot["scores.0"], 0, 1),
+        lambda: native.scores(0, 0, slot["qk"], slot["tokens"], 0, 1),
+        lambda: native.linear(0, "gate_up", slot["x"], slot["act"], 0, 1),
+        lambda: native.linear(0, "gate_up", slot["x"], slot["hidden"], 0, 1),
+        lambda: native.linear(0, "up_gate", slot["x"], slot["gate_up"], 0, 1),
+        lambda: native.set_linear(0, "o", np.zeros((4, 32), np.uint16), None),
+        lambda: native.clear_values(0, 0, 321),
+    ):
+        with pytest.raises(ValueError):
+            bad()
+    for far in (
+        lambda: native.linear(0, "gate_up", slot["x"], slot["gate_up"], 100, 100),
+        lambda: native.linear(9, "gate_up", slot["x"], slot["gate_up"], 0, 1),
+        lambda: native.scores(0, 2, slot["qk"], slot["scores.0"], 0, 1),
+    ):
+        with pytest.raises(IndexError):
+            far()
+
+
+def test_other_widths_and_dtypes_go_to_the_gemm_library(model):
+    spec, _ = model
+    plan, cpu = Plan.derive(spec, LIMITS), torch.device("cpu")
+    if _native.panel_kernels() is not None:
+        assert packed_products.is_available(spec, plan, cpu)
+    assert not packed_products.is_available(spec, plan, torch.device("cuda:0"))
+    odd = SimpleNamespace(hidden_size=96, intermediate_size=161, head_dim=32)
+    assert not packed_products.is_available(odd, plan, cpu)
+    f32 = SimpleNamespace(geometry={"dtype": "float32"})
+    assert not packed_products.is_available(spec, f32, cpu)
