@@ -26,7 +26,7 @@ ISA_FLAGS = {
     "kernels_scalar.cpp": ["-fno-tree-vectorize", "-fno-tree-slp-vectorize"],
 }
 if platform.machine() in ("x86_64", "AMD64"):
-    ISA_FLAGS["kernels_avx2.cpp"] = ["-mavx2", "-mf16c"]
+    ISA_FLAGS["kernels_avx2.cpp"] = ["-mavx2", "-mfma"]
     avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
     ISA_FLAGS["kernels_avx512.cpp"] = avx512
     ISA_FLAGS["panels_avx2.cpp"] = ["-mavx2", "-mfma"]

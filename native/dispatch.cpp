@@ -26,7 +26,7 @@ std::vector<const KernelTable*> supported_kernels() {
     std::vector<const KernelTable*> tables{&kScalarKernels};
 #if defined(__x86_64__)
     // The builtin also asks the operating system whether it saves the wide registers.
-    if (__builtin_cpu_supports("avx2")) tables.push_back(&kAvx2Kernels);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(&kAvx2Kernels);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         tables.push_back(&kAvx512Kernels);

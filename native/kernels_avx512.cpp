@@ -63,6 +63,7 @@ struct Avx512Lanes {
     static V add(V a, V b) { return _mm512_add_ps(a, b); }
     static V sub(V a, V b) { return _mm512_sub_ps(a, b); }
     static V mul(V a, V b) { return _mm512_mul_ps(a, b); }
+    static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
     static V div(V a, V b) { return _mm512_div_ps(a, b); }
     // The second operand where either is NaN or both are zero.
     static V max(V a, V b) { return _mm512_max_ps(a, b); }

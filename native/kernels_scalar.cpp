@@ -69,6 +69,11 @@ struct ScalarLanes {
     static V mul(V a, V b) {
         return each(a, b, [](float x, float y) { return x * y; });
     }
+    // a * b + c, rounded once.
+    static V fma(V a, V b, V c) {
+        for (std::size_t i = 0; i < kLanes; ++i) a.lane[i] = __builtin_fmaf(a.lane[i], b.lane[i], c.lane[i]);
+        return a;
+    }
     static V div(V a, V b) {
         return each(a, b, [](float x, float y) { return x / y; });
     }
