@@ -1,6 +1,7 @@
 #include "thread_pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -49,6 +50,7 @@ void await_change(const std::atomic<std::uint32_t>& word, std::uint32_t old,
 class Pool {
   public:
     Pool(std::size_t num_threads, std::chrono::microseconds patience) : patience_(patience) {
+        if (sched_getaffinity(0, sizeof allowed_, &allowed_) != 0) CPU_ZERO(&allowed_);
         // Signals are for the interpreter's threads: only there do they interrupt a blocked system call.
         sigset_t all, before;
         sigfillset(&all);
@@ -75,6 +77,7 @@ class Pool {
         const std::uint32_t generation = generation_.load(std::memory_order_relaxed) + 1;
         const std::uint64_t first_ticket = std::uint64_t{generation} << 32;
         ticket_.store(first_ticket | kClosed, std::memory_order_relaxed);
+        keep_workers_off(sched_getcpu());
         // SYNC POINT: release, each pairs with its acquire load in take_blocks: who sees a new field also
         // sees the ticket closed.
         finished_.store(0, std::memory_order_release);
@@ -102,6 +105,18 @@ class Pool {
         generation_.fetch_add(1, std::memory_order_release);
         generation_.notify_all();
         for (std::thread& thread : threads_) thread.join();
+    }
+
+    // Threads that give way to each other all look busy to the scheduler, which may leave the caller and a
+    // worker on one core and the peer's process alone on the next: half of the machine's speed, for minutes.
+    void keep_workers_off(int cpu) {
+        if (cpu < 0 || cpu == caller_cpu_ || !CPU_ISSET(cpu, &allowed_) || CPU_COUNT(&allowed_) < 2) return;
+        caller_cpu_ = cpu;
+        cpu_set_t others = allowed_;
+        CPU_CLR(cpu, &others);
+        // Best effort: where it is refused, threads run where they may.
+        for (std::thread& thread : threads_)
+            pthread_setaffinity_np(thread.native_handle(), sizeof others, &others);
     }
 
     void serve(std::size_t worker) {
@@ -135,7 +150,8 @@ class Pool {
             // the caller.
             if (finished_.fetch_add(1, std::memory_order_acq_rel) + 1 == blocks && worker != 0)
                 finished_.notify_one();
-            // Between two blocks, and not inside one, another process may have the core: the caller waits for blocks.
+            // Between two blocks, and not inside one, another process may have the core: the caller waits for
+            // blocks.
             if (worker != 0) std::this_thread::yield();
             ticket = ticket_.load(std::memory_order_acquire);
         }
@@ -143,6 +159,8 @@ class Pool {
 
     const std::chrono::microseconds patience_;
     std::vector<std::thread> threads_;
+    cpu_set_t allowed_;    // where this process may run
+    int caller_cpu_ = -1;  // where the last job's caller ran, which the workers keep off
     std::atomic<bool> stopping_{false};
     std::atomic<std::uint32_t> generation_{0};  // one more with each job; idle threads sleep on it
     std::atomic<std::uint64_t> ticket_{0};      // generation << 32 | next block
