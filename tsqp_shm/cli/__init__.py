@@ -1,0 +1,43 @@
+"""`tsqp-shm VERB [MODEL] [flags]`: what a user types. Flags and defaults come from `config` and `SamplingParams`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+from tsqp_shm.cli.verbs import build_parser
+from tsqp_shm.errors import TsqpError
+from tsqp_shm.process import ERROR_PREFIX, Lifeline
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    lifeline = Lifeline.from_environment()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Under nohup it is ignored, and stays so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _exit_by_signal)
+    # A parent that is gone, or that asks this process to end, is the same as a polite signal.
+    lifeline.on_parent_gone(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        code: int = arguments.run(arguments, lifeline)
+    except TsqpError as error:
+        lifeline.failed(error)
+        print(f"{ERROR_PREFIX}{error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of stdout has gone; there is nobody to tell, and Python must not try again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return code
+
+
+def _exit_by_signal(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

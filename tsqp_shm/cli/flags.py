@@ -1,0 +1,127 @@
+"""The flags that verbs share, in groups. Their defaults are read from the settings they set."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from tsqp_shm.config import DEFAULT_MAX_MODEL_LEN, DOORBELLS, DTYPES, EngineConfig
+from tsqp_shm.errors import ConfigError
+from tsqp_shm.process import ERROR_PREFIX
+
+DEFAULT_PROMPT = "The capital of France is"
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """A wrong flag gets one line; the usage of all the others would bury it."""
+        self.exit(ConfigError.exit_code, f"{ERROR_PREFIX}{message}; see {self.prog} --help\n")
+
+
+def model_argument() -> Parser:
+    parser = Parser(add_help=False)
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a Hugging Face folder; without it, the demo model is fetched and used",
+    )
+    return parser
+
+
+def common_flags() -> Parser:
+    defaults = EngineConfig()
+    parser = Parser(add_help=False)
+    group = parser.add_argument_group("session")
+    group.add_argument("--session", metavar="NAME", help="the name under which the two processes meet")
+    group.add_argument(
+        "--timeout",
+        type=float,
+        metavar="S",
+        help=f"longest wait for the other process ({defaults.timeout_s:.0f} s)",
+    )
+    group.add_argument("-q", "--quiet", action="store_true", help="print the completion and errors only")
+    return parser
+
+
+def gpu_flags() -> Parser:
+    defaults = EngineConfig()
+    parser = Parser(add_help=False)
+    group = parser.add_argument_group("GPU process")
+    group.add_argument("--device", metavar="auto|cpu|cuda[:N]", help=f"where it computes ({defaults.device})")
+    group.add_argument("--gpu-threads", type=int, metavar="N", help="its threads on the CPU (one per core)")
+    return parser
+
+
+def tee_flags() -> Parser:
+    return Parser(add_help=False, parents=[prompt_flags(), arena_flags(), doorbell_flags(), json_flag()])
+
+
+def prompt_flags() -> Parser:
+    parser = Parser(add_help=False)
+    prompt = parser.add_argument_group("prompt")
+    prompt.add_argument("--prompt", metavar="TEXT", help=f"what to complete ({DEFAULT_PROMPT!r})")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a file, or from - (stdin)")
+    prompt.add_argument("--chat", action="store_true", help="apply the model's chat template to the prompt")
+    prompt.add_argument("--interactive", action="store_true", help="ask for prompts, turn by turn; Ctrl-D ends")
+
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens to generate (64)")
+    sampling.add_argument("--temperature", type=float, metavar="X", help="0 takes the likeliest token (0)")
+    sampling.add_argument("--top-p", type=float, metavar="X", help="sample within this probability (1)")
+    sampling.add_argument("--top-k", type=int, metavar="N", help="sample among N tokens; 0: all (0)")
+    sampling.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1 repeats less (1)")
+    sampling.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
+    sampling.add_argument("--stop", action="append", metavar="TEXT", help="ends the completion; may be repeated")
+    sampling.add_argument("--ignore-eos", action="store_true", help="go on after an end-of-sequence token")
+    return parser
+
+
+def arena_flags() -> Parser:
+    defaults = EngineConfig()
+    parser = Parser(add_help=False)
+    model = parser.add_argument_group("model and arena")
+    model.add_argument("--dtype", metavar="|".join(DTYPES), help=f"of slots and arithmetic ({defaults.dtype})")
+    model.add_argument(
+        "--max-model-len", type=int, metavar="N",
+        help=f"longest prompt and completion, in tokens (the model's, at most {DEFAULT_MAX_MODEL_LEN})",
+    )  # fmt: skip
+    model.add_argument("--max-num-seqs", type=int, metavar="N", help=f"sequences at once ({defaults.max_num_seqs})")
+    model.add_argument(
+        "--max-batch-tokens", type=int, metavar="N",
+        help=f"tokens in one forward pass; longer prompts go in chunks ({defaults.max_batch_tokens})",
+    )  # fmt: skip
+    model.add_argument("--tile-rows", type=int, metavar="N", help=f"rows of an attention tile ({defaults.tile_rows})")
+    model.add_argument("--tiles-in-flight", type=int, metavar="N", help=f"score slots ({defaults.tiles_in_flight})")
+    model.add_argument(
+        "--block-rows", type=int, metavar="N", help=f"rows that go through the layers together ({defaults.block_rows})"
+    )
+    model.add_argument("--tee-threads", type=int, metavar="N", help="threads of the TEE's kernels (one per core)")
+    return parser
+
+
+def doorbell_flags() -> Parser:
+    defaults = EngineConfig()
+    parser = Parser(add_help=False)
+    bell = parser.add_argument_group("doorbell")
+    bell.add_argument(
+        "--doorbell", metavar="|".join(DOORBELLS),
+        help=f"how a side waits: rings and ZeroMQ for sleepers, ZeroMQ alone, or never asleep ({defaults.doorbell})",
+    )  # fmt: skip
+    bell.add_argument("--endpoint", metavar="URL", help="ipc://PATH or tcp://127.0.0.1:PORT (a socket of the session)")
+    bell.add_argument("--spin-us", type=int, metavar="N", help=f"spin so long before yielding ({defaults.spin_us})")
+    bell.add_argument("--yield-us", type=int, metavar="N", help=f"yield so long before sleeping ({defaults.yield_us})")
+    return parser
+
+
+def json_flag() -> Parser:
+    parser = Parser(add_help=False)
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else there")
+    return parser
+
+
+def verbose_flag() -> Parser:
+    parser = Parser(add_help=False)
+    parser.add_argument("-v", "--verbose", action="store_true", help="show what the GPU process says")
+    return parser

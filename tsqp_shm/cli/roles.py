@@ -1,0 +1,119 @@
+"""`tsqp-shm launch`, and the two roles that it starts as commands of their own: `tee` and `gpu`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import time
+from types import FrameType
+from typing import NoReturn
+
+from tsqp_shm.cli.flags import common_flags, gpu_flags, tee_flags
+from tsqp_shm.cli.settings import (
+    blocked_interrupts,
+    engine_config,
+    given,
+    model_folder,
+    prompt_text,
+    reporter,
+    require_sane,
+    sampling_params,
+)
+from tsqp_shm.config import EngineConfig
+from tsqp_shm.errors import ConfigError, ModelFileError, PeerDied
+from tsqp_shm.process import Lifeline
+
+PARENT_SPEAKS_FIRST_S = 2.0
+
+
+def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
+    with blocked_interrupts():
+        from tsqp_shm.launch import launch
+
+        config = engine_config(arguments)
+        require_sane(arguments)
+    model = model_folder(arguments)
+    return launch(
+        model,
+        config,
+        given(arguments, common_flags(), tee_flags()),
+        given(arguments, common_flags(), gpu_flags()),
+        arguments.verbose,
+    )
+
+
+def play_tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
+    with blocked_interrupts():
+        from tsqp_shm.console import run_prompts
+        from tsqp_shm.llm import LLM
+
+        signal.signal(signal.SIGINT, _interrupt_once)
+
+    config = engine_config(arguments)
+    require_sane(arguments)
+    params = sampling_params(arguments)
+    # Whom it waits for is of interest to a person at this terminal, not to a supervisor that starts both.
+    report = _silent if lifeline.has_parent else reporter(arguments)
+    overrides = {name: getattr(config, name) for name in EngineConfig.__dataclass_fields__}
+    try:
+        with LLM(model_folder(arguments), start_gpu=False, report=report, **overrides) as llm:
+            lifeline.ready()
+            run_prompts(
+                llm,
+                params,
+                prompt_text(arguments),
+                chat=arguments.chat,
+                interactive=arguments.interactive,
+                json_output=arguments.json,
+                quiet=arguments.quiet,
+            )
+    except PeerDied:
+        if lifeline.has_parent:
+            # The parent of both sees why the GPU process died, where this process sees only its silence: it ends
+            # this process and says so, if that process does end.
+            time.sleep(PARENT_SPEAKS_FIRST_S)
+        raise
+    return 0
+
+
+def play_gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
+    # The waits of OpenMP's threads after a parallel region would steal the cores that the TEE process needs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    config = engine_config(arguments)
+    model = model_folder(arguments)
+    if config.session is None:
+        raise ConfigError("session", None, "--session NAME, the name the TEE process uses")
+    try:
+        from tsqp_shm.gpu.worker import serve
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModelFileError("torch", "the GPU process needs it: pip install '.[gpu]' in a clone of tsqp-shm") from None
+    from tsqp_shm.shm.session import sweep_dead_sessions
+
+    # Ctrl-C in a shared terminal is for the TEE process, which then stops this one.
+    try:
+        serve(
+            model,
+            config.session,
+            config.device,
+            config.gpu_threads,
+            config.timeout_s,
+            reporter(arguments),
+            lifeline.ready,
+        )
+    finally:
+        sweep_dead_sessions()
+    return 0
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
+    # In a terminal Ctrl-C comes twice, from the terminal and from the parent; the second must not disturb the end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _silent(line: str) -> None:
+    return

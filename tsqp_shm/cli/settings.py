@@ -1,0 +1,113 @@
+"""What was asked for: from parsed flags to settings, a model folder and a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tsqp_shm.cli.flags import DEFAULT_PROMPT, Parser
+from tsqp_shm.config import EngineConfig
+from tsqp_shm.errors import ConfigError
+
+
+@contextmanager
+def blocked_interrupts() -> Iterator[None]:
+    """Lets Ctrl-C wait while modules load: numpy would take it for a broken installation.
+
+    A launch starts the TEE process with it blocked, for the time before this.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def reporter(arguments: argparse.Namespace) -> Callable[[str], None]:
+    def report(line: str) -> None:
+        if not arguments.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    return report
+
+
+def model_folder(arguments: argparse.Namespace) -> Path:
+    if arguments.model is not None:
+        return Path(arguments.model)
+    from tsqp_shm.model.demo import demo_model_folder
+
+    return demo_model_folder(reporter(arguments))
+
+
+def prompt_text(arguments: argparse.Namespace) -> str:
+    if arguments.prompt_file is None:
+        return DEFAULT_PROMPT if arguments.prompt is None else str(arguments.prompt)
+    if arguments.prompt_file == "-":
+        return sys.stdin.read()
+    try:
+        return Path(arguments.prompt_file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError("prompt-file", arguments.prompt_file, f"a readable text file ({reason})") from None
+
+
+def require_sane(arguments: argparse.Namespace) -> None:
+    """Raises:
+    ConfigError: flags that cannot go together, or sampling values that are not allowed; before any work.
+    """
+    sampling_params(arguments)
+    if arguments.prompt is not None and arguments.prompt_file is not None:
+        raise ConfigError("prompt-file", arguments.prompt_file, "either --prompt or --prompt-file")
+    if arguments.interactive and arguments.json:
+        raise ConfigError("json", True, "no --json together with --interactive")
+    if arguments.interactive and (arguments.prompt is not None or arguments.prompt_file is not None):
+        raise ConfigError("interactive", True, "no --prompt and no --prompt-file, as it asks for prompts")
+
+
+def sampling_params(arguments: argparse.Namespace) -> Any:
+    from tsqp_shm.tee.sampler import SamplingParams
+
+    names = {"max_new_tokens": "max_tokens"}
+    chosen = {
+        names.get(name, name): getattr(arguments, name)
+        for name in _SAMPLING_FLAGS
+        if _is_given(getattr(arguments, name))
+    }
+    return SamplingParams(**chosen)
+
+
+def engine_config(arguments: argparse.Namespace) -> EngineConfig:
+    renamed = {"timeout": "timeout_s"}
+    values = {
+        renamed.get(name, name): value
+        for name, value in vars(arguments).items()
+        if renamed.get(name, name) in EngineConfig.__dataclass_fields__
+    }
+    return EngineConfig.from_environment(values)
+
+
+_SAMPLING_FLAGS = (
+    "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop", "ignore_eos",
+)  # fmt: skip
+
+
+def given(arguments: argparse.Namespace, *parsers: Parser) -> list[str]:
+    """The flags of `parsers` that the user gave, as arguments again. MODEL and --session are the caller's to add."""
+    words: list[str] = []
+    for action in (action for parser in parsers for action in parser._actions):
+        value = getattr(arguments, action.dest, None)
+        if not action.option_strings or action.dest == "session" or not _is_given(value):
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            words.append(action.option_strings[-1] if item is True else f"{action.option_strings[-1]}={item}")
+    return words
+
+
+def _is_given(value: object) -> bool:
+    # Not `in (None, False)`: 0 equals False, and --seed 0 is a seed.
+    return value is not None and value is not False

@@ -1,0 +1,47 @@
+"""The verbs: what each runs, and which flags it takes."""
+
+from __future__ import annotations
+
+import argparse
+
+from tsqp_shm._version import __version__
+from tsqp_shm.cli.bench import bench_flags, measure
+from tsqp_shm.cli.flags import Parser, common_flags, gpu_flags, model_argument, tee_flags, verbose_flag
+from tsqp_shm.cli.roles import launch_both, play_gpu, play_tee
+from tsqp_shm.config import MODE_WARNING
+
+EPILOG = f"""{MODE_WARNING}
+
+exit codes: 0 well, 1 failed, 2 usage, 3 the other process died or broke the protocol, 128+n ended by signal n.
+Flags of session, GPU process, model, arena and doorbell may be set by environment too: --max-model-len is
+TSQP_SHM_MAX_MODEL_LEN; a flag wins over the environment.
+"""
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="tsqp-shm",
+        description="Run an LLM split between a trusted process and an untrusted GPU process over shared memory.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"tsqp-shm {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    shared = [model_argument(), common_flags()]
+    tee, gpu, verbose = tee_flags(), gpu_flags(), verbose_flag()
+    for name, run, parents, text in (
+        ("launch", launch_both, [*shared, tee, gpu, verbose], "start both processes and complete a prompt"),
+        ("tee", play_tee, [*shared, tee], "play the TEE role alone; a GPU process joins by --session"),
+        ("gpu", play_gpu, [*shared, gpu], "play the GPU role alone; a TEE process is joined by --session"),
+        ("bench", measure, [bench_flags(), model_argument()], "measure it beside others on the same model, in turns"),
+    ):
+        verb = verbs.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=EPILOG,
+            parents=parents,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.set_defaults(run=run)
+    return parser
