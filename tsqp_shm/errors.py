@@ -5,6 +5,8 @@ The facts are attributes; the message is built from them. `exit_code` is what th
 
 from __future__ import annotations
 
+import re
+
 
 class TsqpError(Exception):
     """Base of every error raised on purpose by this package."""
@@ -15,8 +17,18 @@ class TsqpError(Exception):
     def relayed(cls, message: str) -> TsqpError:
         """This error as another process of ours printed it: the message alone, without the facts."""
         error = cls.__new__(cls)
-        Exception.__init__(error, message)
+        Exception.__init__(error, message.removesuffix(f" {cls.hint()}"))
         return error
+
+    @classmethod
+    def entry(cls) -> str:
+        """The heading of docs/troubleshooting.md that explains this error, as a link names it."""
+        return "-".join(re.findall("[A-Z][a-z]*", cls.__name__)).lower()
+
+    @classmethod
+    def hint(cls) -> str:
+        """Where to read on, as the command line adds it to the message; "" where the message says all."""
+        return f"(see docs/troubleshooting.md#{cls.entry()})"
 
 
 class ConfigError(TsqpError, ValueError):
@@ -33,6 +45,10 @@ class ConfigError(TsqpError, ValueError):
     def __init__(self, field: str, value: object, expected: str) -> None:
         self.field, self.value, self.expected = field, value, expected
         super().__init__(f"{field}: got {value!r}, expected {expected}")
+
+    @classmethod
+    def hint(cls) -> str:
+        return ""
 
 
 class RequestError(ConfigError):
@@ -126,6 +142,35 @@ class ArenaMismatch(ArenaError):
     def __init__(self, name: str, field: str, expected: object, found: object) -> None:
         self.field, self.expected, self.found = field, expected, found
         super().__init__(name, f"{field} differs: expected {expected}, found {found}")
+
+
+class SessionFolderError(TsqpError):
+    """The folder in which sessions meet cannot be used.
+
+    Attributes:
+        path: the folder, or the file in it.
+        reason: what the system said.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        self.path, self.reason = str(path), reason
+        super().__init__(
+            f"the session folder cannot be used: {path}: {reason}; "
+            "make room there, or set TSQP_SHM_RUNTIME_DIR to a folder that this user can write to"
+        )
+
+
+class LimitError(TsqpError):
+    """The system grants this process too little of something.
+
+    Attributes:
+        limit: what there is too little of: "file descriptors", "threads", "disk space".
+        reason: the figures, and what to change.
+    """
+
+    def __init__(self, limit: str, reason: str) -> None:
+        self.limit, self.reason = limit, reason
+        super().__init__(f"too few {limit}: {reason}" if limit.endswith("s") else f"too little {limit}: {reason}")
 
 
 class SessionBusy(TsqpError):

@@ -40,6 +40,8 @@ def launch(
         PeerDied: the GPU process died.
         PeerTimeout: a role did not become ready.
     """
+    # A folder that cannot be used is then said once, and before any work.
+    sweep_dead_sessions()
     session = config.session or new_session_name()
 
     def show(line: str) -> None:

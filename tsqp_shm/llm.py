@@ -26,6 +26,7 @@ from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.process import RoleProcess, peak_resident_bytes
+from tsqp_shm.resources import require_resources
 from tsqp_shm.tee.border import Border
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.engine import Chunk, Engine, NormWeights
@@ -81,6 +82,7 @@ class LLM:
         ConfigError: a setting is not allowed.
         ModelFileError, UnsupportedModel: the model cannot be used.
         DeviceError: the device is not there or too small.
+        LimitError: too few file descriptors or threads.
         SessionBusy, ArenaError: the session cannot begin.
         PeerDied, PeerTimeout: the GPU process did not come up.
     """
@@ -94,6 +96,8 @@ class LLM:
         **config: Any,
     ) -> None:
         self.config = _engine_config(config)
+        threads = self.config.tee_threads or _default_tee_threads()
+        require_resources(threads)
         self.model = Path(model)
         self.spec = ModelSpec.from_folder(self.model)
         limits = self.config.limits(self.spec.max_position_embeddings)
@@ -101,7 +105,7 @@ class LLM:
         self._tokenizer = Tokenizer.from_folder(self.model) if _has_tokenizer(self.model) else None
         with Checkpoint.open(self.model) as checkpoint:
             norms = NormWeights.load(self.spec, checkpoint)
-        _native.set_num_threads(self.config.tee_threads or _default_tee_threads())
+        _native.set_num_threads(threads)
         self._fault: Exception | None = None
         with ExitStack() as stack:
             start = self._start_gpu if start_gpu else None

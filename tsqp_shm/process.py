@@ -24,6 +24,7 @@ from tsqp_shm.errors import (
     ArenaMismatch,
     ConfigError,
     DeviceError,
+    LimitError,
     ModelFileError,
     PeerDied,
     TsqpError,
@@ -33,7 +34,7 @@ from tsqp_shm.errors import (
 LIFELINE_VARIABLE = "TSQP_SHM_LIFELINE"
 READY_LINE = b"ready\n"
 # What a child may call the reason for its end; anything else it says counts as a death.
-RELAYED_ERRORS = (ConfigError, DeviceError, ModelFileError, UnsupportedModel, ArenaMismatch)
+RELAYED_ERRORS = (ConfigError, DeviceError, LimitError, ModelFileError, UnsupportedModel, ArenaMismatch)
 # What every error line of the command begins with.
 ERROR_PREFIX = "tsqp-shm: "
 LAST_WORDS_LINES = 12

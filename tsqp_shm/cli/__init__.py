@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -10,8 +11,18 @@ from types import FrameType
 from typing import NoReturn
 
 from tsqp_shm.cli.verbs import build_parser
-from tsqp_shm.errors import TsqpError
+from tsqp_shm.errors import LimitError, TsqpError
 from tsqp_shm.process import ERROR_PREFIX, Lifeline
+
+# What the system may run out of at any moment; everything else that it refuses is a bug here.
+EXHAUSTED = {
+    errno.ENOSPC: "disk space",
+    errno.EDQUOT: "disk space",
+    errno.EMFILE: "file descriptors",
+    errno.ENFILE: "file descriptors",
+    errno.EAGAIN: "processes",
+    errno.ENOMEM: "memory",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,15 +39,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments, lifeline)
     except TsqpError as error:
         lifeline.failed(error)
-        print(f"{ERROR_PREFIX}{error}", file=sys.stderr)
-        return error.exit_code
+        return _explain(error)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader of stdout has gone; there is nobody to tell, and Python must not try again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in EXHAUSTED:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _explain(LimitError(EXHAUSTED[error.errno], f"{where}{error.strerror}"))
     return code
+
+
+def _explain(error: TsqpError) -> int:
+    # The last words of another process end in a line of their own.
+    gap = "\n" if "\n" in str(error) else " "
+    print(f"{ERROR_PREFIX}{error}{gap}{error.hint()}".rstrip(), file=sys.stderr)
+    return error.exit_code
 
 
 def _exit_by_signal(number: int, frame: FrameType | None) -> NoReturn:

@@ -23,6 +23,7 @@ from tsqp_shm.cli.settings import (
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ConfigError, ModelFileError, PeerDied
 from tsqp_shm.process import Lifeline
+from tsqp_shm.resources import require_resources
 
 PARENT_SPEAKS_FIRST_S = 2.0
 
@@ -33,6 +34,8 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
 
         config = engine_config(arguments)
         require_sane(arguments)
+    cores = len(os.sched_getaffinity(0))
+    require_resources((config.tee_threads or cores) + (config.gpu_threads or cores))
     model = model_folder(arguments)
     return launch(
         model,
@@ -85,6 +88,8 @@ def play_gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     model = model_folder(arguments)
     if config.session is None:
         raise ConfigError("session", None, "--session NAME, the name the TEE process uses")
+    # Before torch is loaded, which starts threads itself.
+    require_resources(config.gpu_threads or len(os.sched_getaffinity(0)))
     try:
         from tsqp_shm.gpu.worker import serve
     except ModuleNotFoundError as error:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tsqp_shm.errors import ModelFileError, TsqpError
+from tsqp_shm.errors import LimitError, ModelFileError, TsqpError
 from tsqp_shm.model.gguf_import import convert_gguf
 from tsqp_shm.model.json_fields import read_json_object
 
@@ -38,6 +38,8 @@ _MANIFEST = "manifest.json"
 # Changes with what the conversion writes, so that an older cache is made anew.
 _MANIFEST_VERSION = 1
 
+# The unpacked wheel and the converted model together, with some to spare.
+_NEEDED_BYTES = 400_000_000
 _FETCH_TIMEOUT_S = 900.0
 _LOCK_TIMEOUT_S = 1200.0
 _LOCK_POLL_S = 0.2
@@ -52,6 +54,7 @@ def demo_model_folder(progress: Progress | None = None) -> Path:
         progress: called with a line of text at each step of the making.
     Raises:
         ModelFileError: it cannot be fetched, checked, converted or stored; the message says what to do.
+        LimitError: the disk has too little room for it.
     """
     folder = _cache_folder() / _NAME
     if not _is_whole(folder):
@@ -88,6 +91,7 @@ def _make(folder: Path, progress: Progress) -> None:
         working = folder.with_suffix(".partial")
         _remove(working)
         _remove(folder)
+        _require_room(folder.parent)
         made = working / "model"
         made.mkdir(parents=True)
         try:
@@ -119,6 +123,16 @@ def _lock(path: Path, progress: Progress) -> Iterator[None]:
                 waiting = True
                 time.sleep(_LOCK_POLL_S)
         yield
+
+
+def _require_room(folder: Path) -> None:
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < _NEEDED_BYTES:
+        raise LimitError(
+            "disk space",
+            f"the demo model needs {_NEEDED_BYTES:,} bytes in {folder}, {free_bytes:,} are free; "
+            "make room or set XDG_CACHE_HOME to another folder",
+        )
 
 
 def _fetch(target: Path, progress: Progress) -> Path:

@@ -9,9 +9,11 @@ import contextlib
 import errno
 import mmap
 import os
+import resource
 import stat
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import posix_ipc
 
@@ -65,9 +67,9 @@ class Arena:
         try:
             memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
         except posix_ipc.ExistentialError:
-            raise ArenaError(name, "exists already and belongs to somebody else; choose another session") from None
+            raise ArenaError(name, _taken(name)) from None
         except (OSError, ValueError, posix_ipc.Error) as error:
-            raise ArenaError(name, f"cannot be created: {error}") from error
+            raise ArenaError(name, f"cannot be created: {_refusal(error)}") from error
         try:
             # A tmpfs object that is only ftruncate'd is backed page by page later, and a full tmpfs then kills the
             # process with SIGBUS. fallocate takes every page now or says ENOSPC.
@@ -81,7 +83,7 @@ class Arena:
             if error.errno == errno.ENOSPC:
                 _require_space(name, plan.total_bytes)
                 raise _too_small(name, plan.total_bytes, 0) from error
-            raise ArenaError(name, f"cannot be backed by memory: {error}") from error
+            raise ArenaError(name, f"cannot be backed by memory: {_refusal(error)}") from error
         finally:
             os.close(memory.fd)
         return cls(name, buffer, plan, epoch, creator=True)
@@ -112,7 +114,7 @@ class Arena:
         except posix_ipc.ExistentialError:
             raise ArenaNotReady(name, "does not exist yet") from None
         except (OSError, ValueError, posix_ipc.Error) as error:
-            raise ArenaError(name, f"cannot be opened: {error}") from error
+            raise ArenaError(name, f"cannot be opened: {_refusal(error)}") from error
         try:
             _require_own(name, memory.fd)
             size_bytes = os.fstat(memory.fd).st_size
@@ -181,7 +183,8 @@ def _lock(buffer: mmap.mmap, size_bytes: int) -> Residency:
     error = _native.lock_memory(buffer)
     reason = ""
     if error:
-        reason = f"{os.strerror(error)}; raise the limit with ulimit -l or LimitMEMLOCK"
+        limit_kib = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] >> 10
+        reason = f"{os.strerror(error)}; the limit is {limit_kib:,} KiB, raise it with ulimit -l or LimitMEMLOCK"
     return Residency(size_bytes // layout.PAGE_BYTES, not error, reason)
 
 
@@ -201,6 +204,31 @@ def _too_small(name: str, needed_bytes: int, free_bytes: int) -> ArenaTooSmall:
         "or mount -o remount,size=SIZE /dev/shm"
     )
     return ArenaTooSmall(name, needed_bytes, free_bytes, advice)
+
+
+def _taken(name: str) -> str:
+    try:
+        owner = Path(SHM_FOLDER + name).stat().st_uid
+    except OSError:
+        owner = os.geteuid()
+    if owner != os.geteuid():
+        return f"exists already and belongs to user {owner}; choose another --session NAME"
+    return f"exists already, and not by this session; choose another --session NAME, or remove {SHM_FOLDER}{name}"
+
+
+def _refusal(error: Exception) -> str:
+    """Why the system refused shared memory, and what to change."""
+    if isinstance(error, posix_ipc.PermissionsError):
+        return f"user {os.geteuid()} may not; {SHM_FOLDER} should have mode 1777, and its objects be the user's own"
+    number = error.errno if isinstance(error, OSError) else None
+    advice = {
+        errno.EROFS: f"mount -o remount,rw {SHM_FOLDER}",
+        errno.ENOSPC: f"no more files fit; remove some, or mount -o remount,nr_inodes=0 {SHM_FOLDER}",
+        errno.EFBIG: "raise the limit on file sizes: ulimit -f",
+        errno.EMFILE: "raise the limit on open files: ulimit -n",
+    }.get(number or 0)
+    reason = os.strerror(number) if number else str(error)
+    return f"{reason}; {advice}" if advice else reason
 
 
 def _require_own(name: str, fd: int) -> None:

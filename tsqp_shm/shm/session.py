@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tsqp_shm.config import SESSION_NAME, Limits, require_session_name
-from tsqp_shm.errors import ArenaError, ArenaNotReady, ConfigError, SessionBusy, TsqpError
+from tsqp_shm.errors import ArenaError, ArenaNotReady, ConfigError, SessionBusy, SessionFolderError, TsqpError
 from tsqp_shm.shm.arena import Arena, unlink_arena
 from tsqp_shm.shm.plan import Plan
 
@@ -93,24 +93,36 @@ class Session:
         self._has_arena = False
 
     @classmethod
-    def begin(cls, name: str | None = None) -> Session:
+    def begin(cls, name: str | None = None, *, sweeps: bool = True) -> Session:
         """Sweeps dead sessions and takes a name.
+
+        Args:
+            sweeps: False leaves dead sessions as they are, to be looked at.
 
         Raises:
             SessionBusy: a live session has the name.
             ConfigError: the name is malformed.
+            SessionFolderError: the folder is full or read-only.
         """
         name = name or new_session_name()
         require_session_name(name)
         root = sessions_folder()
         with _root_lock(root):
-            _sweep(root)
+            if sweeps:
+                _sweep(root)
             folder = root / name
-            folder.mkdir(mode=0o700, exist_ok=True)
+            with _storing(folder):
+                folder.mkdir(mode=0o700, exist_ok=True)
             lock_fd = _try_lock(folder)
             if lock_fd is None:
                 raise SessionBusy(name, _owner_pid(folder))
-            os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
+            try:
+                with _storing(folder / LOCK_FILE):
+                    os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
+            except SessionFolderError:
+                _remove(folder)
+                os.close(lock_fd)
+                raise
         return cls(name, folder, lock_fd)
 
     @property
@@ -136,10 +148,15 @@ class Session:
             raise
 
     def invite(self, invitation: Invitation) -> None:
-        """Writes session.json, whole or not at all."""
+        """Writes session.json, whole or not at all.
+
+        Raises:
+            SessionFolderError: the folder is full or read-only.
+        """
         partial = self.folder / PARTIAL_FILE
-        partial.write_text(json.dumps(asdict(invitation)))
-        partial.rename(self.folder / SESSION_FILE)
+        with _storing(partial):
+            partial.write_text(json.dumps(asdict(invitation)))
+            partial.rename(self.folder / SESSION_FILE)
 
     def end(self) -> None:
         """Removes the folder and lets go of the name. Ending twice does nothing."""
@@ -200,10 +217,33 @@ def sweep_dead_sessions() -> list[str]:
         return _sweep(root)
 
 
+@dataclass(frozen=True)
+class FoundSession:
+    """A session as it lies in the folder.
+
+    Attributes:
+        is_alive: whether its TEE process holds the lock.
+        tee_pid: as that process wrote it, in its own pid namespace; None if it did not.
+    """
+
+    name: str
+    folder: Path
+    is_alive: bool
+    tee_pid: int | None
+
+
+def list_sessions() -> list[FoundSession]:
+    """Every session of this user, live or dead, by name; nothing is changed."""
+    root = sessions_folder()
+    with _root_lock(root):
+        return list(_sessions(root))
+
+
 def sessions_folder() -> Path:
     """The folder of this user's sessions, made with mode 0700.
 
     Raises:
+        SessionFolderError: it cannot be made.
         ConfigError: it belongs to somebody else or others may write to it.
     """
     chosen = os.environ.get("TSQP_SHM_RUNTIME_DIR")
@@ -214,25 +254,34 @@ def sessions_folder() -> Path:
         root = Path(runtime) / "tsqp-shm"
     else:
         root = Path(tempfile.gettempdir()) / f"tsqp-shm-{os.geteuid()}"
-    try:
+    with _storing(root):
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = root.lstat()
-    except OSError as error:
-        raise TsqpError(f"the session folder {root} cannot be made: {error.strerror}") from error
     mode = stat.S_IMODE(status.st_mode)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or mode & 0o077:
+        kind = "" if stat.S_ISDIR(status.st_mode) else "no folder, "
         raise ConfigError(
             "session folder",
             str(root),
-            f"a folder of user {os.geteuid()} with mode 0700; set TSQP_SHM_RUNTIME_DIR",
+            f"a folder of user {os.geteuid()} with mode 0700 (it is {kind}of user {status.st_uid} with mode "
+            f"{mode:04o}); chmod 700 it if it is yours, else set TSQP_SHM_RUNTIME_DIR",
         )
     return root
 
 
 @contextlib.contextmanager
+def _storing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SessionFolderError(path, error.strerror or str(error)) from error
+
+
+@contextlib.contextmanager
 def _root_lock(root: Path) -> Iterator[None]:
     """Held while a session begins, ends or is swept, so that none is swept between its folder and its lock."""
-    fd = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with _storing(root / ".lock"):
+        fd = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
@@ -241,10 +290,8 @@ def _root_lock(root: Path) -> Iterator[None]:
 
 
 def _try_lock(folder: Path) -> int | None:
-    try:
+    with _storing(folder / LOCK_FILE):
         fd = _open_lock(folder, os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise TsqpError(f"the session's lock {folder / LOCK_FILE} cannot be opened: {error.strerror}") from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -284,14 +331,19 @@ def _owner_pid(folder: Path) -> int | None:
     return None
 
 
+def _sessions(root: Path) -> Iterator[FoundSession]:
+    for folder in sorted(root.iterdir()):
+        if _is_session(folder):
+            yield FoundSession(folder.name, folder, not _is_dead(folder), _owner_pid(folder))
+
+
 def _sweep(root: Path) -> list[str]:
     swept = []
-    for folder in root.iterdir():
-        if not _is_session(folder) or not _is_dead(folder):
-            continue
-        unlink_arena(arena_name(folder.name))
-        _remove(folder)
-        swept.append(folder.name)
+    for session in _sessions(root):
+        if not session.is_alive:
+            unlink_arena(arena_name(session.name))
+            _remove(session.folder)
+            swept.append(session.name)
     return swept
 
 
@@ -299,7 +351,11 @@ def _is_session(folder: Path) -> bool:
     """Whether this is a folder that a session made: the root may be a folder that holds other things too."""
     if folder.is_symlink() or not folder.is_dir() or not SESSION_NAME.fullmatch(folder.name):
         return False
-    content = list(folder.iterdir())
+    try:
+        content = list(folder.iterdir())
+    except OSError:
+        # Gone meanwhile, or not to be read by this user.
+        return False
     # One that was killed before it had its lock has nothing yet.
     return not content or ((folder / LOCK_FILE) in content and all(map(_is_of_a_session, content)))
 
