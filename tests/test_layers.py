@@ -14,7 +14,12 @@ PACKAGE = Path(tsqp_shm.__file__).parent
 VALUES = {"errors", "config", "_version"}
 SHM = {"shm", "_native"}
 ROLES = {"tee", "gpu"}
-EVERYTHING = VALUES | SHM | ROLES | {"model", "process", "llm", "hf", "console", "launch", "bench", "cli"}
+EVERYTHING = (
+    VALUES
+    | SHM
+    | ROLES
+    | {"model", "process", "resources", "llm", "hf", "console", "launch", "bench", "sessions", "doctor", "cli"}
+)
 
 # What a unit may import of the package, itself apart, and of other people's packages.
 ALLOWED = {
@@ -24,19 +29,22 @@ ALLOWED = {
     "model": (VALUES, {"numpy", "safetensors", "tokenizers", "jinja2", "gguf"}),
     "shm": (VALUES | SHM, {"numpy", "posix_ipc", "zmq"}),
     "process": (VALUES, set()),
+    "resources": (VALUES, set()),
     "tee": (VALUES | SHM | {"model", "process"}, {"numpy"}),
     "gpu": (VALUES | SHM | {"model", "process"}, {"numpy", "torch"}),
-    "llm": (VALUES | SHM | {"model", "process", "tee"}, {"numpy"}),
+    "llm": (VALUES | SHM | {"model", "process", "resources", "tee"}, {"numpy"}),
     "hf": (VALUES | SHM | {"model", "process", "tee", "llm"}, {"numpy", "torch", "transformers"}),
     "console": (VALUES | {"model", "tee", "llm"}, set()),
     "launch": (VALUES | SHM | {"process"}, set()),
     "bench": (VALUES | {"shm", "model", "tee", "llm"}, {"numpy", "torch", "transformers", "matplotlib"}),
+    "sessions": (VALUES | {"shm"}, set()),
+    "doctor": (VALUES | SHM | {"model", "resources", "sessions"}, {"numpy", "zmq"}),
     "cli": (EVERYTHING, set()),
     "__main__": ({"cli"}, set()),
     "__init__": ({"_version", "llm"}, set()),
 }
 # What the modules that every process loads first may import before it is known which role they play.
-ALLOWED_AT_ONCE = {"cli": VALUES | {"process"}, "__init__": {"_version"}, "__main__": {"cli"}}
+ALLOWED_AT_ONCE = {"cli": VALUES | {"process", "resources"}, "__init__": {"_version"}, "__main__": {"cli"}}
 
 
 class Import(NamedTuple):

@@ -138,13 +138,17 @@ class EngineConfig:
         config = cls()
         values: dict[str, Any] = {}
         for field in fields(cls):
-            # Named as the flag is: --timeout, TSQP_SHM_TIMEOUT.
-            variable = f"TSQP_SHM_{field.name.removesuffix('_s').upper()}"
+            variable = environment_variable(field.name)
             text = os.environ.get(variable)
             if text is not None:
                 values[field.name] = _parse(variable, text, str(field.type))
         values.update({name: value for name, value in overrides.items() if value is not None})
         return replace(config, **values)
+
+
+def environment_variable(field: str) -> str:
+    """The variable of a field of `EngineConfig`, named as its flag is: --timeout, TSQP_SHM_TIMEOUT."""
+    return f"TSQP_SHM_{field.removesuffix('_s').upper()}"
 
 
 def _parse(variable: str, text: str, kind: str) -> Any:

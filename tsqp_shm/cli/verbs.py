@@ -6,7 +6,25 @@ import argparse
 
 from tsqp_shm._version import __version__
 from tsqp_shm.cli.bench import bench_flags, measure
-from tsqp_shm.cli.flags import Parser, common_flags, gpu_flags, model_argument, tee_flags, verbose_flag
+from tsqp_shm.cli.flags import (
+    Parser,
+    arena_flags,
+    common_flags,
+    doorbell_flags,
+    gpu_flags,
+    json_flag,
+    model_argument,
+    tee_flags,
+    verbose_flag,
+)
+from tsqp_shm.cli.health import (
+    clean,
+    dry_run_flag,
+    examine,
+    examined_model_argument,
+    list_sessions,
+    print_environment,
+)
 from tsqp_shm.cli.roles import launch_both, play_gpu, play_tee
 from tsqp_shm.config import MODE_WARNING
 
@@ -28,12 +46,22 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"tsqp-shm {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     shared = [model_argument(), common_flags()]
+    examined = [examined_model_argument(), gpu_flags(), arena_flags(), doorbell_flags(), json_flag()]
     tee, gpu, verbose = tee_flags(), gpu_flags(), verbose_flag()
     for name, run, parents, text in (
         ("launch", launch_both, [*shared, tee, gpu, verbose], "start both processes and complete a prompt"),
         ("tee", play_tee, [*shared, tee], "play the TEE role alone; a GPU process joins by --session"),
         ("gpu", play_gpu, [*shared, gpu], "play the GPU role alone; a TEE process is joined by --session"),
         ("bench", measure, [bench_flags(), model_argument()], "measure it beside others on the same model, in turns"),
+        (
+            "doctor",
+            examine,
+            examined,
+            "check this machine, and say what is wrong and what to do; exit code 1 if it is bad",
+        ),
+        ("env", print_environment, [], "print what a bug report should hold"),
+        ("ps", list_sessions, [json_flag()], "list this user's sessions, live and dead"),
+        ("clean", clean, [dry_run_flag()], "remove what dead sessions left"),
     ):
         verb = verbs.add_parser(
             name,

@@ -1,0 +1,49 @@
+"""`tsqp-shm doctor`, `env`, `ps` and `clean`: what is wrong, and what is there."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tsqp_shm.cli.flags import Parser
+from tsqp_shm.cli.settings import engine_config
+from tsqp_shm.process import Lifeline
+
+
+def examine(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
+    from tsqp_shm.doctor.examination import report
+
+    model = None if arguments.model is None else Path(arguments.model)
+    return report(model, engine_config(arguments), json_output=arguments.json)
+
+
+def print_environment(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
+    from tsqp_shm.doctor.environment import print_environment
+
+    return print_environment()
+
+
+def list_sessions(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
+    from tsqp_shm.sessions import print_sessions
+
+    return print_sessions(json_output=arguments.json)
+
+
+def clean(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
+    from tsqp_shm.sessions import clean_sessions
+
+    return clean_sessions(dry_run=arguments.dry_run)
+
+
+def examined_model_argument() -> Parser:
+    parser = Parser(add_help=False)
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a Hugging Face folder whose need this machine is held against"
+    )
+    return parser
+
+
+def dry_run_flag() -> Parser:
+    parser = Parser(add_help=False)
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    return parser

@@ -1,0 +1,75 @@
+"""The limits of the process and of its container."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+
+from tsqp_shm.config import EngineConfig
+from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding, mib
+from tsqp_shm.doctor.system import cgroup_limit, container, read_text
+from tsqp_shm.errors import LimitError
+from tsqp_shm.resources import (
+    NEEDED_DESCRIPTORS,
+    NEEDED_THREADS,
+    num_open_descriptors,
+    require_descriptors,
+    require_threads,
+)
+
+
+def examine_limits(config: EngineConfig, needed_bytes: int | None) -> Iterator[Finding]:
+    """Args:
+    needed_bytes: memory of both processes together; None: not known.
+    """
+    kind = container()
+    yield Finding("container", GOOD, f"{kind}: limits may be lower than the host's" if kind else "none recognised")
+    yield _memory(needed_bytes)
+    yield _descriptors()
+    yield _threads(config)
+
+
+def _memory(needed_bytes: int | None) -> Finding:
+    limit_bytes = cgroup_limit("memory", "memory.limit_in_bytes", "memory.max")
+    free_bytes = available_bytes()
+    found = f"{mib(free_bytes)} available"
+    found += "" if limit_bytes is None else f", the cgroup's limit is {mib(limit_bytes)}"
+    if needed_bytes is None:
+        return Finding("memory", GOOD, found)
+    found += f", both processes need about {mib(needed_bytes)} on the CPU"
+    if limit_bytes is not None and needed_bytes > limit_bytes:
+        why = "the kernel kills a process of the cgroup when it goes beyond; pages of the arena count"
+        return Finding("memory", BAD, found, why, "docker run --memory, a smaller model, or --device cuda")
+    if needed_bytes > free_bytes:
+        why = "the machine would swap, or the kernel kill a process"
+        return Finding("memory", WARNING, found, why, "free memory, take a smaller model, or --device cuda")
+    return Finding("memory", GOOD, found)
+
+
+def _descriptors() -> Finding:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    try:
+        require_descriptors(NEEDED_DESCRIPTORS)
+    except LimitError as error:
+        return Finding("file descriptors", BAD, error.reason, "a start is refused", "ulimit -n 1024")
+    return Finding("file descriptors", GOOD, f"at most {limit:,}, {num_open_descriptors()} open")
+
+
+def _threads(config: EngineConfig) -> Finding:
+    cores = len(os.sched_getaffinity(0))
+    needed = (config.tee_threads or cores) + (config.gpu_threads or cores) + NEEDED_THREADS
+    pids = cgroup_limit("pids", "pids.max", "pids.max")
+    try:
+        require_threads(needed)
+    except LimitError as error:
+        return Finding("thread limit", BAD, error.reason, "a start is refused", "ulimit -u, docker run --pids-limit")
+    beside = "" if pids is None else f"; the cgroup allows {pids:,} in all"
+    return Finding("thread limit", GOOD, f"{needed} started at once{beside}")
+
+
+def available_bytes() -> int:
+    for line in read_text("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

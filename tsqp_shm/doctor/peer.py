@@ -1,0 +1,47 @@
+"""The other process of a trial of the doorbell: `python -m tsqp_shm.doctor.peer INVITATION`, a JSON object."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from contextlib import ExitStack
+
+from tsqp_shm import _native
+from tsqp_shm.shm import layout
+from tsqp_shm.shm.arena import Arena
+from tsqp_shm.shm.doorbell import open_doorbell
+from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
+from tsqp_shm.shm.plan import Plan
+
+TRIAL_PLAN = Plan.of_slots({"made for": "a trial"}, [("x", "float32", 1, 1)])
+TRIAL_TIMEOUT_S = 10.0
+STOP = bytes(layout.RECORD_BYTES)
+
+
+def main() -> int:
+    """Answers each record with itself until STOP, or until stdin closes."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    invitation = json.loads(sys.argv[1])
+    with ExitStack() as stack:
+        arena = stack.enter_context(Arena.attach(invitation["arena"], TRIAL_PLAN))
+        stack.callback(_native.Heartbeat(arena.buffer, "gpu", HEARTBEAT_INTERVAL_MS).release)
+        doorbell = open_doorbell(
+            invitation["mode"], arena, "gpu", invitation["endpoint"], invitation["spin_us"], invitation["yield_us"]
+        )
+        stack.callback(doorbell.close)
+        watch = PeerWatch(arena, "tee")
+        while (record := doorbell.receive(watch, TRIAL_TIMEOUT_S, "a record")) != STOP:
+            doorbell.send(record)
+    return 0
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    # This side owns nothing that would stay behind.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

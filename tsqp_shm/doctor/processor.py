@@ -1,0 +1,75 @@
+"""Instruction sets, and cores against threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from tsqp_shm import _native
+from tsqp_shm.config import EngineConfig
+from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding
+from tsqp_shm.doctor.system import cgroup_cores
+
+ISA_VARIABLE = "TSQP_SHM_ISA"
+
+
+def examine_processor(config: EngineConfig) -> Iterator[Finding]:
+    yield _instruction_sets()
+    yield _decode_kernels()
+    yield _cores()
+    yield _threads(config)
+
+
+def _instruction_sets() -> Finding:
+    sets = _native.instruction_sets()
+    forced = os.environ.get(ISA_VARIABLE)
+    try:
+        active = _native.active_instruction_set()
+    except ValueError as error:
+        why = "the kernels of the TEE refuse to start"
+        return Finding("instruction sets", BAD, str(error), why, f"unset {ISA_VARIABLE}")
+    found = f"{active} kernels chosen of {', '.join(sets)}"
+    if active != sets[-1]:
+        why = f"{ISA_VARIABLE}={forced} keeps the TEE from its widest kernels"
+        return Finding("instruction sets", WARNING, found, why, f"unset {ISA_VARIABLE}")
+    if sets == ["scalar"]:
+        why = "softmax, norms and SiLU go one element at a time"
+        return Finding("instruction sets", WARNING, found, why, "use a processor with AVX2 or AVX-512")
+    return Finding("instruction sets", GOOD, found)
+
+
+def _decode_kernels() -> Finding:
+    if _native.has_few_rows_kernels():
+        return Finding("decode kernels", GOOD, "this project's own, where the GPU process's device is the CPU")
+    return Finding(
+        "decode kernels", GOOD, "the GEMM library's, where the GPU process's device is the CPU",
+        "this project's own need AVX2 with FMA, or AVX-512 with bf16",
+    )  # fmt: skip
+
+
+def _cores() -> Finding:
+    usable, present = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    granted = cgroup_cores()
+    found = f"{usable} of {present} may be used"
+    if granted is not None and granted < usable:
+        return Finding(
+            "cores", WARNING, f"{found}, and the cgroup grants the time of {granted:g}",
+            "threads on the others are stopped in the middle of their work until the next period",
+            f"docker run --cpus {usable}, or --tee-threads {max(1, int(granted))} --gpu-threads {max(1, int(granted))}",
+        )  # fmt: skip
+    if usable == 1:
+        return Finding(
+            "cores", WARNING, found, "both processes share it, and whoever waits takes it from whoever works",
+            "taskset -c 0,1, docker run --cpus 2, or a larger machine",
+        )  # fmt: skip
+    return Finding("cores", GOOD, found)
+
+
+def _threads(config: EngineConfig) -> Finding:
+    cores = len(os.sched_getaffinity(0))
+    tee, gpu = config.tee_threads or cores, config.gpu_threads or cores
+    found = f"{tee} for the TEE process, {gpu} for a GPU process on the CPU"
+    if max(tee, gpu) > cores:
+        why = f"more threads than the {cores} core(s) only wait for each other"
+        return Finding("threads", WARNING, found, why, "leave out --tee-threads and --gpu-threads")
+    return Finding("threads", GOOD, found)

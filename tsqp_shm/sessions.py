@@ -1,0 +1,163 @@
+"""What sessions there are: their age, memory and processes; `tsqp-shm ps` and `tsqp-shm clean`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tsqp_shm.shm.arena import SHM_FOLDER
+from tsqp_shm.shm.session import LOCK_FILE, arena_name, list_sessions, sweep_dead_sessions
+
+
+@dataclass(frozen=True)
+class Session:
+    """One session of this user.
+
+    Attributes:
+        is_alive: whether its TEE process lives.
+        age_s: since it began; None if that cannot be told.
+        arena_bytes: of shared memory it holds; 0 before its arena is made.
+        tee_pid: None if it did not get so far as to write it.
+        pids: of the processes that map its arena, as far as this process may look.
+    """
+
+    name: str
+    is_alive: bool
+    age_s: float | None
+    arena_bytes: int
+    tee_pid: int | None
+    pids: list[int]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What there is of this user's.
+
+    Attributes:
+        sessions: live and dead ones, by name.
+        stray_arenas: arenas that belong to none of them, with their size in bytes. Whether a session in another folder
+            or a process in another container uses one cannot be told from here, so nothing removes them.
+    """
+
+    sessions: list[Session]
+    stray_arenas: dict[str, int]
+
+    @classmethod
+    def take(cls) -> Survey:
+        """Looks; nothing is changed.
+
+        Raises:
+            ConfigError, SessionFolderError: the folder of sessions cannot be used.
+        """
+        # Before the sessions, or the arena of one that begins meanwhile would seem to be nobody's.
+        arenas = _arenas()
+        found = list_sessions()
+        users = _arena_users() if found else {}
+        sessions = []
+        for session in found:
+            age_s = None
+            with contextlib.suppress(OSError):
+                # Written once, when the session began.
+                age_s = max(0.0, time.time() - (session.folder / LOCK_FILE).lstat().st_mtime)
+            arena = _object(session.name)
+            sessions.append(
+                Session(
+                    session.name,
+                    session.is_alive,
+                    age_s,
+                    _size_bytes(arena),
+                    session.tee_pid,
+                    users.get(arena, []),
+                )
+            )
+        known = {_object(session.name) for session in found}
+        # One whose session has ended meanwhile is gone by now.
+        stray = {arena: size for arena in arenas if arena not in known and (size := _size_bytes(arena))}
+        return cls(sessions, stray)
+
+
+def print_sessions(*, json_output: bool) -> int:
+    """`tsqp-shm ps`. Returns the exit code."""
+    survey = Survey.take()
+    if json_output:
+        print(json.dumps(asdict(survey)))
+        return 0
+    if not survey.sessions:
+        print("no sessions")
+    else:
+        print(f"{'SESSION':<41}{'STATE':<7}{'AGE':>8}{'ARENA':>16}  {'TEE':>8}  MAPPED BY")
+    for session in survey.sessions:
+        state = "alive" if session.is_alive else "dead"
+        pids = " ".join(map(str, session.pids)) or "-"
+        print(
+            f"{session.name:<41}{state:<7}{_age(session.age_s):>8}{session.arena_bytes:>16,}  "
+            f"{session.tee_pid or '-':>8}  {pids}"
+        )
+    for name, size_bytes in survey.stray_arenas.items():
+        print(f"{SHM_FOLDER}/{name}: {size_bytes:,} bytes, of no session in this folder")
+    return 0
+
+
+def clean_sessions(*, dry_run: bool) -> int:
+    """`tsqp-shm clean`. Returns the exit code."""
+    if dry_run:
+        dead = [session.name for session in Survey.take().sessions if not session.is_alive]
+    else:
+        dead = sweep_dead_sessions()
+    verb = "would remove" if dry_run else "removed"
+    for name in dead:
+        print(f"{verb} {name}")
+    if not dead:
+        print("no dead sessions")
+    return 0
+
+
+def _object(session: str) -> str:
+    """The name of a session's arena as it lies in /dev/shm."""
+    return arena_name(session).removeprefix("/")
+
+
+def _arenas() -> list[str]:
+    try:
+        return sorted(path.name for path in Path(SHM_FOLDER).iterdir() if path.name.startswith(_object("")))
+    except OSError:
+        return []
+
+
+def _size_bytes(arena: str) -> int:
+    try:
+        return Path(SHM_FOLDER, arena).stat().st_size
+    except OSError:
+        return 0
+
+
+def _arena_users() -> dict[str, list[int]]:
+    """The pids that map each arena; processes of other users, and in other containers, cannot be seen."""
+    users: dict[str, list[int]] = {}
+    prefix = f"{SHM_FOLDER}/{_object('')}"
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            maps = (process / "maps").read_text()
+        except OSError:
+            continue
+        # A mapping whose object was removed has " (deleted)" behind its path.
+        paths = {words[5].split()[0] for line in maps.splitlines() if len(words := line.split(maxsplit=5)) == 6}
+        for path in paths:
+            if path.startswith(prefix):
+                users.setdefault(path.removeprefix(f"{SHM_FOLDER}/"), []).append(int(process.name))
+    return {name: sorted(pids) for name, pids in users.items()}
+
+
+def _age(age_s: float | None) -> str:
+    if age_s is None:
+        return "-"
+    seconds = int(age_s)
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
