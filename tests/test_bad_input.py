@@ -213,6 +213,12 @@ def test_a_wrong_environment_variable_is_one_line_and_a_flag_wins_over_it(here, 
     assert_refused(here("launch", shared_model, "--max-model-len", "64", "--top-p", "2"), 2, "top_p")
 
 
+@pytest.mark.parametrize("verb", ["launch", "tee", "gpu"])
+def test_an_instruction_set_that_is_not_there_is_one_line(shared_model, monkeypatch, verb):
+    monkeypatch.setenv("TSQP_SHM_ISA", "abacus")
+    assert_refused(run(verb, shared_model, "--session", "abacus"), 2, "TSQP_SHM_ISA", "abacus", "scalar")
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -29,7 +29,7 @@ ALLOWED = {
     "model": (VALUES, {"numpy", "safetensors", "tokenizers", "jinja2", "gguf"}),
     "shm": (VALUES | SHM, {"numpy", "posix_ipc", "zmq"}),
     "process": (VALUES, set()),
-    "resources": (VALUES, set()),
+    "resources": (VALUES | {"_native"}, set()),
     "tee": (VALUES | SHM | {"model", "process"}, {"numpy"}),
     "gpu": (VALUES | SHM | {"model", "process"}, {"numpy", "torch"}),
     "llm": (VALUES | SHM | {"model", "process", "resources", "tee"}, {"numpy"}),

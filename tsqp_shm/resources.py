@@ -1,4 +1,4 @@
-"""What the system must grant a role before it begins: file descriptors and threads.
+"""What a role needs of the system before it begins: file descriptors, threads, and the kernels it was told to use.
 
 Without this check the first sign of a low limit may come late, and from a library: libzmq aborts the process when it
 cannot start a thread.
@@ -10,7 +10,9 @@ import os
 import resource
 import threading
 
-from tsqp_shm.errors import LimitError
+from tsqp_shm.errors import ConfigError, LimitError
+
+ISA_VARIABLE = "TSQP_SHM_ISA"
 
 # Sockets, the arena, model files, pipes of children; a CUDA driver opens some thirty.
 NEEDED_DESCRIPTORS = 48
@@ -26,9 +28,11 @@ def require_resources(threads: int) -> None:
 
     Raises:
         LimitError: there are too few descriptors or threads.
+        ConfigError: TSQP_SHM_ISA names no instruction set of this processor.
     """
     require_descriptors(NEEDED_DESCRIPTORS)
     require_threads(threads + NEEDED_THREADS)
+    require_instruction_set()
 
 
 def require_descriptors(number: int) -> None:
@@ -70,6 +74,20 @@ def require_threads(number: int) -> None:
         done.set()
         for thread in started:
             thread.join()
+
+
+def require_instruction_set() -> None:
+    """Raises:
+    ConfigError: TSQP_SHM_ISA names no instruction set of this processor.
+    """
+    # Not at the top: the command line must not load native code before it knows what it is to do.
+    from tsqp_shm import _native
+
+    try:
+        _native.active_instruction_set()
+    except ValueError:
+        names = ", ".join(_native.instruction_sets())
+        raise ConfigError(ISA_VARIABLE, os.environ.get(ISA_VARIABLE), f"one that this machine has: {names}") from None
 
 
 def num_open_descriptors() -> int:

@@ -20,7 +20,6 @@ EXHAUSTED = {
     errno.EDQUOT: "disk space",
     errno.EMFILE: "file descriptors",
     errno.ENFILE: "file descriptors",
-    errno.EAGAIN: "processes",
     errno.ENOMEM: "memory",
 }
 

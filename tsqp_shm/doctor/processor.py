@@ -9,28 +9,27 @@ from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding
 from tsqp_shm.doctor.system import cgroup_cores
-
-ISA_VARIABLE = "TSQP_SHM_ISA"
+from tsqp_shm.errors import ConfigError
+from tsqp_shm.resources import ISA_VARIABLE, require_instruction_set
 
 
 def examine_processor(config: EngineConfig) -> Iterator[Finding]:
-    yield _instruction_sets()
-    yield _decode_kernels()
+    try:
+        require_instruction_set()
+    except ConfigError as error:
+        yield Finding("instruction sets", BAD, str(error), "a start is refused", f"unset {ISA_VARIABLE}")
+    else:
+        yield _instruction_sets()
+        yield _decode_kernels()
     yield _cores()
     yield _threads(config)
 
 
 def _instruction_sets() -> Finding:
-    sets = _native.instruction_sets()
-    forced = os.environ.get(ISA_VARIABLE)
-    try:
-        active = _native.active_instruction_set()
-    except ValueError as error:
-        why = "the kernels of the TEE refuse to start"
-        return Finding("instruction sets", BAD, str(error), why, f"unset {ISA_VARIABLE}")
+    sets, active = _native.instruction_sets(), _native.active_instruction_set()
     found = f"{active} kernels chosen of {', '.join(sets)}"
     if active != sets[-1]:
-        why = f"{ISA_VARIABLE}={forced} keeps the TEE from its widest kernels"
+        why = f"{ISA_VARIABLE}={active} keeps the TEE from its widest kernels"
         return Finding("instruction sets", WARNING, found, why, f"unset {ISA_VARIABLE}")
     if sets == ["scalar"]:
         why = "softmax, norms and SiLU go one element at a time"

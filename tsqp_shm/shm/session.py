@@ -327,7 +327,11 @@ def _is_dead(folder: Path) -> bool:
 
 def _owner_pid(folder: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError):
-        return int((folder / LOCK_FILE).read_text())
+        fd = _open_lock(folder, os.O_RDONLY)
+        try:
+            return int(os.read(fd, 32))
+        finally:
+            os.close(fd)
     return None
 
 

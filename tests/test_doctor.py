@@ -1,0 +1,257 @@
+"""The doctor: each check says what is there, in places where the answer is known, and never fails itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from models import RandomModel
+from test_limits import in_namespace, namespaces  # noqa: F401
+
+from tsqp_shm.config import EngineConfig
+from tsqp_shm.doctor import versions
+from tsqp_shm.doctor.enclave import examine_enclave
+from tsqp_shm.doctor.finding import BAD, GOOD, WARNING
+from tsqp_shm.doctor.limits import examine_limits
+from tsqp_shm.doctor.model import examine_model
+from tsqp_shm.doctor.processor import examine_processor
+from tsqp_shm.doctor.sessions import examine_sessions
+from tsqp_shm.doctor.transport import TRIPS, examine_transport, run_trial
+from tsqp_shm.errors import ConfigError
+from tsqp_shm.shm.session import Session
+
+COMMAND = [sys.executable, "-m", "tsqp_shm"]
+CONFIG = EngineConfig()
+
+
+def by_check(findings) -> dict:
+    return {finding.check: finding for finding in findings}
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_something_bad_is_exit_code_1_and_the_other_checks_are_made_all_the_same(tmp_path):
+    result = run("doctor", tmp_path / "nowhere", "--json", TSQP_SHM_ISA="abacus")
+    document = json.loads(result.stdout)
+    verdicts = {finding["check"]: finding["verdict"] for finding in document["findings"]}
+    assert verdicts["model"] == verdicts["instruction sets"] == BAD
+    assert document["counts"][BAD] == 2
+    expected = {"Python", "packages", "torch", "device", "cores", "threads", "memory", "file descriptors"}
+    expected |= {"shared memory", "memory lock", "huge pages", "enclave", "sessions", "doorbell", "wake-up"}
+    assert expected <= verdicts.keys()
+    for finding in document["findings"]:
+        assert finding["verdict"] == GOOD or (finding["why"] and finding["cure"])
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+def test_a_wrong_flag_is_one_line():
+    result = run("doctor", "--doorbell", "brass")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode", ["adaptive", "zmq", "spin"])
+def test_a_trial_rings_a_second_process_and_leaves_nothing(mode):
+    trial = run_trial(mode, None, CONFIG)
+    assert 0 < trial.p50_us <= trial.p99_us
+    assert sum(trial.waits.values()) == TRIPS
+    # The way that the records took, as the doorbell itself counted it.
+    assert ("message" in trial.waits) == (mode == "zmq")
+    assert (trial.asleep_us is None) == (mode != "adaptive")
+
+
+def test_an_endpoint_in_use_is_bad_before_anyone_tries_to_work_with_it():
+    with Session.begin() as session:
+        import zmq
+
+        with zmq.Context() as context, context.socket(zmq.PAIR) as taken:
+            taken.bind(session.default_endpoint)
+            config = EngineConfig(endpoint=session.default_endpoint)
+            (finding,) = examine_transport(config)
+            assert finding.verdict == BAD
+            assert "no live session uses" in finding.found
+            with pytest.raises(ConfigError):
+                run_trial("adaptive", session.default_endpoint, CONFIG)
+
+
+def test_a_trial_does_not_sweep_what_is_to_be_looked_at(forked):
+    def begin_and_die():
+        Session.begin("dead")
+        os._exit(0)
+
+    forked(begin_and_die).wait()
+    try:
+        run_trial("spin", None, CONFIG)
+        finding = by_check(examine_sessions())["sessions"]
+        assert finding.verdict == WARNING
+        assert "1 dead (dead)" in finding.found
+        assert finding.cure == "tsqp-shm clean"
+    finally:
+        with Session.begin():
+            pass
+
+
+EXAMINE_SHM = """
+import json, sys
+from dataclasses import asdict
+from tsqp_shm.doctor.shared_memory import examine_shared_memory
+print(json.dumps([asdict(finding) for finding in examine_shared_memory(json.loads(sys.argv[1]))]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "arena_bytes", "verdict", "said"),
+    [
+        ("size=64m", None, WARNING, "64 MiB of 64 MiB free"),
+        ("size=64m", 10 << 20, GOOD, "the arena takes 10 MiB"),
+        ("size=64m", 100 << 20, BAD, "the arena takes 100 MiB"),
+        ("size=1g", None, GOOD, "1,024 MiB of 1,024 MiB free"),
+        ("ro", None, BAD, "read-only"),
+        ("nr_inodes=1", None, BAD, "takes no more files"),
+    ],
+)
+def test_shared_memory_is_held_against_the_need(namespaces, options, arena_bytes, verdict, said):  # noqa: F811
+    result = in_namespace(
+        f"mount -t tmpfs -o {options} tmpfs /dev/shm", sys.executable, "-c", EXAMINE_SHM, json.dumps(arena_bytes)
+    )
+    finding = json.loads(result.stdout)[0]
+    assert (finding["check"], finding["verdict"]) == ("shared memory", verdict)
+    assert said in finding["found"]
+    assert bool(finding["cure"]) == (verdict != GOOD)
+
+
+def test_huge_pages_of_the_mount_are_seen(namespaces):  # noqa: F811
+    result = in_namespace("mount -t tmpfs -o huge=always tmpfs /dev/shm", sys.executable, "-c", EXAMINE_SHM, "null")
+    if "bad option" in result.stderr:
+        pytest.skip(f"this kernel has no huge pages for shared memory: {result.stderr.strip()}")
+    finding = next(finding for finding in json.loads(result.stdout) if finding["check"] == "huge pages")
+    assert finding["found"].startswith("on for shared memory (huge=always")
+
+
+def test_a_models_need_is_worked_out_from_its_config_and_the_flags(tmp_path):
+    folder = RandomModel("llama").write(tmp_path / "model")
+    finding, need = examine_model(folder, CONFIG)
+    assert finding.verdict == GOOD
+    _, larger = examine_model(folder, EngineConfig(max_batch_tokens=4096))
+    assert need.arena_bytes < larger.arena_bytes < larger.memory_bytes
+    finding, need = examine_model(folder, EngineConfig(max_model_len=513))
+    assert (finding.verdict, need) == (BAD, None)
+    assert "at most the model's 512 positions" in finding.found
+
+
+def test_more_memory_than_there_is_is_a_warning():
+    assert by_check(examine_limits(CONFIG, 1 << 60))["memory"].verdict != GOOD
+    assert by_check(examine_limits(CONFIG, 1 << 20))["memory"].verdict == GOOD
+
+
+def test_one_core_and_too_many_threads_are_warnings(forked):
+    def on_one_core():
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        findings = by_check(examine_processor(EngineConfig(tee_threads=2)))
+        assert findings["cores"].verdict == WARNING
+        assert findings["threads"].verdict == WARNING
+
+    forked(on_one_core).join()
+
+
+def test_a_forced_instruction_set_is_a_warning():
+    code = (
+        "from tsqp_shm.config import EngineConfig\n"
+        "from tsqp_shm.doctor.processor import examine_processor\n"
+        "print(next(examine_processor(EngineConfig())))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TSQP_SHM_ISA": "scalar"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "scalar kernels chosen" in said
+    assert "unset TSQP_SHM_ISA" in said
+
+
+def test_a_torch_that_hangs_or_crashes_is_a_finding(monkeypatch):
+    monkeypatch.setattr(versions, "PROBE", "import time; time.sleep(60)")
+    assert "no answer within" in versions.probe_torch(timeout_s=0.2)["failed"]
+    monkeypatch.setattr(versions, "PROBE", "raise RuntimeError('no driver')")
+    assert versions.probe_torch()["failed"] == "RuntimeError: no driver"
+    monkeypatch.setattr(versions, "PROBE", "import os; os.abort()")
+    assert "exit code -6" in versions.probe_torch()["failed"]
+    found = by_check(versions.examine_versions(CONFIG))
+    assert found["torch"].verdict == BAD
+
+
+@pytest.fixture
+def machine(tmp_path) -> Path:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "proc").mkdir()
+    return tmp_path
+
+
+def enclave(root: Path, **config) -> tuple[str, str]:
+    (finding,) = examine_enclave(EngineConfig(**config), root)
+    return finding.verdict, finding.found
+
+
+def test_gramine_needs_a_doorbell_that_crosses_its_border(machine):
+    (machine / "dev/attestation").mkdir()
+    (machine / "dev/attestation/attestation_type").write_text("dcap")
+    assert enclave(machine) == (BAD, "Gramine (attestation: dcap)")
+    assert enclave(machine, doorbell="zmq")[0] == BAD
+    assert enclave(machine, endpoint="tcp://127.0.0.1:5555")[0] == GOOD
+    assert enclave(machine, doorbell="spin")[0] == GOOD
+
+
+@pytest.mark.parametrize(
+    ("device", "flags", "said"),
+    [
+        ("tdx_guest", "", "Intel TDX"),
+        (None, "hypervisor tdx_guest", "Intel TDX"),
+        ("sev-guest", "", "AMD SEV-SNP"),
+        (None, "hypervisor sev sev_snp", "AMD SEV-SNP"),
+        (None, "hypervisor sev", "AMD SEV"),
+        # A host that could start such guests.
+        (None, "sev sev_snp", "none, and no confidential VM"),
+        ("sgx_enclave", "", "none; this machine has SGX"),
+        (None, "hypervisor", "none, and no confidential VM"),
+    ],
+)
+def test_an_enclave_or_confidential_vm_is_recognised_by_what_the_kernel_shows(machine, device, flags, said):
+    if device:
+        (machine / "dev" / device).touch()
+    (machine / "proc/cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\nflags\t\t:\n")
+    verdict, found = enclave(machine)
+    assert verdict == GOOD
+    assert said in found
+
+
+def test_the_environment_block_shows_settings_and_no_other_variable():
+    secrets = {"HF_TOKEN": "hf_abcdef", "TSQP_SHM_PROMPT": "private words", "AWS_SECRET_ACCESS_KEY": "hunter2"}
+    result = run("env", TSQP_SHM_DOORBELL="spin", TSQP_SHM_ISA="scalar", **secrets)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "TSQP_SHM_DOORBELL=spin" in result.stdout
+    assert "TSQP_SHM_ISA=scalar" in result.stdout
+    for name, value in secrets.items():
+        assert name not in result.stdout
+        assert value not in result.stdout
+    heads = {line.split()[0] for line in result.stdout.splitlines()}
+    assert {"tsqp-shm", "python", "packages", "system", "processor", "kernels", "/dev/shm", "limits"} <= heads
+
+
+def test_the_doctor_itself_loads_no_torch():
+    code = "import sys, tsqp_shm.doctor.examination, tsqp_shm.doctor.environment; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -1,0 +1,145 @@
+"""`ps` and `clean`: what there is, and nothing that lives is removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+from pathlib import Path
+
+import pytest
+
+from tsqp_shm.sessions import Survey, clean_sessions, print_sessions
+from tsqp_shm.shm.arena import Arena
+from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.session import Session, arena_name, sessions_folder, sweep_dead_sessions
+
+PLAN = Plan.of_slots({}, [("x", "float32", 100, 300)])
+
+
+@pytest.fixture
+def name() -> str:
+    return f"t-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def begin_elsewhere(forked):
+    """Begins a session with an arena in a child that lives until it is killed."""
+
+    children = []
+
+    def begin(name):
+        begun, tell = os.pipe()
+
+        def hold():
+            session = Session.begin(name, sweeps=False)
+            arena = session.create_arena(PLAN, 1)
+            arena.publish()
+            os.write(tell, b"x")
+            signal.pause()
+
+        child = forked(hold)
+        os.close(tell)
+        assert os.read(begun, 1) == b"x"
+        os.close(begun)
+        children.append(child)
+        return child
+
+    yield begin
+    for child in children:
+        child.kill()
+    sweep_dead_sessions()
+
+
+def arena_file(name: str) -> Path:
+    return Path("/dev/shm" + arena_name(name))
+
+
+def test_a_live_session_is_listed_with_its_arena_and_processes(name, begin_elsewhere):
+    child = begin_elsewhere(name)
+    (session,) = Survey.take().sessions
+    assert (session.name, session.is_alive, session.arena_bytes) == (name, True, PLAN.total_bytes)
+    assert (session.tee_pid, session.pids) == (child.pid, [child.pid])
+    assert session.age_s >= 0
+
+
+def test_a_dead_session_is_listed_as_dead_and_stays_until_it_is_cleaned(name, begin_elsewhere):
+    begin_elsewhere(name).kill()
+    for _ in range(2):
+        (session,) = Survey.take().sessions
+        assert (session.is_alive, session.arena_bytes, session.pids) == (False, PLAN.total_bytes, [])
+
+
+def test_one_that_died_before_it_had_its_lock_is_listed_too(name, runtime_folder):
+    (sessions_folder() / name).mkdir(mode=0o700)
+    (session,) = Survey.take().sessions
+    assert (session.is_alive, session.age_s, session.tee_pid) == (False, None, None)
+    assert sweep_dead_sessions() == [name]
+
+
+def test_clean_removes_the_dead_and_leaves_the_living(name, begin_elsewhere, capsys):
+    living, dead = f"{name}-living", f"{name}-dead"
+    begin_elsewhere(living)
+    begin_elsewhere(dead).kill()
+    assert clean_sessions(dry_run=False) == 0
+    assert capsys.readouterr().out == f"removed {dead}\n"
+    assert arena_file(living).exists()
+    assert (sessions_folder() / living).exists()
+    assert not arena_file(dead).exists()
+    assert not (sessions_folder() / dead).exists()
+
+
+def test_a_dry_run_removes_nothing(name, begin_elsewhere, capsys):
+    begin_elsewhere(name).kill()
+    assert clean_sessions(dry_run=True) == 0
+    assert capsys.readouterr().out == f"would remove {name}\n"
+    assert arena_file(name).exists()
+    assert (sessions_folder() / name).exists()
+
+
+def test_clean_with_nothing_to_do_says_so(capsys):
+    assert clean_sessions(dry_run=False) == 0
+    assert capsys.readouterr().out == "no dead sessions\n"
+
+
+def test_an_arena_of_no_session_here_is_shown_and_never_removed(name, capsys):
+    with Arena.create(arena_name(name), PLAN, 1):
+        stray = arena_name(name).removeprefix("/")
+        assert Survey.take().stray_arenas[stray] == PLAN.total_bytes
+        clean_sessions(dry_run=False)
+        assert arena_file(name).exists()
+        capsys.readouterr()
+        print_sessions(json_output=False)
+        assert stray in capsys.readouterr().out
+
+
+def test_the_table_and_the_json_name_every_session(name, begin_elsewhere, capsys):
+    living, dead = f"{name}-living", f"{name}-dead"
+    child = begin_elsewhere(living)
+    begin_elsewhere(dead).kill()
+    print_sessions(json_output=False)
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert rows[living][1] == "alive"
+    assert rows[living][-1] == str(child.pid)
+    assert rows[dead][1] == "dead"
+    print_sessions(json_output=True)
+    document = json.loads(capsys.readouterr().out)
+    assert {session["name"]: session["is_alive"] for session in document["sessions"]} == {living: True, dead: False}
+
+
+def test_nothing_is_listed_where_there_is_nothing(capsys):
+    print_sessions(json_output=False)
+    # Other programs of this user may have arenas meanwhile.
+    assert capsys.readouterr().out.startswith("no sessions\n")
+
+
+def test_a_lock_that_is_a_pipe_does_not_stop_a_listing(name):
+    folder = sessions_folder() / name
+    folder.mkdir(mode=0o700)
+    os.mkfifo(folder / "lock")
+    try:
+        assert [session.tee_pid for session in Survey.take().sessions] == [None]
+    finally:
+        (folder / "lock").unlink()
+        folder.rmdir()
