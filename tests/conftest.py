@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -62,6 +63,28 @@ def forked() -> Iterator[Callable[..., Forked]]:
     yield fork
     for child in children:
         child.kill()
+
+
+@pytest.fixture(scope="session")
+def in_namespace() -> Callable[..., subprocess.CompletedProcess]:
+    """Runs a command in a mount namespace of its own, after a shell script that mounts what it is to meet."""
+
+    def run(setup: str, *command: object, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["unshare", "--mount", "sh", "-ec", f'{setup}\nexec "$@"', "sh", *map(str, command)],
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+
+    try:
+        tried = run("mount -t tmpfs tmpfs /mnt", "setpriv", "--version")
+    except FileNotFoundError as error:
+        pytest.skip(f"no mount namespaces: {error}")
+    if tried.returncode:
+        pytest.skip(f"no mount namespaces: {tried.stderr.strip()}")
+    return run
 
 
 @pytest.fixture(scope="session")

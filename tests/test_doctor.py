@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from models import RandomModel
-from test_limits import in_namespace, namespaces  # noqa: F401
 
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor import versions
@@ -86,6 +86,23 @@ def test_an_endpoint_in_use_is_bad_before_anyone_tries_to_work_with_it():
                 run_trial("adaptive", session.default_endpoint, CONFIG)
 
 
+def test_limits_that_libzmq_would_abort_at_are_a_finding(forked):
+    def run():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
+        (finding,) = examine_transport(CONFIG)
+        assert finding.verdict == BAD
+        assert "too few file descriptors" in finding.found
+
+    forked(run).join()
+
+
+def test_a_peer_that_dies_in_a_trial_is_a_finding(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    (finding,) = examine_transport(CONFIG)
+    assert finding.verdict == BAD
+    assert "the trial process died (exit code 1)" in finding.found
+
+
 def test_a_trial_does_not_sweep_what_is_to_be_looked_at(forked):
     def begin_and_die():
         Session.begin("dead")
@@ -122,7 +139,7 @@ print(json.dumps([asdict(finding) for finding in examine_shared_memory(json.load
         ("nr_inodes=1", None, BAD, "takes no more files"),
     ],
 )
-def test_shared_memory_is_held_against_the_need(namespaces, options, arena_bytes, verdict, said):  # noqa: F811
+def test_shared_memory_is_held_against_the_need(in_namespace, options, arena_bytes, verdict, said):
     result = in_namespace(
         f"mount -t tmpfs -o {options} tmpfs /dev/shm", sys.executable, "-c", EXAMINE_SHM, json.dumps(arena_bytes)
     )
@@ -132,7 +149,7 @@ def test_shared_memory_is_held_against_the_need(namespaces, options, arena_bytes
     assert bool(finding["cure"]) == (verdict != GOOD)
 
 
-def test_huge_pages_of_the_mount_are_seen(namespaces):  # noqa: F811
+def test_huge_pages_of_the_mount_are_seen(in_namespace):
     result = in_namespace("mount -t tmpfs -o huge=always tmpfs /dev/shm", sys.executable, "-c", EXAMINE_SHM, "null")
     if "bad option" in result.stderr:
         pytest.skip(f"this kernel has no huge pages for shared memory: {result.stderr.strip()}")

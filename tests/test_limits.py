@@ -29,27 +29,6 @@ NOBODY = 65534
 PLAIN_ROOT = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner,-ipc_lock"]
 
 
-def in_namespace(setup: str, *command: object, **environment: str) -> subprocess.CompletedProcess:
-    """Runs a command in a mount namespace of its own, after a shell script that mounts what it is to meet."""
-    return subprocess.run(
-        ["unshare", "--mount", "sh", "-ec", f'{setup}\nexec "$@"', "sh", *map(str, command)],
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-
-
-@pytest.fixture(scope="module")
-def namespaces() -> None:
-    try:
-        refused = in_namespace("mount -t tmpfs tmpfs /mnt", "setpriv", "--version")
-    except FileNotFoundError as error:
-        pytest.skip(f"no mount namespaces: {error}")
-    if refused.returncode:
-        pytest.skip(f"no mount namespaces: {refused.stderr.strip()}")
-
-
 @pytest.fixture
 def as_root() -> None:
     if os.geteuid() != 0:
@@ -104,7 +83,7 @@ mount --move /mnt /dev
     ],
     ids=["too small", "read-only", "no inodes", "not writable", "missing"],
 )
-def test_shared_memory_that_cannot_be_used_is_one_line(namespaces, model, setup, said):
+def test_shared_memory_that_cannot_be_used_is_one_line(in_namespace, model, setup, said):
     assert_one_line(in_namespace(setup, *PLAIN_ROOT, *tee(model)), 1, *said)
 
 
@@ -122,7 +101,7 @@ sys.exit(main())
 """
 
 
-def test_shared_memory_that_fills_up_in_the_middle_is_one_line(namespaces, model):
+def test_shared_memory_that_fills_up_in_the_middle_is_one_line(in_namespace, model):
     """Between the look at the free space and the taking of it."""
     command = tee(model)
     result = in_namespace(
@@ -131,7 +110,7 @@ def test_shared_memory_that_fills_up_in_the_middle_is_one_line(namespaces, model
     assert_one_line(result, 1, "0 are free in /dev/shm", "--shm-size")
 
 
-def test_an_arena_of_another_user_under_this_name_is_one_line(namespaces, model, name):
+def test_an_arena_of_another_user_under_this_name_is_one_line(in_namespace, model, name):
     squatted = f"""
         mount -t tmpfs -o mode=1777 tmpfs /dev/shm
         setpriv --reuid={NOBODY} --clear-groups touch /dev/shm{arena_name(name)}
@@ -149,11 +128,21 @@ def test_an_arena_of_another_user_under_this_name_is_one_line(namespaces, model,
     ],
     ids=["full", "no inodes", "read-only"],
 )
-def test_a_session_folder_that_cannot_be_written_is_one_line(namespaces, model, tmp_path, options, content, said):
+def test_a_session_folder_that_cannot_be_written_is_one_line(in_namespace, model, tmp_path, options, content, said):
     (tmp_path / "small").mkdir()
     setup = f"cd {tmp_path}; mount -t tmpfs -o {options} tmpfs small; {content}; cd /"
     refused = in_namespace(setup, *tee(model), TSQP_SHM_RUNTIME_DIR=str(tmp_path / "small" / "sessions"))
     assert_one_line(refused, 1, "session folder cannot be used", said, "TSQP_SHM_RUNTIME_DIR")
+
+
+def test_a_session_without_room_for_its_lock_leaves_no_folder(in_namespace, model, tmp_path):
+    (tmp_path / "small").mkdir()
+    setup = f"mount -t tmpfs -o nr_inodes=4 tmpfs {tmp_path}/small"
+    script = '"$@" 2>/dev/null; ls "$TSQP_SHM_RUNTIME_DIR"'
+    result = in_namespace(
+        setup, "sh", "-c", script, "sh", *tee(model), TSQP_SHM_RUNTIME_DIR=str(tmp_path / "small" / "sessions")
+    )
+    assert (result.returncode, result.stdout) == (0, "")
 
 
 @pytest.mark.parametrize("verb", ["launch", "tee"])
@@ -180,7 +169,7 @@ def test_a_session_folder_of_another_user_is_named_with_its_owner(as_root, tmp_p
         sessions_folder()
 
 
-def test_too_small_a_disk_for_the_demo_model_is_one_line_before_it_is_fetched(namespaces, tmp_path):
+def test_too_small_a_disk_for_the_demo_model_is_one_line_before_it_is_fetched(in_namespace, tmp_path):
     setup = f"mount -t tmpfs -o size=16m tmpfs {tmp_path}"
     command = [sys.executable, "-m", "tsqp_shm", "launch", "-q"]
     refused = in_namespace(setup, *command, XDG_CACHE_HOME=str(tmp_path), PIP_NO_INDEX="1")

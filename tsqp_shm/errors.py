@@ -28,7 +28,7 @@ class TsqpError(Exception):
     @classmethod
     def hint(cls) -> str:
         """Where to read on, as the command line adds it to the message; "" where the message says all."""
-        return f"(see docs/troubleshooting.md#{cls.entry()})"
+        return "" if cls is TsqpError else f"(see docs/troubleshooting.md#{cls.entry()})"
 
 
 class ConfigError(TsqpError, ValueError):

@@ -37,7 +37,7 @@ def examine_model(folder: Path, config: EngineConfig) -> tuple[Finding, Need | N
     arena_bytes = Plan.derive(spec, limits).total_bytes
     row_elements = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
     cache_bytes = row_elements * limits.max_model_len * limits.max_num_seqs * element_bytes
-    weights_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    weights_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file())
     found = (
         f"{spec.family}, {spec.num_layers} layers, {limits.max_model_len} tokens a sequence: arena {mib(arena_bytes)}, "
         f"cache up to {mib(cache_bytes)}, weight files {mib(weights_bytes)}"

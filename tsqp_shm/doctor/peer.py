@@ -7,9 +7,9 @@ import os
 import sys
 import threading
 from contextlib import ExitStack
+from typing import NoReturn
 
 from tsqp_shm import _native
-from tsqp_shm.shm import layout
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import open_doorbell
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
@@ -17,11 +17,10 @@ from tsqp_shm.shm.plan import Plan
 
 TRIAL_PLAN = Plan.of_slots({"made for": "a trial"}, [("x", "float32", 1, 1)])
 TRIAL_TIMEOUT_S = 10.0
-STOP = bytes(layout.RECORD_BYTES)
 
 
-def main() -> int:
-    """Answers each record with itself until STOP, or until stdin closes."""
+def main() -> NoReturn:
+    """Answers each record with itself until stdin closes."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     invitation = json.loads(sys.argv[1])
     with ExitStack() as stack:
@@ -32,9 +31,8 @@ def main() -> int:
         )
         stack.callback(doorbell.close)
         watch = PeerWatch(arena, "tee")
-        while (record := doorbell.receive(watch, TRIAL_TIMEOUT_S, "a record")) != STOP:
-            doorbell.send(record)
-    return 0
+        while True:
+            doorbell.send(doorbell.receive(watch, TRIAL_TIMEOUT_S, "a record"))
 
 
 def _end_with_parent() -> None:
@@ -44,4 +42,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

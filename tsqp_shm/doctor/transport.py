@@ -18,8 +18,9 @@ from typing import Any
 from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding
-from tsqp_shm.doctor.peer import STOP, TRIAL_PLAN, TRIAL_TIMEOUT_S
+from tsqp_shm.doctor.peer import TRIAL_PLAN, TRIAL_TIMEOUT_S
 from tsqp_shm.errors import PeerDied, TsqpError
+from tsqp_shm.resources import NEEDED_DESCRIPTORS, NEEDED_THREADS, require_descriptors, require_threads
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, LOOK_INTERVAL_S, PeerWatch
@@ -58,7 +59,7 @@ class EchoPeer:
     def __init__(self, stack: ExitStack, invitation: dict[str, Any]) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tsqp_shm.doctor.peer", json.dumps(invitation)],
-            # Nothing is written to it: its end tells the peer that this process is gone, however it goes.
+            # Nothing is written to it: its end tells the peer to go, however this process ends.
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONSAFEPATH": "1"},
@@ -85,6 +86,9 @@ class EchoPeer:
 def examine_transport(config: EngineConfig) -> Iterator[Finding]:
     """The doorbell that the settings choose, then each socket by itself, as a yardstick."""
     try:
+        # libzmq would abort this process.
+        require_descriptors(NEEDED_DESCRIPTORS)
+        require_threads(NEEDED_THREADS)
         chosen = run_trial(config.doorbell, config.endpoint, config)
     except TsqpError as error:
         yield Finding(CHECK, BAD, f"{config.doorbell}: {error}", "no session comes up like this", _cure_of(config))
@@ -146,7 +150,6 @@ def _ring(mode: str, doorbell: Doorbell, watch: PeerWatch) -> Trial:
             time.sleep(FALL_ASLEEP_S)
             asleep.append(trip(number))
         asleep_us = statistics.median(asleep)
-    doorbell.send(STOP)
     return Trial(awake[TRIPS // 2], awake[TRIPS * 99 // 100], waits, asleep_us)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -103,8 +104,16 @@ def probe_torch(timeout_s: float = PROBE_TIMEOUT_S) -> dict[str, Any]:
     """What torch says of itself and of its devices; {"failed": why} where it says nothing."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", PROBE], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s
+            [sys.executable, "-c", PROBE],
+            # The folder that a user happens to stand in is no place to import from.
+            env={**os.environ, "PYTHONSAFEPATH": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
         )
+    except OSError as error:
+        return {"failed": f"no process can be started: {error.strerror}"}
     except subprocess.TimeoutExpired:
         return {"failed": f"no answer within {timeout_s:.0f} s"}
     if done.returncode:

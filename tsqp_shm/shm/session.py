@@ -113,7 +113,13 @@ class Session:
             folder = root / name
             with _storing(folder):
                 folder.mkdir(mode=0o700, exist_ok=True)
-            lock_fd = _try_lock(folder)
+            try:
+                lock_fd = _try_lock(folder)
+            except SessionFolderError:
+                # If nothing is in it, it was made just now.
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+                raise
             if lock_fd is None:
                 raise SessionBusy(name, _owner_pid(folder))
             try:
