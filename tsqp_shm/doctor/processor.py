@@ -20,7 +20,7 @@ def examine_processor(config: EngineConfig) -> Iterator[Finding]:
         yield Finding("instruction sets", BAD, str(error), "a start is refused", f"unset {ISA_VARIABLE}")
     else:
         yield _instruction_sets()
-        yield _decode_kernels()
+        yield _products()
     yield _cores()
     yield _threads(config)
 
@@ -37,13 +37,12 @@ def _instruction_sets() -> Finding:
     return Finding("instruction sets", GOOD, found)
 
 
-def _decode_kernels() -> Finding:
-    if _native.has_few_rows_kernels():
-        return Finding("decode kernels", GOOD, "this project's own, where the GPU process's device is the CPU")
-    return Finding(
-        "decode kernels", GOOD, "the GEMM library's, where the GPU process's device is the CPU",
-        "this project's own need AVX2 with FMA, or AVX-512 with bf16",
-    )  # fmt: skip
+def _products() -> Finding:
+    panels = _native.panel_kernels()
+    if panels is not None:
+        return Finding("products", GOOD, f"{panels} kernels, where the GPU process's device is the CPU")
+    why = "this project's own kernels need wider instructions than the ones in use"
+    return Finding("products", GOOD, "a GEMM library's, where the GPU process's device is the CPU", why)
 
 
 def _cores() -> Finding:
