@@ -13,10 +13,12 @@ import tsqp_shm
 PACKAGE = Path(tsqp_shm.__file__).parent
 VALUES = {"errors", "config", "_version"}
 SHM = {"shm", "_native"}
+TRACE = {"trace"}
 ROLES = {"tee", "gpu"}
 EVERYTHING = (
     VALUES
     | SHM
+    | TRACE
     | ROLES
     | {"model", "process", "resources", "llm", "hf", "console", "launch", "bench", "sessions", "doctor", "cli"}
 )
@@ -30,10 +32,11 @@ ALLOWED = {
     "shm": (VALUES | SHM, {"numpy", "posix_ipc", "zmq"}),
     "process": (VALUES, set()),
     "resources": (VALUES | {"_native"}, set()),
-    "tee": (VALUES | SHM | {"model", "process"}, {"numpy"}),
-    "gpu": (VALUES | SHM | {"model", "process"}, {"numpy", "torch"}),
-    "llm": (VALUES | SHM | {"model", "process", "resources", "tee"}, {"numpy"}),
-    "hf": (VALUES | SHM | {"model", "process", "tee", "llm"}, {"numpy", "torch", "transformers"}),
+    "trace": (VALUES | SHM | {"process"}, set()),
+    "tee": (VALUES | SHM | TRACE | {"model", "process"}, {"numpy"}),
+    "gpu": (VALUES | SHM | TRACE | {"model", "process"}, {"numpy", "torch"}),
+    "llm": (VALUES | SHM | TRACE | {"model", "process", "resources", "tee"}, {"numpy"}),
+    "hf": (VALUES | SHM | TRACE | {"model", "process", "tee", "llm"}, {"numpy", "torch", "transformers"}),
     "console": (VALUES | {"model", "tee", "llm"}, set()),
     "launch": (VALUES | SHM | {"process"}, set()),
     "bench": (VALUES | {"shm", "model", "tee", "llm"}, {"numpy", "torch", "transformers", "matplotlib"}),

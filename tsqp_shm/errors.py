@@ -253,6 +253,19 @@ class PeerTimeout(TsqpError):
         )
 
 
+class TraceError(TsqpError):
+    """A trace cannot be made of what was recorded.
+
+    Attributes:
+        path: the trace, or the recording that is at fault.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        self.path, self.reason = str(path), reason
+        super().__init__(f"trace {path}: {reason}")
+
+
 class ContenderFailed(TsqpError):
     """A benchmark's contender cannot run, or did not to the end.
 

@@ -33,6 +33,8 @@ from tsqp_shm.tee.engine import Chunk, Engine, NormWeights
 from tsqp_shm.tee.interrupts import held_interrupts
 from tsqp_shm.tee.sampler import SamplingParams
 from tsqp_shm.tee.scheduler import Scheduler
+from tsqp_shm.trace.file import TraceFile
+from tsqp_shm.trace.recorder import recording
 
 Prompt = str | Sequence[int]
 
@@ -76,10 +78,12 @@ class LLM:
         model: a Hugging Face folder.
         start_gpu: False where somebody else starts `tsqp-shm gpu MODEL --session NAME`.
         report: takes lines about what is waited for and what the GPU process says.
+        trace: a file for a trace of both processes, written at the end; with `start_gpu=False` for a recording of this
+            process alone, of which `tsqp-shm trace` makes one.
         config: fields of `EngineConfig`; `TSQP_SHM_*` environment variables fill what is not given.
 
     Raises:
-        ConfigError: a setting is not allowed.
+        ConfigError: a setting is not allowed, or the trace cannot be written.
         ModelFileError, UnsupportedModel: the model cannot be used.
         DeviceError: the device is not there or too small.
         LimitError: too few file descriptors or threads.
@@ -93,6 +97,7 @@ class LLM:
         *,
         start_gpu: bool = True,
         report: Callable[[str], None] = lambda line: None,
+        trace: str | Path | None = None,
         **config: Any,
     ) -> None:
         self.config = _engine_config(config)
@@ -110,7 +115,10 @@ class LLM:
         with ExitStack() as stack:
             start = self._start_gpu if start_gpu else None
             self._report = report
-            self._border = Border.open(self.spec, self.config, limits, start, report)
+            path = None if trace is None else Path(trace)
+            self._trace = stack.enter_context(TraceFile(path, report)) if path is not None and start_gpu else None
+            recorder = stack.enter_context(recording(self._trace.recording("tee") if self._trace else path, "tee"))
+            self._border = Border.open(self.spec, self.config, limits, start, report, recorder)
             stack.callback(self._border.close)
             border = self._border
             self.statistics = border.statistics
@@ -121,13 +129,13 @@ class LLM:
     def __enter__(self) -> LLM:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, *error: Any) -> None:
+        self._fault = self._fault or TsqpError("this LLM is closed")
+        self._stack.__exit__(*error)
 
     def close(self) -> None:
         """Stops the GPU process and removes the arena. Closing twice does nothing."""
-        self._fault = self._fault or TsqpError("this LLM is closed")
-        self._stack.close()
+        self.__exit__(None, None, None)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -257,6 +265,8 @@ class LLM:
         arguments += ["--timeout", str(self.config.timeout_s)]
         if self.config.gpu_threads is not None:
             arguments += ["--gpu-threads", str(self.config.gpu_threads)]
+        if self._trace is not None:
+            arguments += self._trace.arguments("gpu")
         return RoleProcess.start("gpu", arguments, listen=self._report)
 
     def _checked(self, token_ids: list[int], most: int) -> list[int]:

@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import time
+from contextlib import ExitStack
 from types import FrameType
 from typing import NoReturn
 
@@ -31,19 +32,22 @@ PARENT_SPEAKS_FIRST_S = 2.0
 def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     with blocked_interrupts():
         from tsqp_shm.launch import launch
+        from tsqp_shm.trace.file import TraceFile
 
         config = engine_config(arguments)
         require_sane(arguments)
     cores = len(os.sched_getaffinity(0))
     require_resources((config.tee_threads or cores) + (config.gpu_threads or cores))
-    model = model_folder(arguments)
-    return launch(
-        model,
-        config,
-        given(arguments, common_flags(), tee_flags()),
-        given(arguments, common_flags(), gpu_flags()),
-        arguments.verbose,
-    )
+    roles = {
+        "tee": given(arguments, common_flags(), tee_flags()),
+        "gpu": given(arguments, common_flags(), gpu_flags()),
+    }
+    with ExitStack() as stack:
+        if arguments.trace is not None:
+            trace = stack.enter_context(TraceFile(arguments.trace, reporter(arguments)))
+            for role, words in roles.items():
+                words += trace.arguments(role)
+        return launch(model_folder(arguments), config, roles["tee"], roles["gpu"], arguments.verbose)
 
 
 def play_tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
@@ -60,7 +64,7 @@ def play_tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     report = _silent if lifeline.has_parent else reporter(arguments)
     overrides = {name: getattr(config, name) for name in EngineConfig.__dataclass_fields__}
     try:
-        with LLM(model_folder(arguments), start_gpu=False, report=report, **overrides) as llm:
+        with LLM(model_folder(arguments), start_gpu=False, report=report, trace=arguments.trace, **overrides) as llm:
             lifeline.ready()
             run_prompts(
                 llm,
@@ -97,18 +101,21 @@ def play_gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
             raise
         raise ModelFileError("torch", "the GPU process needs it: pip install '.[gpu]' in a clone of tsqp-shm") from None
     from tsqp_shm.shm.session import sweep_dead_sessions
+    from tsqp_shm.trace.recorder import recording
 
     # Ctrl-C in a shared terminal is for the TEE process, which then stops this one.
     try:
-        serve(
-            model,
-            config.session,
-            config.device,
-            config.gpu_threads,
-            config.timeout_s,
-            reporter(arguments),
-            lifeline.ready,
-        )
+        with recording(arguments.trace, "gpu") as recorder:
+            serve(
+                model,
+                config.session,
+                config.device,
+                config.gpu_threads,
+                config.timeout_s,
+                reporter(arguments),
+                lifeline.ready,
+                recorder,
+            )
     finally:
         sweep_dead_sessions()
     return 0

@@ -26,6 +26,7 @@ from tsqp_shm.cli.health import (
     print_environment,
 )
 from tsqp_shm.cli.roles import launch_both, play_gpu, play_tee
+from tsqp_shm.cli.traces import make_trace, trace_flag, trace_flags
 from tsqp_shm.config import MODE_WARNING
 
 EPILOG = f"""{MODE_WARNING}
@@ -49,9 +50,25 @@ def build_parser() -> Parser:
     examined = [examined_model_argument(), gpu_flags(), arena_flags(), doorbell_flags(), json_flag()]
     tee, gpu, verbose = tee_flags(), gpu_flags(), verbose_flag()
     for name, run, parents, text in (
-        ("launch", launch_both, [*shared, tee, gpu, verbose], "start both processes and complete a prompt"),
-        ("tee", play_tee, [*shared, tee], "play the TEE role alone; a GPU process joins by --session"),
-        ("gpu", play_gpu, [*shared, gpu], "play the GPU role alone; a TEE process is joined by --session"),
+        (
+            "launch",
+            launch_both,
+            [*shared, tee, gpu, trace_flag(False), verbose],
+            "start both processes and complete a prompt",
+        ),
+        (
+            "tee",
+            play_tee,
+            [*shared, tee, trace_flag(True)],
+            "play the TEE role alone; a GPU process joins by --session",
+        ),
+        (
+            "gpu",
+            play_gpu,
+            [*shared, gpu, trace_flag(True)],
+            "play the GPU role alone; a TEE process is joined by --session",
+        ),
+        ("trace", make_trace, [trace_flags()], "make a trace for Perfetto of what both roles recorded"),
         ("bench", measure, [bench_flags(), model_argument()], "measure it beside others on the same model, in turns"),
         (
             "doctor",

@@ -26,6 +26,8 @@ from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.protocol import Opcode, Record, Status, SubmissionRules, pack_completion, pack_identity
 from tsqp_shm.shm.session import Invitation, wait_for_invitation
+from tsqp_shm.trace.doorbell import ServingDoorbell
+from tsqp_shm.trace.recorder import Recorder
 
 # Between two operations of a layer the TEE process works for about this long at most.
 POOL_PATIENCE_US = 200
@@ -95,6 +97,7 @@ def serve(
     timeout_s: float,
     report: Callable[[str], None],
     on_ready: Callable[[], None],
+    recorder: Recorder | None = None,
 ) -> None:
     """Plays the GPU role for one session.
 
@@ -105,6 +108,7 @@ def serve(
         timeout_s: how long to wait for the TEE process.
         report: takes lines for the operator.
         on_ready: called when submissions are served.
+        recorder: takes what this process does and when; None: nothing does.
 
     Raises:
         TsqpError: whatever keeps this role from working, one clear line each.
@@ -128,6 +132,9 @@ def serve(
             invitation.doorbell, arena, "gpu", invitation.endpoint, invitation.spin_us, invitation.yield_us
         )
         stack.callback(doorbell.close)
+        if recorder is not None:
+            recorder.slot_names = [slot.name for slot in plan.slots]
+            doorbell = ServingDoorbell(doorbell, recorder)
         rules = SubmissionRules(plan, arena.epoch, spec.num_layers)
         on_ready()
         Worker(doorbell, PeerWatch(arena, "tee"), rules, operations, compute).run()

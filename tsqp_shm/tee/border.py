@@ -21,8 +21,10 @@ from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.protocol import Opcode, unpack_identity
 from tsqp_shm.shm.session import Invitation, Session
 from tsqp_shm.shm.slots import Slots
-from tsqp_shm.tee.statistics import Statistics
+from tsqp_shm.tee.statistics import Statistics, TracedStatistics
 from tsqp_shm.tee.submission import SubmissionQueue
+from tsqp_shm.trace.doorbell import SubmittingDoorbell
+from tsqp_shm.trace.recorder import Recorder
 
 StartGpu = Callable[[str], RoleProcess]
 
@@ -58,12 +60,14 @@ class Border:
         limits: Limits,
         start_gpu: StartGpu | None,
         report: Callable[[str], None] = lambda line: None,
+        recorder: Recorder | None = None,
     ) -> Border:
         """Begins the session, publishes the arena, and waits until the GPU process is ready.
 
         Args:
             start_gpu: starts a GPU process for the session of that name; None: somebody else does.
             report: takes a line about what is waited for.
+            recorder: takes what this process does and when; None: nothing does.
 
         Raises:
             TsqpError: what kept it from coming up; nothing is left behind.
@@ -81,8 +85,12 @@ class Border:
             heartbeat = _native.Heartbeat(arena.buffer, "tee", HEARTBEAT_INTERVAL_MS)
             stack.callback(heartbeat.release)
             endpoint = config.endpoint or session.default_endpoint
+            statistics = Statistics()
             doorbell = open_doorbell(config.doorbell, arena, "tee", endpoint, config.spin_us, config.yield_us)
             stack.callback(doorbell.close)
+            if recorder is not None:
+                recorder.slot_names = [slot.name for slot in plan.slots]
+                statistics, doorbell = TracedStatistics(recorder), SubmittingDoorbell(doorbell, recorder)
             arena.publish()
             session.invite(
                 Invitation(
@@ -96,7 +104,6 @@ class Border:
                     tee_pid=os.getpid(),
                 )
             )
-            statistics = Statistics()
             watch = PeerWatch(arena, "gpu", gpu_process)
             queue = SubmissionQueue(slots, doorbell, watch, arena.epoch, config.timeout_s, statistics)
             border = cls(session, arena, slots, queue, doorbell, config.doorbell, endpoint, statistics, gpu_process)

@@ -7,6 +7,8 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from tsqp_shm.trace.recorder import Recorder
+
 # Round trips kept for the percentiles: the newest ones.
 ROUND_TRIP_SAMPLES = 16384
 
@@ -74,3 +76,15 @@ class Statistics:
             return None
         ordered = sorted(self.round_trips_ns)
         return ordered[min(len(ordered) - 1, int(len(ordered) * percentile / 100))] / 1e3
+
+
+class TracedStatistics(Statistics):
+    """Statistics that also record each of this process's operations; without a trace there is no branch for one."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def count(self, operation: str, started_ns: int) -> None:
+        super().count(operation, started_ns)
+        self._recorder.slice(operation, started_ns, time.perf_counter_ns(), self._recorder.rung)

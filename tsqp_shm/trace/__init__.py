@@ -1,0 +1,1 @@
+"""What both processes did and when: recordings, and the trace that is made of them."""

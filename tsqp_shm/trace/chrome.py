@@ -1,0 +1,111 @@
+"""Recordings as one trace in Chrome's Trace Event Format, which ui.perfetto.dev and chrome://tracing open.
+
+Source: "Trace Event Format" (the Chromium project): complete events (X) with `ts` and `dur` in microseconds, which nest
+    on one thread; metadata (M) for names; flows (s, t, f) from a ring over its operation to the end of its wait.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
+
+from tsqp_shm.shm.protocol import NO_SLOT, Opcode
+from tsqp_shm.trace.recorder import ROLES, Event, Recording
+
+_TITLES = {"tee": "TEE process", "gpu": "GPU process (untrusted; its own word)"}
+_THREADS = {"tee": "kernels and waits", "gpu": "operations and waits"}
+_CATEGORIES = {
+    "ring": "doorbell", "wait": "wait", "spin": "wait", "yield": "wait", "park": "wait", "run": "operation",
+}  # fmt: skip
+_OPCODES = {int(opcode): opcode.name for opcode in Opcode}
+
+
+def write_trace(recordings: Sequence[Recording], out: TextIO) -> None:
+    """Writes one JSON object, an event a line.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # Of the first recording, the TEE's where there is one: what the other says must not move the time line.
+    ordered = sorted(recordings, key=lambda recording: ROLES[recording.role])
+    start_ns = next((min(event.begin_ns for event in r.events) for r in ordered if r.events), 0)
+    facts = {
+        "clock": "CLOCK_MONOTONIC",
+        "start_ns": start_ns,
+        "dropped": {recording.role: recording.dropped for recording in ordered},
+    }
+    out.write(f'{{"displayTimeUnit": "ns", "otherData": {json.dumps(facts)}, "traceEvents": [\n')
+    lines = (
+        json.dumps(event, separators=(",", ":")) for recording in ordered for event in _events(recording, start_ns)
+    )
+    out.write(next(lines, ""))
+    for line in lines:
+        out.write(",\n" + line)
+    out.write("\n]}\n")
+
+
+def _events(recording: Recording, start_ns: int) -> Iterator[dict[str, Any]]:
+    # Not the real pids: the GPU process's recording must not be able to name the TEE's track.
+    track = {"pid": ROLES[recording.role], "tid": ROLES[recording.role]}
+    for name, value in (
+        ("process_name", f"{_TITLES[recording.role]}, pid {recording.pid}"),
+        ("thread_name", _THREADS[recording.role]),
+    ):
+        yield {"ph": "M", "name": name, **track, "args": {"name": value}}
+    yield {"ph": "M", "name": "process_sort_index", **track, "args": {"sort_index": ROLES[recording.role]}}
+    # Of two that begin together the longer one is around the other.
+    for event in sorted(recording.events, key=lambda event: (event.begin_ns, -event.end_ns)):
+        yield {
+            "ph": "X",
+            "name": _title(event),
+            "cat": _CATEGORIES.get(event.name, "kernel"),
+            **track,
+            "ts": _microseconds(event.begin_ns - start_ns),
+            "dur": _microseconds(event.end_ns - event.begin_ns),
+            "args": _arguments(event, recording.slot_names),
+        }
+        flow = _FLOWS.get((recording.role, event.name))
+        if flow and event.sequence:
+            # An end lies within the slice it belongs to, and a slice does not hold its last moment.
+            at_ns = max(event.begin_ns, event.end_ns - 1) if flow == "f" else event.begin_ns
+            arrow = {"ph": flow, "id": event.sequence, "name": "doorbell", "cat": "doorbell", **track}
+            yield {**arrow, "ts": _microseconds(at_ns - start_ns), **({"bp": "e"} if flow == "f" else {})}
+
+
+# Where the arrow of a doorbell begins, passes and ends.
+_FLOWS = {("tee", "ring"): "s", ("gpu", "run"): "t", ("tee", "wait"): "f"}
+
+
+def _microseconds(time_ns: int) -> float:
+    return round(time_ns / 1e3, 3)
+
+
+def _title(event: Event) -> str:
+    if event.name not in ("ring", "wait", "run") or not event.sequence:
+        return event.name
+    operation = _OPCODES.get(event.opcode, f"opcode {event.opcode}")
+    return operation if event.name == "run" else f"{event.name} {operation}"
+
+
+def _arguments(event: Event, slot_names: Sequence[str]) -> dict[str, Any]:
+    if not event.sequence:
+        return {}
+    if event.name not in _CATEGORIES:
+        # A kernel has no record of its own; its place is after the doorbell rung last.
+        return {"after": event.sequence}
+
+    slots = {
+        side: slot_names[index] if index < len(slot_names) else index
+        for side, index in (("in_slot", event.in_slot), ("out_slot", event.out_slot))
+        if index != NO_SLOT
+    }
+    return {
+        "sequence": event.sequence,
+        "opcode": _OPCODES.get(event.opcode, event.opcode),
+        "layer": event.layer,
+        "rows": event.rows,
+        **slots,
+        "first_segment": event.first_segment,
+        "segments": event.num_segments,
+    }

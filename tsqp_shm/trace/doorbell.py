@@ -1,0 +1,117 @@
+"""A doorbell that records its rings, its waits phase by phase and, for the GPU process, the operations between them.
+
+It stands around another one and takes two of that one's parts in hand, once: a doorbell that is not traced has no
+branch for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+
+from tsqp_shm.shm.doorbell import AdaptiveDoorbell, Doorbell, SpinDoorbell, Watch, ZmqDoorbell, _Rings, _Socket
+from tsqp_shm.trace.recorder import NO_RECORD, Recorder
+
+
+class _TracedRings(_Rings):
+    def __init__(self, rings: _Rings, recorder: Recorder) -> None:
+        vars(self).update(vars(rings))
+        self._recorder = recorder
+
+    def read(self, spin_ns: int, yield_ns: int, waits: Counter[str]) -> bytes | None:
+        at_once = waits["ready"]
+        begin_ns = time.perf_counter_ns()
+        record = super().read(spin_ns, yield_ns, waits)
+        end_ns = time.perf_counter_ns()
+        if waits["ready"] == at_once and spin_ns + yield_ns:
+            # The native wait goes over from the one to the other after spin_ns.
+            turn_ns = min(begin_ns + spin_ns, end_ns)
+            if spin_ns:
+                self._recorder.slice("spin", begin_ns, turn_ns)
+            if end_ns > turn_ns:
+                self._recorder.slice("yield", turn_ns, end_ns)
+        return record
+
+
+class _TracedSocket(_Socket):
+    def __init__(self, socket: _Socket, recorder: Recorder) -> None:
+        vars(self).update(vars(socket))
+        self._recorder = recorder
+
+    def wait(self, timeout_ns: int) -> bool:
+        begin_ns = time.perf_counter_ns()
+        try:
+            return super().wait(timeout_ns)
+        finally:
+            self._recorder.slice("park", begin_ns, time.perf_counter_ns())
+
+
+class _TracedDoorbell(Doorbell):
+    def __init__(self, bell: Doorbell, recorder: Recorder) -> None:
+        self._bell = bell
+        self._recorder = recorder
+        self.waits = bell.waits
+        if isinstance(bell, (SpinDoorbell, AdaptiveDoorbell)):
+            bell._rings = _TracedRings(bell._rings, recorder)
+        if isinstance(bell, (AdaptiveDoorbell, ZmqDoorbell)):
+            bell._socket = _TracedSocket(bell._socket, recorder)
+
+    def poll(self) -> bytes | None:
+        return self._bell.poll()
+
+    def close(self) -> None:
+        self._bell.close()
+
+
+class SubmittingDoorbell(_TracedDoorbell):
+    """The TEE's end. What it records of a completion is its own copy of the submission."""
+
+    def __init__(self, bell: Doorbell, recorder: Recorder) -> None:
+        super().__init__(bell, recorder)
+        self._in_flight: deque[bytes] = deque()
+
+    def send(self, record: bytes) -> None:
+        begin_ns = time.perf_counter_ns()
+        self._bell.send(record)
+        self._recorder.slice("ring", begin_ns, time.perf_counter_ns(), record)
+        self._recorder.rung = record
+        self._in_flight.append(record)
+
+    def receive(self, watch: Watch, timeout_s: float | None, operation: str, slot: str = "") -> bytes:
+        begin_ns = time.perf_counter_ns()
+        try:
+            return self._bell.receive(watch, timeout_s, operation, slot)
+        finally:
+            # A wait that ends in an error is what the trace was made for.
+            record = self._in_flight.popleft() if self._in_flight else NO_RECORD
+            self._recorder.slice("wait", begin_ns, time.perf_counter_ns(), record)
+
+
+class ServingDoorbell(_TracedDoorbell):
+    """The GPU process's end. An operation lasts from its submission's arrival to its completion's departure."""
+
+    def __init__(self, bell: Doorbell, recorder: Recorder) -> None:
+        super().__init__(bell, recorder)
+        self._received: deque[tuple[int, bytes]] = deque()
+        self._sent_ns = 0
+
+    def receive(self, watch: Watch, timeout_s: float | None, operation: str, slot: str = "") -> bytes:
+        begin_ns = time.perf_counter_ns()
+        try:
+            submission = self._bell.receive(watch, timeout_s, operation, slot)
+        except BaseException:
+            self._recorder.slice("wait", begin_ns, time.perf_counter_ns())
+            raise
+        received_ns = time.perf_counter_ns()
+        self._recorder.slice("wait", begin_ns, received_ns, submission)
+        self._received.append((received_ns, submission))
+        return submission
+
+    def send(self, record: bytes) -> None:
+        # Operations are executed in their order: one begins when the one before has ended, or later.
+        received_ns, submission = self._received.popleft()
+        done_ns = time.perf_counter_ns()
+        self._recorder.slice("run", max(received_ns, self._sent_ns), done_ns, submission)
+        self._bell.send(record)
+        self._sent_ns = time.perf_counter_ns()
+        self._recorder.slice("ring", done_ns, self._sent_ns, submission)

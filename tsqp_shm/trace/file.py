@@ -1,0 +1,94 @@
+"""The trace of a session, as whoever starts both roles makes it: two recordings in, one file out.
+
+The recordings go to memory files of this process, which the roles open under /proc: none has a name that could be left
+behind. They are put together by `tsqp-shm trace` in a process of its own, so that neither a TEE process nor a launch
+reads what the GPU process wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tsqp_shm.errors import ConfigError, TraceError
+from tsqp_shm.process import ERROR_PREFIX
+from tsqp_shm.trace.recorder import ROLES
+
+MERGE_TIMEOUT_S = 120
+
+
+class TraceFile:
+    """FILE, to be written when the block is left.
+
+    Args:
+        report: takes a line about each recording.
+
+    Raises:
+        ConfigError: it cannot be written; before the block.
+        TraceError: the trace cannot be made; after the block, if that ended well.
+    """
+
+    def __init__(self, path: Path, report: Callable[[str], None]) -> None:
+        self.path = path
+        self._report = report
+        self._is_new = not self.path.exists()
+        try:
+            # What is there already stays until there is something to take its place.
+            self.path.open("ab").close()
+        except OSError as error:
+            raise ConfigError("trace", str(path), f"a file that can be written ({error.strerror})") from None
+        self._memory = {role: os.memfd_create(f"tsqp-shm-trace-{role}") for role in ROLES}
+
+    def recording(self, role: str) -> Path:
+        """Where that role writes its recording."""
+        return Path(f"/proc/{os.getpid()}/fd/{self._memory[role]}")
+
+    def arguments(self, role: str) -> list[str]:
+        """What that role is started with."""
+        return ["--trace", str(self.recording(role))]
+
+    def __enter__(self) -> TraceFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        written = [role for role, descriptor in self._memory.items() if os.fstat(descriptor).st_size]
+        try:
+            problem = self._merge(written) if written else "neither process left a recording"
+        finally:
+            for descriptor in self._memory.values():
+                os.close(descriptor)
+        if problem is not None and self._is_new:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+        if problem is None and len(written) < len(ROLES):
+            problem = f"holds the {written[0]} process alone: the other left no recording"
+        # Where the session itself went wrong, that is what has to be said.
+        if problem is not None and kind is None:
+            raise TraceError(self.path, problem)
+
+    def _merge(self, written: list[str]) -> str | None:
+        """Returns what went wrong."""
+        command = [sys.executable, "-m", "tsqp_shm", "trace", str(self.path.absolute())]
+        try:
+            merged = subprocess.run(
+                [*command, *(str(self.recording(role)) for role in written)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                # Ctrl-C ends the run, and the trace of it is made nevertheless.
+                start_new_session=True,
+                env={**os.environ, "PYTHONSAFEPATH": "1"},
+                timeout=MERGE_TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired:
+            return f"was not made within {MERGE_TIMEOUT_S} s"
+        said = merged.stderr.decode(errors="replace").strip()
+        if merged.returncode:
+            return said.removeprefix(ERROR_PREFIX)[:500]
+        for line in said.splitlines():
+            self._report(f"trace {self.path}: {line}")
+        return None

@@ -1,0 +1,202 @@
+"""What one process did and when: slices of time in a bounded private buffer, written out whole at the end.
+
+Both processes stamp with `time.perf_counter_ns`, which on Linux is CLOCK_MONOTONIC: one clock for all processes of a
+host, so two recordings of one host lie on one time line as they are.
+
+A recording is fixed binary records and not JSON: a role writes it in a moment when it ends, and whoever puts two
+together checks numbers and does not parse what the GPU process wrote.
+
+    byte 0     magic, role, pid, names, slots, events, dropped      (`_HEADER`)
+    byte 40    names of slices, then of slots                       24 bytes of ASCII each, padded with zeros
+    then       events: begin_ns, end_ns, name, and the first 40 bytes of the doorbell's record it belongs to, or zeros
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from tsqp_shm.errors import ConfigError, TraceError
+
+# 32 MiB, of which the system backs what is used: some 900 tokens of a decode of 30 layers.
+CAPACITY = 1 << 19
+ROLES = {"tee": 1, "gpu": 2}
+NO_RECORD = b""
+
+_MAGIC = b"TSQPTRC1"
+_HEADER = struct.Struct("<8sIIIIQQ")
+_EVENT = struct.Struct("<QQII40s")
+_DOORBELL = struct.Struct("<Q8xHHHHIIII")
+_NAME_BYTES = 24
+_NAME = re.compile(rb"([A-Za-z0-9_. -]{1,24})\0*")
+_MAX_NAMES = 4096
+
+
+class Event(NamedTuple):
+    """One slice of time. Of the doorbell's record it belongs to: sequence 0 where there is none."""
+
+    begin_ns: int
+    end_ns: int
+    name: str
+    sequence: int
+    opcode: int
+    layer: int
+    in_slot: int
+    out_slot: int
+    first_row: int
+    rows: int
+    first_segment: int
+    num_segments: int
+
+
+class Recorder:
+    """Takes slices until its buffer is full; those that come later are counted.
+
+    Attributes:
+        dropped: slices for which there was no room.
+        rung: the record that was rung last; what this process computes itself comes after it.
+    """
+
+    def __init__(self, role: str, capacity: int = CAPACITY) -> None:
+        self.role = role
+        self.dropped = 0
+        self.rung = NO_RECORD
+        self.slot_names: Sequence[str] = ()
+        self._buffer = bytearray(capacity * _EVENT.size)
+        self._used_bytes = 0
+        self._names: dict[str, int] = {}
+
+    def slice(self, name: str, begin_ns: int, end_ns: int, record: bytes = NO_RECORD) -> None:
+        """Records one slice.
+
+        Args:
+            record: the doorbell's record it belongs to.
+
+        Units: nanoseconds of `time.perf_counter_ns`.
+        """
+        used_bytes = self._used_bytes
+        if used_bytes == len(self._buffer):
+            self.dropped += 1
+            return
+        index = self._names.setdefault(name, len(self._names))
+        # Of the record's 64 bytes the packing takes the first 40.
+        _EVENT.pack_into(self._buffer, used_bytes, begin_ns, end_ns, index, 0, record)
+        self._used_bytes = used_bytes + _EVENT.size
+
+    def write(self, out: BinaryIO) -> None:
+        """Writes it whole or, where nothing was recorded, not at all.
+
+        A signal that is to end this process does not cut it short: a role told to stop gets one as a rule.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        try:
+            self._write(out)
+        except (SystemExit, KeyboardInterrupt):
+            out.seek(0)
+            self._write(out)
+            raise
+
+    def _write(self, out: BinaryIO) -> None:
+        if not self._used_bytes:
+            return
+        names = [name.encode().ljust(_NAME_BYTES, b"\0") for name in (*self._names, *self.slot_names)]
+        events = self._used_bytes // _EVENT.size
+        counts = len(self._names), len(self.slot_names), events, self.dropped
+        header = _HEADER.pack(_MAGIC, ROLES[self.role], os.getpid(), *counts) + b"".join(names)
+        for part in (header, memoryview(self._buffer)[: self._used_bytes]):
+            out.write(part)
+        out.flush()
+
+
+@contextmanager
+def recording(path: Path | None, role: str) -> Iterator[Recorder | None]:
+    """A recorder for the block, written to `path` when it is left, however it is left; None where nothing is asked for.
+
+    Raises:
+        ConfigError: the file cannot be written; before the block.
+        TraceError: the disk is full; after it.
+    """
+    if path is None:
+        yield None
+        return
+    with _open(path) as file:
+        recorder = Recorder(role)
+        try:
+            yield recorder
+        except BaseException:
+            with suppress(OSError):
+                recorder.write(file)
+            raise
+        try:
+            recorder.write(file)
+        except OSError as error:
+            raise TraceError(path, f"cannot be written: {error.strerror}") from error
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("wb")
+    except OSError as error:
+        raise ConfigError("trace", str(path), f"a file that can be written ({error.strerror})") from None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What one role wrote, checked.
+
+    Attributes:
+        dropped: slices for which its buffer had no room.
+    """
+
+    role: str
+    pid: int
+    dropped: int
+    slot_names: tuple[str, ...]
+    events: list[Event]
+
+    @classmethod
+    def read(cls, path: Path) -> Recording:
+        """UNTRUSTED: the GPU process may have written anything: the size is looked at before the bytes, names are of a
+        few plain characters, all else is a number.
+
+        Raises:
+            TraceError: there is no such file, or it is not a recording.
+        """
+        most_bytes = _HEADER.size + 2 * _MAX_NAMES * _NAME_BYTES + CAPACITY * _EVENT.size
+        try:
+            with path.open("rb") as file:
+                content = file.read(most_bytes + 1)
+        except OSError as error:
+            raise TraceError(path, f"cannot be read: {error.strerror}") from None
+        if not content:
+            raise TraceError(path, "is empty: the process that was to write it did nothing, or did not get to its end")
+        if len(content) > most_bytes or len(content) < _HEADER.size or not content.startswith(_MAGIC):
+            raise TraceError(path, "is not a recording of tsqp-shm")
+        _, role, pid, names, slots, events, dropped = _HEADER.unpack_from(content)
+        roles = {number: name for name, number in ROLES.items()}
+        expected_bytes = _HEADER.size + (names + slots) * _NAME_BYTES + events * _EVENT.size
+        if role not in roles or len(content) != expected_bytes or max(names, slots) > _MAX_NAMES:
+            raise TraceError(path, "is not a whole recording")
+        labels = [_name(path, content, _HEADER.size + index * _NAME_BYTES) for index in range(names + slots)]
+        first = expected_bytes - events * _EVENT.size
+        found = []
+        for begin_ns, end_ns, name, zero, record in _EVENT.iter_unpack(memoryview(content)[first:]):
+            if begin_ns > end_ns or name >= names or zero:
+                raise TraceError(path, "holds a slice that is none")
+            found.append(Event(begin_ns, end_ns, labels[name], *_DOORBELL.unpack(record)))
+        return cls(roles[role], pid, dropped, tuple(labels[names:]), found)
+
+
+def _name(path: Path, content: bytes, offset_bytes: int) -> str:
+    found = _NAME.fullmatch(content, offset_bytes, offset_bytes + _NAME_BYTES)
+    if found is None:
+        raise TraceError(path, "holds a name that is none")
+    return found[1].decode()
