@@ -117,6 +117,8 @@ void bind_layout(py::module_& module) {
     layout["header_digest_offset_bytes"] = offsetof(Header, digest);
     layout["header_bytes"] = sizeof(Header);
     layout["control_offset_bytes"] = kControlOffset;
+    layout["progress_offset_bytes"] = kProgressOffset;
+    layout["progress_bytes"] = kProgressBytes;
     layout["submission_ring_offset_bytes"] = kSubmissionRingOffset;
     layout["completion_ring_offset_bytes"] = kCompletionRingOffset;
     layout["slots_offset_bytes"] = kSlotsOffset;

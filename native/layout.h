@@ -2,6 +2,7 @@
 //
 //   byte 0      header      magic, version (stored last), epoch, total bytes, plan digest
 //   byte 4096   control     one word per pair of cache lines, each written by one side only
+//   byte 6144   progress    counters of the TEE, for whoever watches; no role reads them
 //   byte 8192   submission  64 records of 64 bytes, TEE -> GPU
 //   byte 12288  completion  64 records of 64 bytes, GPU -> TEE
 //   byte 16384  slots       each 4 KiB aligned; where they lie is in the plan, never in shared memory
@@ -13,7 +14,7 @@
 namespace tsqp {
 
 inline constexpr std::uint64_t kMagic = 0x31304d4853505154;  // "TQPSHM01", little endian
-inline constexpr std::uint64_t kLayoutVersion = 1;
+inline constexpr std::uint64_t kLayoutVersion = 2;
 
 inline constexpr std::size_t kPageBytes = 4096;
 inline constexpr std::size_t kRecordBytes = 64;
@@ -56,9 +57,12 @@ static_assert(offsetof(Control, completion_head) == 512);
 static_assert(offsetof(Control, completion_parked) == 640);
 static_assert(offsetof(Control, tee_heartbeat) == 768);
 static_assert(offsetof(Control, gpu_heartbeat) == 896);
-static_assert(sizeof(Control) <= kPageBytes);
 
 inline constexpr std::size_t kControlOffset = kPageBytes;
+inline constexpr std::size_t kProgressOffset = kControlOffset + kPageBytes / 2;
+inline constexpr std::size_t kProgressBytes = 128;  // 8-byte words, named in tsqp_shm/shm/progress.py
+static_assert(kControlOffset + sizeof(Control) <= kProgressOffset);
+static_assert(kProgressOffset + kProgressBytes <= 2 * kPageBytes);
 inline constexpr std::size_t kSubmissionRingOffset = 2 * kPageBytes;
 inline constexpr std::size_t kCompletionRingOffset = 3 * kPageBytes;
 inline constexpr std::size_t kSlotsOffset = 4 * kPageBytes;

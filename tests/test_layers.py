@@ -20,7 +20,7 @@ EVERYTHING = (
     | SHM
     | TRACE
     | ROLES
-    | {"model", "process", "resources", "llm", "hf", "console", "launch", "bench", "sessions", "doctor", "cli"}
+    | {"model", "process", "resources", "llm", "hf", "console", "launch", "bench", "top", "sessions", "doctor", "cli"}
 )
 
 # What a unit may import of the package, itself apart, and of other people's packages.
@@ -39,6 +39,7 @@ ALLOWED = {
     "hf": (VALUES | SHM | TRACE | {"model", "process", "tee", "llm"}, {"numpy", "torch", "transformers"}),
     "console": (VALUES | {"model", "tee", "llm"}, set()),
     "launch": (VALUES | SHM | {"process"}, set()),
+    "top": (VALUES | {"shm"}, {"rich"}),
     "bench": (VALUES | {"shm", "model", "tee", "llm"}, {"numpy", "torch", "transformers", "matplotlib"}),
     "sessions": (VALUES | {"shm"}, set()),
     "doctor": (VALUES | SHM | {"model", "resources", "sessions"}, {"numpy", "zmq"}),
@@ -131,4 +132,4 @@ def test_the_trusted_process_loads_neither_torch_nor_transformers():
     code = f"import sys, {', '.join(modules)}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "tsqp_shm" in loaded
-    assert not {"torch", "transformers"} & set(loaded)
+    assert not {"torch", "transformers", "rich"} & set(loaded)

@@ -30,6 +30,7 @@ def test_the_byte_map_of_the_docstring_is_the_constants():
     assert drawn == {
         "header": 0,
         "control": layout.CONTROL_OFFSET_BYTES,
+        "progress": layout.PROGRESS_OFFSET_BYTES,
         "submission": layout.SUBMISSION_RING_OFFSET_BYTES,
         "completion": layout.COMPLETION_RING_OFFSET_BYTES,
         "slots": layout.SLOTS_OFFSET_BYTES,
@@ -39,7 +40,8 @@ def test_the_byte_map_of_the_docstring_is_the_constants():
 def test_parts_do_not_overlap():
     ring_bytes = layout.RING_DEPTH * layout.RECORD_BYTES
     assert layout.HEADER_DIGEST_OFFSET_BYTES + 32 == layout.HEADER_BYTES <= layout.CONTROL_OFFSET_BYTES
-    assert layout.GPU_HEARTBEAT_OFFSET_BYTES + 128 <= layout.SUBMISSION_RING_OFFSET_BYTES
+    assert layout.GPU_HEARTBEAT_OFFSET_BYTES + 128 <= layout.PROGRESS_OFFSET_BYTES
+    assert layout.PROGRESS_OFFSET_BYTES + layout.PROGRESS_BYTES <= layout.SUBMISSION_RING_OFFSET_BYTES
     assert layout.SUBMISSION_RING_OFFSET_BYTES + ring_bytes <= layout.COMPLETION_RING_OFFSET_BYTES
     assert layout.COMPLETION_RING_OFFSET_BYTES + ring_bytes <= layout.SLOTS_OFFSET_BYTES
     assert layout.SLOTS_OFFSET_BYTES % layout.PAGE_BYTES == 0

@@ -258,7 +258,9 @@ class LLM:
     def _step(self) -> None:
         self._require_working()
         with held_interrupts():
+            self._border.progress.step_begins(*self._scheduler.load)
             self._scheduler.step()
+            self._border.progress.step_ends(*self._scheduler.load)
 
     def _start_gpu(self, session: str) -> RoleProcess:
         arguments = [str(self.model), "--session", session, "--device", self.config.device]
@@ -295,6 +297,8 @@ class LLM:
         finally:
             for completion in completions:
                 self._scheduler.cancel(completion)
+            if self._fault is None:
+                self._border.progress.step_ends(*self._scheduler.load)
 
     @contextmanager
     def _faults_end_the_session(self) -> Iterator[None]:

@@ -26,6 +26,7 @@ from tsqp_shm.cli.health import (
     print_environment,
 )
 from tsqp_shm.cli.roles import launch_both, play_gpu, play_tee
+from tsqp_shm.cli.top import show_top, top_flags
 from tsqp_shm.cli.traces import make_trace, trace_flag, trace_flags
 from tsqp_shm.config import MODE_WARNING
 
@@ -68,6 +69,7 @@ def build_parser() -> Parser:
             [*shared, gpu, trace_flag(True)],
             "play the GPU role alone; a TEE process is joined by --session",
         ),
+        ("top", show_top, [top_flags()], "watch a running session"),
         ("trace", make_trace, [trace_flags()], "make a trace for Perfetto of what both roles recorded"),
         ("bench", measure, [bench_flags(), model_argument()], "measure it beside others on the same model, in turns"),
         (

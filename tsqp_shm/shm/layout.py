@@ -2,6 +2,7 @@
 
 byte 0      header      magic, version (stored last), epoch, total bytes, plan digest
 byte 4096   control     one word per pair of cache lines, each written by one side only
+byte 6144   progress    counters of the TEE, for whoever watches; no role reads them
 byte 8192   submission  64 records of 64 bytes, TEE -> GPU
 byte 12288  completion  64 records of 64 bytes, GPU -> TEE
 byte 16384  slots       each 4 KiB aligned; where they lie is in the plan, never in shared memory
@@ -10,7 +11,7 @@ byte 16384  slots       each 4 KiB aligned; where they lie is in the plan, never
 from __future__ import annotations
 
 MAGIC = 0x31304D4853505154
-VERSION = 1
+VERSION = 2
 
 PAGE_BYTES = 4096
 RECORD_BYTES = 64
@@ -26,6 +27,8 @@ HEADER_BYTES = 64
 CONTROL_OFFSET_BYTES = PAGE_BYTES
 TEE_HEARTBEAT_OFFSET_BYTES = CONTROL_OFFSET_BYTES + 6 * 128
 GPU_HEARTBEAT_OFFSET_BYTES = CONTROL_OFFSET_BYTES + 7 * 128
+PROGRESS_OFFSET_BYTES = CONTROL_OFFSET_BYTES + PAGE_BYTES // 2
+PROGRESS_BYTES = 128
 
 SUBMISSION_RING_OFFSET_BYTES = 2 * PAGE_BYTES
 COMPLETION_RING_OFFSET_BYTES = 3 * PAGE_BYTES

@@ -21,6 +21,7 @@ from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.protocol import Opcode, unpack_identity
 from tsqp_shm.shm.session import Invitation, Session
 from tsqp_shm.shm.slots import Slots
+from tsqp_shm.tee.progress import ProgressWriter
 from tsqp_shm.tee.statistics import Statistics, TracedStatistics
 from tsqp_shm.tee.submission import SubmissionQueue
 from tsqp_shm.trace.doorbell import SubmittingDoorbell
@@ -45,6 +46,7 @@ class Border:
     doorbell_mode: str
     endpoint: str
     statistics: Statistics
+    progress: ProgressWriter
     gpu_process: RoleProcess | None
     gpu_pid: int = 0
     gpu_device: str = ""
@@ -106,7 +108,10 @@ class Border:
             )
             watch = PeerWatch(arena, "gpu", gpu_process)
             queue = SubmissionQueue(slots, doorbell, watch, arena.epoch, config.timeout_s, statistics)
-            border = cls(session, arena, slots, queue, doorbell, config.doorbell, endpoint, statistics, gpu_process)
+            border = cls(
+                session, arena, slots, queue, doorbell, config.doorbell, endpoint, statistics,
+                ProgressWriter(arena, statistics), gpu_process,
+            )  # fmt: skip
             stack.callback(border._stop_gpu)
             if gpu_process is None:
                 report(

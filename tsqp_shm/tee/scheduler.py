@@ -29,6 +29,11 @@ class Scheduler:
     def is_idle(self) -> bool:
         return not self._waiting and not self._running
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many completions run and how many wait."""
+        return len(self._running), len(self._waiting)
+
     def add(self, completion: Completion) -> None:
         self._waiting.append(completion)
 
@@ -51,13 +56,16 @@ class Scheduler:
         if not batch:
             return
         logits = self._engine.forward([chunk for _, chunk in batch])
+        self._statistics.steps += 1
         row = 0
         for completion, chunk in batch:
+            self._statistics.tokens += len(chunk.token_ids)
             completion.cached += len(chunk.token_ids)
             if chunk.num_logits:
                 started_ns = time.perf_counter_ns()
                 completion.sample(logits[row])
                 self._statistics.count("SAMPLE", started_ns)
+                self._statistics.generated += 1
                 row += 1
             if completion.finish_reason is not None:
                 self._release(completion)

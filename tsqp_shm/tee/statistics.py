@@ -32,6 +32,7 @@ class Statistics:
         bytes_to_gpu: bytes of slots handed over for the GPU process to read.
         bytes_to_tee: bytes of slots handed back with a result.
         waiting_ns: how long this process waited for completions.
+        steps: forward passes of the scheduler, `tokens` that went through the model in them, and `generated` ones.
         round_trips_ns: submission to completion less the work itself, where nothing else was in flight.
     """
 
@@ -41,6 +42,9 @@ class Statistics:
     bytes_to_gpu: int = 0
     bytes_to_tee: int = 0
     waiting_ns: int = 0
+    steps: int = 0
+    tokens: int = 0
+    generated: int = 0
     round_trips_ns: deque[int] = field(default_factory=lambda: deque(maxlen=ROUND_TRIP_SAMPLES))
 
     def count(self, operation: str, started_ns: int) -> None:

@@ -27,25 +27,26 @@ def write_trace(recordings: Sequence[Recording], out: TextIO) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    # Of the first recording, the TEE's where there is one: what the other says must not move the time line.
     ordered = sorted(recordings, key=lambda recording: ROLES[recording.role])
-    start_ns = next((min(event.begin_ns for event in r.events) for r in ordered if r.events), 0)
+    start_ns = min((event.begin_ns for recording in ordered for event in recording.events), default=0)
+    # Sequence numbers begin anew with each epoch, so with each restart of the GPU process.
+    epochs = dict.fromkeys(event.epoch for event in ordered[0].events if event.sequence)
+    flows = {epoch: number << 32 for number, epoch in enumerate(epochs)}
     facts = {
         "clock": "CLOCK_MONOTONIC",
         "start_ns": start_ns,
         "dropped": {recording.role: recording.dropped for recording in ordered},
     }
     out.write(f'{{"displayTimeUnit": "ns", "otherData": {json.dumps(facts)}, "traceEvents": [\n')
-    lines = (
-        json.dumps(event, separators=(",", ":")) for recording in ordered for event in _events(recording, start_ns)
-    )
+    events = (event for recording in ordered for event in _events(recording, start_ns, flows))
+    lines = (json.dumps(event, separators=(",", ":")) for event in events)
     out.write(next(lines, ""))
     for line in lines:
         out.write(",\n" + line)
     out.write("\n]}\n")
 
 
-def _events(recording: Recording, start_ns: int) -> Iterator[dict[str, Any]]:
+def _events(recording: Recording, start_ns: int, flows: dict[int, int]) -> Iterator[dict[str, Any]]:
     # Not the real pids: the GPU process's recording must not be able to name the TEE's track.
     track = {"pid": ROLES[recording.role], "tid": ROLES[recording.role]}
     for name, value in (
@@ -66,11 +67,18 @@ def _events(recording: Recording, start_ns: int) -> Iterator[dict[str, Any]]:
             "args": _arguments(event, recording.slot_names),
         }
         flow = _FLOWS.get((recording.role, event.name))
-        if flow and event.sequence:
+        if flow and event.sequence and event.epoch in flows:
             # An end lies within the slice it belongs to, and a slice does not hold its last moment.
             at_ns = max(event.begin_ns, event.end_ns - 1) if flow == "f" else event.begin_ns
-            arrow = {"ph": flow, "id": event.sequence, "name": "doorbell", "cat": "doorbell", **track}
-            yield {**arrow, "ts": _microseconds(at_ns - start_ns), **({"bp": "e"} if flow == "f" else {})}
+            yield {
+                "ph": flow,
+                "id": flows[event.epoch] | event.sequence,
+                "name": "doorbell",
+                "cat": "doorbell",
+                **track,
+                "ts": _microseconds(at_ns - start_ns),
+                **({"bp": "e"} if flow == "f" else {}),
+            }
 
 
 # Where the arrow of a doorbell begins, passes and ends.

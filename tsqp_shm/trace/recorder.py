@@ -32,7 +32,7 @@ NO_RECORD = b""
 _MAGIC = b"TSQPTRC1"
 _HEADER = struct.Struct("<8sIIIIQQ")
 _EVENT = struct.Struct("<QQII40s")
-_DOORBELL = struct.Struct("<Q8xHHHHIIII")
+_DOORBELL = struct.Struct("<QQHHHHIIII")
 _NAME_BYTES = 24
 _NAME = re.compile(rb"([A-Za-z0-9_. -]{1,24})\0*")
 _MAX_NAMES = 4096
@@ -45,6 +45,7 @@ class Event(NamedTuple):
     end_ns: int
     name: str
     sequence: int
+    epoch: int
     opcode: int
     layer: int
     in_slot: int

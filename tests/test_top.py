@@ -1,0 +1,186 @@
+"""`tsqp-shm top` on real sessions: what it shows is so, and it cannot disturb."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from models import FastStart, RandomModel, fast_start, model_folder
+
+from tsqp_shm import LLM, SamplingParams
+from tsqp_shm.shm import layout
+from tsqp_shm.shm.observer import Observer
+from tsqp_shm.shm.progress import Progress
+from tsqp_shm.shm.protocol import Opcode
+from tsqp_shm.shm.session import Session
+from tsqp_shm.top.summary import Summary
+
+COMMAND = [sys.executable, "-m", "tsqp_shm", "top"]
+
+
+@pytest.fixture(scope="module")
+def fast() -> Iterator[FastStart]:
+    with fast_start() as starter:
+        yield starter
+
+
+@pytest.fixture
+def llm(fast) -> Iterator[LLM]:
+    with fast.llm(model_folder(RandomModel("llama")), max_model_len=256, max_num_seqs=2) as llm:
+        yield llm
+
+
+def session_of(llm: LLM) -> str:
+    return llm.bring_up()["session"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
+
+
+def seen(llm: LLM, *arguments: str, busy: bool = False) -> str:
+    """What a view shows, while completions run or none does."""
+    process = subprocess.Popen([*COMMAND, "--once", *arguments], stdout=subprocess.PIPE, text=True)
+    while busy and process.poll() is None:
+        llm.generate([3, 4, 5], SamplingParams(max_tokens=20, ignore_eos=True))
+    shown, _ = process.communicate()
+    assert process.returncode == 0
+    return shown
+
+
+def facts_until(summary: Summary, observer: Observer, condition) -> dict:
+    end = time.monotonic() + 20
+    while True:
+        summary.take(observer.look())
+        facts = summary.facts()
+        if condition(facts):
+            return facts
+        assert time.monotonic() < end, facts
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("doorbell", ["adaptive", "zmq"])
+def test_a_busy_session_shows_its_rates(fast, doorbell):
+    with fast.llm(model_folder(RandomModel("llama")), max_model_len=256, max_num_seqs=2, doorbell=doorbell) as llm:
+        facts = json.loads(seen(llm, "--json", "--interval", "0.5", busy=True))
+        assert facts["session"] == session_of(llm)
+    assert facts["tokens_per_s"] > facts["generated_per_s"] > 0
+    assert facts["doorbells_per_s"] > 0
+    assert facts["round_trip_p99_us"] >= facts["round_trip_p50_us"] > 0
+    assert facts["sequences"]["of"] == 2
+    assert facts["totals"]["doorbells"] > facts["totals"]["generated"] > 0
+    for side in ("tee", "gpu"):
+        assert not facts[side]["is_silent"]
+        assert facts[side]["heartbeat_age_s"] < 5
+
+
+def test_an_idle_session_shows_what_it_has_done_and_that_it_waits(llm):
+    llm.generate([3, 4, 5], SamplingParams(max_tokens=7, ignore_eos=True))
+    doorbells = llm.statistics.doorbells
+    shown = seen(llm, "--interval", "0.3")
+    assert "idle: nothing to complete" in shown
+    assert "waits for a submission" in shown
+    facts = json.loads(seen(llm, "--interval", "0.3", "--json"))
+    assert facts["totals"] == {"steps": 7, "tokens": 9, "generated": 7, "doorbells": doorbells}
+    assert (facts["generated_per_s"], facts["sequences"]["running"]) == (0, 0)
+    # The first view has taken that long at least.
+    assert facts["tee"]["since_s"] > 0.3
+    assert facts["slots"] == {"in_use": [], "of": 10}
+
+
+def test_a_cancelled_completion_is_not_shown_as_running(llm):
+    stream = llm.stream([3, 4, 5], SamplingParams(max_tokens=50, ignore_eos=True))
+    stream.close()
+    completion = llm.start([3, 4, 5], SamplingParams(max_tokens=50, ignore_eos=True))
+    with llm._scheduled([completion]):
+        llm._step()
+        with closing(Observer(session_of(llm))) as observer:
+            assert observer.look().progress.running == 1
+    with closing(Observer(session_of(llm))) as observer:
+        assert observer.look().progress.running == 0
+
+
+def test_a_stopped_gpu_process_is_seen_with_what_it_has_not_done(llm):
+    pid = llm.bring_up()["processes"]["gpu"]["pid"]
+    slots = llm._border.arena.plan
+    with closing(Observer(session_of(llm))) as observer:
+        summary = Summary(observer)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            sequence = llm._border.queue.submit(
+                Opcode.DOWN, layer=1, in_slot=slots.slot("act"), out_slot=slots.slot("hidden"), rows=3
+            )
+            facts = facts_until(summary, observer, lambda facts: facts["gpu"]["is_silent"])
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert facts["gpu"]["doing"] == "is about to take DOWN, layer 1, 3 rows"
+        assert facts["tee"]["doing"].endswith("DOWN, layer 1, 3 rows")
+        assert facts["gpu"]["since_s"] > 0.5
+        assert facts["slots"]["in_use"] == ["hidden", "act"]
+        assert not facts["tee"]["is_silent"]
+        llm._border.queue.wait(sequence)
+        facts_until(summary, observer, lambda facts: facts["gpu"]["doing"].endswith("waits for a submission"))
+
+
+def test_it_has_no_way_to_write_and_does_not_map_a_slot(llm):
+    with closing(Observer(session_of(llm))) as observer:
+        observer.look()
+        assert fcntl.fcntl(observer._fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        # One mapping, that of this process's own role.
+        assert Path("/proc/self/maps").read_text().count(f"/dev/shm/tsqp-shm-{os.geteuid()}-{observer.session}") == 1
+
+
+def test_it_ends_with_the_session(llm):
+    process = subprocess.Popen(
+        [*COMMAND, "--json", "--interval", "0.1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert json.loads(process.stdout.readline())["session"] == session_of(llm)
+    llm.close()
+    _, said = process.communicate()
+    assert (process.returncode, said) == (0, f"session '{session_of(llm)}' has ended\n")
+
+
+def test_without_a_session_it_is_one_line():
+    result = run("--once")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "no session is running" in result.stderr
+    assert run("nowhere").stderr == (
+        "tsqp-shm: there is no session 'nowhere'; no session is running; tsqp-shm launch starts one\n"
+    )
+    for arguments in (["--interval", "0"], ["--interval", "nan"], ["../up"]):
+        result = run(*arguments)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+
+
+def test_a_dead_session_is_one_line(forked):
+    child = forked(lambda: (Session.begin("deceased"), os.kill(os.getpid(), signal.SIGKILL)))
+    assert child.wait() == -signal.SIGKILL
+    result = run("deceased")
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "dead" in result.stderr
+    # What it left is the next start's to remove, not this one's.
+    with Session.begin("survivor"):
+        pass
+
+
+def test_of_two_sessions_it_asks_which_and_one_without_an_arena_is_one_line():
+    with Session.begin("first"), Session.begin("second"):
+        result = run("--once")
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+        assert "first, second" in result.stderr
+        result = run("first")
+        assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+        assert "none at the moment" in result.stderr
+
+
+def test_the_progress_words_fit_their_place():
+    assert len(Progress._fields) * 8 <= layout.PROGRESS_BYTES

@@ -1,0 +1,43 @@
+"""What the TEE tells about itself in the arena, for `tsqp-shm top`: counters and times, nothing of a prompt or answer.
+
+Whoever controls the GPU process sees them too; they tell it nothing that it could not count itself. No role reads them.
+"""
+
+from __future__ import annotations
+
+import struct
+from mmap import mmap
+from typing import NamedTuple
+
+from tsqp_shm import _native
+from tsqp_shm.shm import layout
+
+
+class Progress(NamedTuple):
+    """One 8-byte word each, in this order.
+
+    Units: nanoseconds of CLOCK_MONOTONIC; round trips over the newest ones, 0 before the first.
+    """
+
+    steps: int = 0
+    tokens: int = 0  # through the model, those of prompts included
+    generated: int = 0
+    doorbells: int = 0
+    running: int = 0  # sequences that have a cache
+    waiting: int = 0
+    step_began_ns: int = 0
+    step_ended_ns: int = 0
+    round_trip_p50_ns: int = 0
+    round_trip_p99_ns: int = 0
+
+    def store(self, arena: mmap) -> None:
+        """Each word whole; a reader may see words of two moments."""
+        for index, value in enumerate(self):
+            _native.store_word(arena, layout.PROGRESS_OFFSET_BYTES + 8 * index, value)
+
+    @classmethod
+    def load(cls, arena: bytes) -> Progress:
+        return cls._make(_WORDS.unpack_from(arena, layout.PROGRESS_OFFSET_BYTES))
+
+
+_WORDS = struct.Struct(f"<{len(Progress._fields)}Q")

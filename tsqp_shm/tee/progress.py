@@ -1,0 +1,50 @@
+"""Publishes what a session has done so far, a few stores a step."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+
+from tsqp_shm.shm.arena import Arena
+from tsqp_shm.shm.progress import Progress
+from tsqp_shm.tee.statistics import Statistics
+
+# Percentiles are sorted out of so many of the newest round trips, and not at every step.
+NEWEST_ROUND_TRIPS = 1024
+PERCENTILES_INTERVAL_NS = 250_000_000
+
+
+class ProgressWriter:
+    """Writes one arena's progress words."""
+
+    def __init__(self, arena: Arena, statistics: Statistics) -> None:
+        self._arena = arena
+        self._statistics = statistics
+        self._progress = Progress()
+        self._sorted_ns = 0
+
+    def step_begins(self, running: int, waiting: int) -> None:
+        self._store(running, waiting, step_began_ns=time.perf_counter_ns())
+
+    def step_ends(self, running: int, waiting: int) -> None:
+        now_ns = time.perf_counter_ns()
+        statistics = self._statistics
+        if now_ns - self._sorted_ns > PERCENTILES_INTERVAL_NS and statistics.round_trips_ns:
+            self._sorted_ns = now_ns
+            ordered = sorted(islice(reversed(statistics.round_trips_ns), NEWEST_ROUND_TRIPS))
+            p50_ns, p99_ns = (ordered[len(ordered) * percent // 100] for percent in (50, 99))
+            self._progress = self._progress._replace(round_trip_p50_ns=p50_ns, round_trip_p99_ns=p99_ns)
+        self._store(running, waiting, step_ended_ns=now_ns)
+
+    def _store(self, running: int, waiting: int, **moment: int) -> None:
+        statistics = self._statistics
+        self._progress = self._progress._replace(
+            steps=statistics.steps,
+            tokens=statistics.tokens,
+            generated=statistics.generated,
+            doorbells=statistics.doorbells,
+            running=running,
+            waiting=waiting,
+            **moment,
+        )
+        self._progress.store(self._arena.buffer)

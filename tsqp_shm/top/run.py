@@ -1,0 +1,141 @@
+"""The view: a table on a terminal, or the same as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from tsqp_shm.errors import ArenaNotReady, ConfigError, TsqpError
+from tsqp_shm.shm.observer import Observer, find_sessions
+from tsqp_shm.top.summary import Summary
+
+# Heartbeats are 0.1 s apart; a state is seen at most so late.
+LOOK_INTERVAL_S = 0.05
+RESTART_TIMEOUT_S = 30.0
+
+
+def watch(session: str | None, interval_s: float, *, once: bool, as_json: bool) -> int:
+    """Shows a session until it ends; on a terminal in place, elsewhere or with `once` a single time.
+
+    Args:
+        session: None: the one that runs.
+        interval_s: between two views; the first comes after so long.
+
+    Raises:
+        ConfigError: several run, and none was named.
+        TsqpError: none runs, or that one does not.
+    """
+    session = _chosen(session)
+    views = _views(session, interval_s)
+    console = Console()
+    if as_json:
+        for facts in views:
+            print(json.dumps(facts), flush=True)
+            if once:
+                return 0
+    elif once or not console.is_terminal:
+        console.print(_table(next(views)))
+        return 0
+    else:
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+            for facts in views:
+                live.update(_table(facts), refresh=True)
+    print(f"session {session!r} has ended", file=sys.stderr)
+    return 0
+
+
+def _chosen(session: str | None) -> str:
+    sessions = find_sessions()
+    alive = [name for name, is_alive in sessions.items() if is_alive]
+    if session is not None:
+        if session in alive:
+            return session
+        if session in sessions:
+            raise TsqpError(
+                f"session {session!r} is dead: its TEE process is gone; the next start removes what it left"
+            )
+        raise TsqpError(f"there is no session {session!r}; {_running(alive)}")
+    if len(alive) > 1:
+        raise ConfigError("session", None, f"one of {', '.join(alive)}: several are running")
+    if not alive:
+        raise TsqpError(_running(alive))
+    return alive[0]
+
+
+def _running(alive: list[str]) -> str:
+    return f"running: {', '.join(alive)}" if alive else "no session is running; tsqp-shm launch starts one"
+
+
+def _views(session: str, interval_s: float) -> Iterator[dict[str, Any]]:
+    observer = Observer(session)
+    while True:
+        try:
+            summary = Summary(observer)
+            while not observer.is_gone:
+                until = time.monotonic() + interval_s
+                while True:
+                    summary.take(observer.look())
+                    if time.monotonic() >= until:
+                        break
+                    time.sleep(min(LOOK_INTERVAL_S, max(0.0, until - time.monotonic())))
+                facts = summary.facts()
+                if facts["tee"]["is_silent"] and not find_sessions().get(session):
+                    raise TsqpError(f"session {session!r} is dead: its TEE process is gone")
+                yield facts
+        finally:
+            observer.close()
+        again = _reopened(session)
+        if again is None:
+            return
+        observer = again
+
+
+def _reopened(session: str) -> Observer | None:
+    """The arena that takes the place of one that is gone, where the GPU process is started anew."""
+    deadline = time.monotonic() + RESTART_TIMEOUT_S
+    while find_sessions().get(session) and time.monotonic() < deadline:
+        try:
+            return Observer(session)
+        except ArenaNotReady:
+            time.sleep(LOOK_INTERVAL_S)
+    return None
+
+
+def _table(facts: dict[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    totals, slots, sequences = facts["totals"], facts["slots"], facts["sequences"]
+    lent = f": {', '.join(slots['in_use'])}" if slots["in_use"] else ""
+    generated, through = _number(facts["generated_per_s"]), _number(facts["tokens_per_s"])
+    rows = [
+        ("session", f"{facts['session']}, doorbell {facts['doorbell']}"),
+        ("tokens/s", f"{generated} generated, {through} through the model"),
+        ("doorbells/s", _number(facts["doorbells_per_s"])),
+        ("round trip", f"p50 {_number(facts['round_trip_p50_us'])} us, p99 {_number(facts['round_trip_p99_us'])} us"),
+        ("slots", f"{len(slots['in_use'])} of {slots['of']} handed over{lent}"),
+        ("sequences", f"{sequences['running']} of {sequences['of']} running, {sequences['waiting']} waiting"),
+        ("totals", f"{totals['steps']:,} steps, {totals['generated']:,} tokens generated, "
+                   f"{totals['doorbells']:,} doorbells"),
+        ("TEE", _side(facts["tee"])),
+        ("GPU", _side(facts["gpu"])),
+    ]  # fmt: skip
+    for name, value in rows:
+        table.add_row(f"{name:>11}", value)
+    return table
+
+
+def _side(side: dict[str, Any]) -> str:
+    age_s = side["heartbeat_age_s"]
+    pulse = "none seen" if age_s is None else f"{age_s:.1f} s ago"
+    silent = " (silent)" if side["is_silent"] else ""
+    return f"{side['doing']}, since {side['since_s']:.1f} s; heartbeat {pulse}{silent}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}"

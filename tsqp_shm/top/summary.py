@@ -1,0 +1,125 @@
+"""What looks at a session say together: rates, states and since when."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from tsqp_shm.shm.liveness import SILENCE_S
+from tsqp_shm.shm.observer import Look, Observer
+from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record
+
+# Rates are of the looks of so long.
+WINDOW_NS = 2_000_000_000
+_OPCODES = {int(opcode): opcode.name for opcode in Opcode}
+
+
+class Summary:
+    """Takes looks at one session and tells what they say."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._rings = observer.invitation.doorbell != "zmq"
+        self._looks: deque[Look] = deque()
+        # What was seen last, and when it was seen first: of each side's state and heartbeat.
+        self._seen: dict[str, tuple[object, int]] = {}
+
+    def take(self, look: Look) -> None:
+        self._looks.append(look)
+        while look.at_ns - self._looks[0].at_ns > WINDOW_NS:
+            self._looks.popleft()
+        for what, value in (
+            ("tee", self._tee(look)),
+            ("gpu", self._gpu(look)),
+            ("tee heartbeat", look.control.tee_heartbeat),
+            ("gpu heartbeat", look.control.gpu_heartbeat),
+        ):
+            if self._seen.get(what, (None, 0))[0] != value:
+                self._seen[what] = (value, look.at_ns)
+
+    def facts(self) -> dict[str, Any]:
+        """As plain values. Units are in the names; None: not known."""
+        first, last = self._looks[0], self._looks[-1]
+        progress = last.progress
+        slots = self._observer.plan.slots
+        lent = {index for record in last.in_flight for index in (record.in_slot, record.out_slot)} - {NO_SLOT}
+        return {
+            "session": self._observer.session,
+            "doorbell": self._observer.invitation.doorbell,
+            "generated_per_s": self._rate(first.progress.generated, progress.generated),
+            "tokens_per_s": self._rate(first.progress.tokens, progress.tokens),
+            "doorbells_per_s": self._rate(self._doorbells(first), self._doorbells(last)),
+            "round_trip_p50_us": progress.round_trip_p50_ns / 1e3 if progress.round_trip_p50_ns else None,
+            "round_trip_p99_us": progress.round_trip_p99_ns / 1e3 if progress.round_trip_p99_ns else None,
+            "slots": {"in_use": [slot.name for slot in slots if slot.index in lent], "of": len(slots)},
+            "sequences": {
+                "running": progress.running,
+                "waiting": progress.waiting,
+                "of": self._observer.invitation.limits.max_num_seqs,
+            },
+            "totals": {
+                "steps": progress.steps,
+                "tokens": progress.tokens,
+                "generated": progress.generated,
+                "doorbells": self._doorbells(last),
+            },
+            "tee": self._side("tee", last.control.tee_heartbeat),
+            "gpu": self._side("gpu", last.control.gpu_heartbeat),
+        }
+
+    def _rate(self, before: int, after: int) -> float | None:
+        elapsed_ns = self._looks[-1].at_ns - self._looks[0].at_ns
+        return (after - before) * 1e9 / elapsed_ns if elapsed_ns else None
+
+    def _doorbells(self, look: Look) -> int:
+        return look.control.submitted if self._rings else look.progress.doorbells
+
+    def _side(self, side: str, beat: int) -> dict[str, Any]:
+        now_ns = self._looks[-1].at_ns
+        state, since_ns = self._seen[side]
+        age_s = (now_ns - self._seen[f"{side} heartbeat"][1]) / 1e9
+        return {
+            "doing": str(state[0]) if isinstance(state, tuple) else "",
+            "since_s": max(0, now_ns - self._began_ns(side, state, since_ns)) / 1e9,
+            "heartbeat_age_s": age_s if beat else None,
+            "is_silent": not beat or age_s > SILENCE_S,
+        }
+
+    def _began_ns(self, side: str, state: object, since_ns: int) -> int:
+        # Of the times between steps the TEE itself tells; of all else this process knows when it saw it first.
+        progress = self._looks[-1].progress
+        if side == "tee" and isinstance(state, tuple) and state[1] in ("idle", "step"):
+            return (progress.step_ended_ns if state[1] == "idle" else progress.step_began_ns) or since_ns
+        return since_ns
+
+    def _tee(self, look: Look) -> tuple[str, object]:
+        """What it does, and what tells this from the same thing done again."""
+        control, progress = look.control, look.progress
+        waited_for = look.in_flight[0] if look.in_flight else None
+        if self._rings and waited_for is not None and control.collected >= control.completed:
+            asleep = "asleep, waits for" if control.tee_parked % 2 else "awake, waits for or works beside"
+            return f"{asleep} {_operation(waited_for)}", waited_for.sequence
+        if progress.step_began_ns > progress.step_ended_ns:
+            return f"computes, {_sequences(progress.running)} in this step", "step"
+        if progress.running or progress.waiting:
+            return "between two steps", progress.steps
+        return "idle: nothing to complete", "idle"
+
+    def _gpu(self, look: Look) -> tuple[str, object]:
+        control = look.control
+        if not self._rings:
+            return "not to be seen: its records are messages (doorbell zmq)", 0
+        if look.in_flight:
+            doing = "works on" if control.taken > control.completed else "is about to take"
+            return f"{doing} {_operation(look.in_flight[0])}", look.in_flight[0].sequence
+        asleep = "asleep" if control.gpu_parked % 2 else "awake"
+        return f"{asleep}, waits for a submission", control.completed
+
+
+def _operation(record: Record) -> str:
+    name = _OPCODES.get(record.opcode, f"opcode {record.opcode}")
+    return f"{name}, layer {record.layer}, {record.rows} rows" if record.rows else name
+
+
+def _sequences(count: int) -> str:
+    return "1 sequence" if count == 1 else f"{count} sequences"
