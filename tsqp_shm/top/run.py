@@ -34,7 +34,8 @@ def watch(session: str | None, interval_s: float, *, once: bool, as_json: bool) 
     """
     session = _chosen(session)
     views = _views(session, interval_s)
-    console = Console()
+    # In a pipe a line is not cut to the width of a terminal.
+    console = Console(width=None if sys.stdout.isatty() else 160)
     if as_json:
         for facts in views:
             print(json.dumps(facts), flush=True)
