@@ -221,11 +221,17 @@ def test_a_trace_that_cannot_be_written_is_one_line_before_any_work(model, tmp_p
         assert str(tmp_path / path) in result.stderr
 
 
-def test_a_failed_launch_leaves_an_earlier_trace_alone_and_no_empty_one(tmp_path):
+def test_a_failed_launch_leaves_an_earlier_trace_alone_and_no_empty_one(model, tmp_path):
     earlier = tmp_path / "earlier.json"
     earlier.write_text("{}")
-    for path in (earlier, tmp_path / "new.json"):
-        assert run("launch", tmp_path / "no-model", "--trace", path).returncode == 1
+    for path, flags, code in (
+        (earlier, [tmp_path / "no-model"], 1),
+        (tmp_path / "new.json", [model, "--max-model-len", "100000"], 2),
+    ):
+        result = run("launch", *flags, "--trace", path)
+        # What went wrong is told, and not that there is nothing to trace.
+        assert (result.returncode, result.stderr.count("\n")) == (code, 1)
+        assert "recording" not in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["earlier.json"]
     assert earlier.read_text() == "{}"
 
@@ -268,6 +274,29 @@ def test_every_way_of_ringing_is_recorded(runtime_folder, forked, tmp_path, mode
         shown = {one.name for one in trace.slices[pid]} & PHASES
         assert shown <= {"adaptive": PHASES, "spin": {"spin", "yield"}, "zmq": {"park"}}[mode]
     assert {one.name for one in trace.slices[GPU]} & PHASES
+
+
+def test_a_wait_that_ctrl_c_ended_is_taken_up_again_under_its_own_number(tmp_path):
+    plan = Plan.of_slots({}, [("x", "float32", 1, 1)])
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    recorder = Recorder("tee")
+    with Arena.create(f"/tsqp-shm-test-trace-{os.getpid()}", plan, 1) as arena:
+        tee_end = SubmittingDoorbell(open_doorbell("spin", arena, "tee", "", 0, 0), recorder)
+        with closing(tee_end) as tee, closing(open_doorbell("spin", arena, "gpu", "", 0, 0)) as gpu:
+            for sequence in (1, 2):
+                tee.send(pack_submission(sequence, 1, Opcode.DOWN, 0, 0, 0, 0, 1, 0, 0))
+            with pytest.raises(KeyboardInterrupt):
+                tee.receive(SimpleNamespace(heartbeat_age_s=0.5, check=interrupt), 30.0, "a completion")
+            for _ in range(2):
+                gpu.send(pack_completion(gpu.receive(ALIVE, 30.0, "a submission"), 0))
+                tee.receive(ALIVE, 30.0, "a completion")
+    with (tmp_path / "tee").open("wb") as out:
+        recorder.write(out)
+    events = Recording.read(tmp_path / "tee").events
+    assert [event.sequence for event in events if event.name == "wait"] == [1, 1, 2]
 
 
 def test_a_full_buffer_counts_what_it_has_no_room_for(tmp_path):

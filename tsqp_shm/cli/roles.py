@@ -47,7 +47,11 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
             trace = stack.enter_context(TraceFile(arguments.trace, reporter(arguments)))
             for role, words in roles.items():
                 words += trace.arguments(role)
-        return launch(model_folder(arguments), config, roles["tee"], roles["gpu"], arguments.verbose)
+        code = launch(model_folder(arguments), config, roles["tee"], roles["gpu"], arguments.verbose)
+        if code:
+            # A role has said why; that there is little to trace then is not to be said in its place.
+            raise SystemExit(code)
+    return 0
 
 
 def play_tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:

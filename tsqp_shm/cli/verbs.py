@@ -50,25 +50,11 @@ def build_parser() -> Parser:
     shared = [model_argument(), common_flags()]
     examined = [examined_model_argument(), gpu_flags(), arena_flags(), doorbell_flags(), json_flag()]
     tee, gpu, verbose = tee_flags(), gpu_flags(), verbose_flag()
+    traced, recorded = trace_flag(False), trace_flag(True)
     for name, run, parents, text in (
-        (
-            "launch",
-            launch_both,
-            [*shared, tee, gpu, trace_flag(False), verbose],
-            "start both processes and complete a prompt",
-        ),
-        (
-            "tee",
-            play_tee,
-            [*shared, tee, trace_flag(True)],
-            "play the TEE role alone; a GPU process joins by --session",
-        ),
-        (
-            "gpu",
-            play_gpu,
-            [*shared, gpu, trace_flag(True)],
-            "play the GPU role alone; a TEE process is joined by --session",
-        ),
+        ("launch", launch_both, [*shared, tee, gpu, traced, verbose], "start both processes and complete a prompt"),
+        ("tee", play_tee, [*shared, tee, recorded], "play the TEE role alone; a GPU process joins by --session"),
+        ("gpu", play_gpu, [*shared, gpu, recorded], "play the GPU role alone; a TEE process is joined by --session"),
         ("top", show_top, [top_flags()], "watch a running session"),
         ("trace", make_trace, [trace_flags()], "make a trace for Perfetto of what both roles recorded"),
         ("bench", measure, [bench_flags(), model_argument()], "measure it beside others on the same model, in turns"),

@@ -79,11 +79,14 @@ class SubmittingDoorbell(_TracedDoorbell):
 
     def receive(self, watch: Watch, timeout_s: float | None, operation: str, slot: str = "") -> bytes:
         begin_ns = time.perf_counter_ns()
+        record = self._in_flight[0] if self._in_flight else NO_RECORD
         try:
-            return self._bell.receive(watch, timeout_s, operation, slot)
+            completion = self._bell.receive(watch, timeout_s, operation, slot)
+            if self._in_flight:
+                self._in_flight.popleft()
+            return completion
         finally:
-            # A wait that ends in an error is what the trace was made for.
-            record = self._in_flight.popleft() if self._in_flight else NO_RECORD
+            # A wait that ends in an error is what the trace was made for; one that Ctrl-C ends is taken up again.
             self._recorder.slice("wait", begin_ns, time.perf_counter_ns(), record)
 
 
