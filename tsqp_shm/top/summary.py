@@ -100,7 +100,7 @@ class Summary:
             asleep = "asleep, waits for" if control.tee_parked % 2 else "awake, waits for or works beside"
             return f"{asleep} {_operation(waited_for)}", waited_for.sequence
         if progress.step_began_ns > progress.step_ended_ns:
-            return f"computes, {_sequences(progress.running)} in this step", "step"
+            return f"computes, {_counted(progress.running, 'sequence')} in this step", "step"
         if progress.running or progress.waiting:
             return "between two steps", progress.steps
         return "idle: nothing to complete", "idle"
@@ -118,8 +118,8 @@ class Summary:
 
 def _operation(record: Record) -> str:
     name = _OPCODES.get(record.opcode, f"opcode {record.opcode}")
-    return f"{name}, layer {record.layer}, {record.rows} rows" if record.rows else name
+    return f"{name}, layer {record.layer}, {_counted(record.rows, 'row')}" if record.rows else name
 
 
-def _sequences(count: int) -> str:
-    return "1 sequence" if count == 1 else f"{count} sequences"
+def _counted(count: int, thing: str) -> str:
+    return f"1 {thing}" if count == 1 else f"{count} {thing}s"
