@@ -1,4 +1,4 @@
-"""Build the native extension `tsqp_shm._native` from `native/`.
+"""Build the native extensions from `native/`: `tsqp_shm._native`, and the benchmark's round trips.
 
 Metadata lives in pyproject.toml; this file only says how the C++ is compiled. One source file per instruction
 set is compiled with that set's flags, everything else for the machine's baseline, so one wheel runs on every
@@ -57,17 +57,24 @@ class BuildWithIsaFlags(build_ext):
 if os.environ.get("TSQP_SHM_WERROR") == "1":
     FLAGS.append("-Werror")
 
+
+def extension(name: str, sources: list[Path]) -> Pybind11Extension:
+    return Pybind11Extension(
+        name,
+        [str(path) for path in sources],
+        cxx_std=20,
+        extra_compile_args=FLAGS,
+        extra_link_args=["-pthread"],
+        depends=[str(path) for path in NATIVE.glob("*.h")],
+    )
+
+
 ParallelCompile("NPY_NUM_BUILD_JOBS", default=2).install()
 setup(
     ext_modules=[
-        Pybind11Extension(
-            "tsqp_shm._native",
-            [str(path) for path in SOURCES],
-            cxx_std=20,
-            extra_compile_args=FLAGS,
-            extra_link_args=["-pthread"],
-            depends=[str(path) for path in NATIVE.glob("*.h")],
-        )
+        extension("tsqp_shm._native", SOURCES),
+        # Beside it and not in it: the TEE process loads no benchmark.
+        extension("tsqp_shm.bench._round_trips", [NATIVE / "bench" / "round_trips.cpp", NATIVE / "ring.cpp"]),
     ],
     cmdclass={"build_ext": BuildWithIsaFlags},
 )

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import zmq
 
-from tsqp_shm.bench.cases import Job
+from tsqp_shm.bench.cases import Job, Turn
 from tsqp_shm.bench.child import Answer, measured, serve
 from tsqp_shm.errors import ContenderFailed
 from tsqp_shm.model.rope import rope_tables
@@ -159,7 +159,7 @@ class Serialized:
             for layer in range(spec.num_layers):
                 for name in ("input_layernorm", "post_attention_layernorm"):
                     self._norms[f"layers.{layer}.{name}"] = norm(f"layers.{layer}.{name}")
-        cos, sin = rope_tables(spec.rope, spec.head_dim, job.tokens)
+        cos, sin = rope_tables(spec.rope, spec.head_dim, job.total_tokens)
         self._cos, self._sin = torch.from_numpy(cos), torch.from_numpy(sin)
 
         endpoint = f"ipc://{stack.enter_context(tempfile.TemporaryDirectory(prefix='tsqp-shm-rpc-'))}/rpc"
@@ -179,8 +179,8 @@ class Serialized:
         self._call("embed", [], [torch.zeros(1, dtype=torch.int64)])
         self.processes = {"client": os.getpid(), "server": self._server.pid}
 
-    def repeat(self, sequences: int) -> Answer:
-        token_ids = torch.tensor(self._job.prompts(self._spec.vocab_size, 1)[0])
+    def repeat(self, turn: Turn) -> Answer:
+        token_ids = torch.tensor(turn.prompts(self._spec.vocab_size)[0])
         answer: Answer = {}
         self._start_counting()
         with measured(self.processes, answer):
@@ -266,7 +266,8 @@ class Serialized:
     def _rope(self, x: Tensor) -> Tensor:
         started_ns = time.perf_counter_ns()
         low, high = x.chunk(2, -1)
-        result = torch.cat((low * self._cos - high * self._sin, high * self._cos + low * self._sin), -1)
+        cos, sin = self._cos[: x.shape[-2]], self._sin[: x.shape[-2]]
+        result = torch.cat((low * cos - high * sin, high * cos + low * sin), -1)
         self._count("tee", "ROPE", time.perf_counter_ns() - started_ns)
         return result
 

@@ -264,7 +264,7 @@ def test_a_median_a_spread_and_a_ratio_are_those_of_the_samples():
 def test_a_shape_has_the_size_of_its_name(name):
     spec = ModelSpec.from_config(shapes.shape_config(name))
     parameters = sum(int(np.prod(shape)) for shard in shapes._shards(spec) for shape in shard.values())
-    billions = {"llama-3.2-1b": 1.24, "llama-3.1-8b": 8.03, "qwen2.5-0.5b": 0.49}
+    billions = {"smollm2-135m": 0.13, "llama-3.2-1b": 1.24, "llama-3.1-8b": 8.03, "qwen2.5-0.5b": 0.49}
     assert round(parameters / 1e9, 2) == billions[name]
 
 

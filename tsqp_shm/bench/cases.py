@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -40,36 +40,55 @@ CASES = {
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One repetition's input: so many sequences, each with a prompt of so many tokens."""
+
+    sequences: int
+    tokens: int
+
+    def prompts(self, vocab_size: int) -> list[list[int]]:
+        """Random token ids, the same for every contender and repetition."""
+        drawn = np.random.default_rng(0).integers(0, vocab_size, (self.sequences, self.tokens))
+        prompts: list[list[int]] = drawn.tolist()
+        return prompts
+
+
+@dataclass(frozen=True)
 class Job:
     """What a contender is started with.
 
     Attributes:
-        tokens: of each sequence's prompt.
-        new_tokens, sequences: as in `Case`.
+        turns: every input that it will be given.
+        new_tokens: as in `Case`.
         threads: of each process that computes.
         timeout_s: longest wait for another process of the same contender.
+        settings: fields of `EngineConfig`, for tsqp-shm alone.
     """
 
     contender: str
     model: str
-    tokens: int
+    turns: tuple[Turn, ...]
     new_tokens: int
-    sequences: tuple[int, ...]
     threads: int
     dtype: str
     device: str
     timeout_s: float
+    settings: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The contender's, with the settings that tell it from others of its kind."""
+        return " ".join([self.contender, *(f"{name.replace('_', '-')}={n}" for name, n in self.settings.items())])
+
+    @property
+    def max_sequences(self) -> int:
+        return max(turn.sequences for turn in self.turns)
 
     @property
     def total_tokens(self) -> int:
         """The positions that a sequence needs: a batch that is prefilled in steps decodes meanwhile."""
-        return self.tokens + 2 * (self.new_tokens + max(self.sequences)) + max(self.sequences) * self.tokens // 1024
-
-    def prompts(self, vocab_size: int, sequences: int) -> list[list[int]]:
-        """Random token ids, the same for every contender and repetition."""
-        drawn = np.random.default_rng(0).integers(0, vocab_size, (sequences, self.tokens))
-        prompts: list[list[int]] = drawn.tolist()
-        return prompts
+        tokens, sequences = max(turn.tokens for turn in self.turns), self.max_sequences
+        return tokens + 2 * (self.new_tokens + sequences) + sequences * tokens // 1024
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -77,4 +96,4 @@ class Job:
     @classmethod
     def from_json(cls, text: str) -> Job:
         fields = json.loads(text)
-        return cls(**{**fields, "sequences": tuple(fields["sequences"])})
+        return cls(**{**fields, "turns": tuple(Turn(**turn) for turn in fields["turns"])})

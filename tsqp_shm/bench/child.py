@@ -1,7 +1,7 @@
 """A contender's own side: load once, say so, then one timed repetition for each order.
 
 A contender is started as `COMMAND JOB DESCRIPTOR`. On that descriptor, a socket, it says `{"ready": ...}` or
-`{"failed": ...}`, then answers each order, `{"sequences": N}`, by one line. When the other end closes, it ends.
+`{"failed": ...}`, then answers each order, a `Turn`, by one line. When the other end closes, it ends.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
-from tsqp_shm.bench.cases import Job
+from tsqp_shm.bench.cases import Job, Turn
 from tsqp_shm.errors import TsqpError
 
 Answer = dict[str, Any]
@@ -37,7 +37,7 @@ class Contender(Protocol):
     processes: dict[str, int]
     device: str
 
-    def repeat(self, sequences: int) -> Answer:
+    def repeat(self, turn: Turn) -> Answer:
         """Runs once, and returns what `measured` gives, and more where it has more to tell."""
 
 
@@ -59,8 +59,7 @@ def serve(load: Callable[[Job, ExitStack], Contender]) -> int:
         _say(connection, {"ready": {"processes": contender.processes, "device": contender.device}})
         while True:
             # Asleep, so that it costs the others nothing.
-            order = orders.get()
-            answer = contender.repeat(order["sequences"])
+            answer = contender.repeat(Turn(**orders.get()))
             peaks = {role: peak_resident_bytes(pid) for role, pid in contender.processes.items()}
             _say(connection, {**answer, "peak_bytes": peaks})
 

@@ -15,12 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import tsqp_shm
-from tsqp_shm.bench.cases import Job
+from tsqp_shm.bench.cases import Job, Turn
 from tsqp_shm.errors import ConfigError, ContenderFailed
 
 OURS = "tsqp-shm"
@@ -105,7 +105,7 @@ class RunningContender:
     """
 
     def __init__(self, job: Job, process: subprocess.Popen[bytes], connection: socket.socket, log: Any) -> None:
-        self.name = job.contender
+        self.name = job.name
         self.device = ""
         self._process = process
         self._connection = connection
@@ -138,7 +138,7 @@ class RunningContender:
         """
         self.device = self._receive(timeout_s, "to load the model")["ready"]["device"]
 
-    def repeat(self, sequences: int, timeout_s: float) -> dict[str, Any]:
+    def repeat(self, turn: Turn, timeout_s: float) -> dict[str, Any]:
         """Has one repetition run. Returns its numbers; see `child.serve`.
 
         Raises:
@@ -146,7 +146,7 @@ class RunningContender:
         """
         # If it has died, the answer that does not come says so better.
         with contextlib.suppress(OSError):
-            self._connection.sendall(json.dumps({"sequences": sequences}).encode() + b"\n")
+            self._connection.sendall(json.dumps(asdict(turn)).encode() + b"\n")
         return self._receive(timeout_s, "a repetition")
 
     def _receive(self, timeout_s: float, what: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack
 from typing import Any
 
-from tsqp_shm.bench.cases import Job
+from tsqp_shm.bench.cases import Job, Turn
 from tsqp_shm.bench.child import Answer, measured, serve
 from tsqp_shm.llm import LLM
 from tsqp_shm.tee.sampler import SamplingParams
@@ -18,33 +18,34 @@ class Ours:
 
     def __init__(self, job: Job, stack: ExitStack) -> None:
         self._job = job
+        threads = {"tee_threads": job.threads, "gpu_threads": job.threads}
+        settings: dict[str, Any] = {**threads, **job.settings}
         self._llm = stack.enter_context(
             LLM(
                 job.model,
                 dtype=job.dtype,
                 device=job.device,
                 max_model_len=job.total_tokens,
-                max_num_seqs=max(job.sequences),
-                tee_threads=job.threads,
-                gpu_threads=job.threads,
+                max_num_seqs=job.max_sequences,
                 timeout_s=job.timeout_s,
+                **settings,
             )
         )
         facts = self._llm.bring_up()
         self.processes = {"tee": os.getpid(), "gpu": int(facts["processes"]["gpu"]["pid"])}
         self.device = str(facts["device"])
 
-    def repeat(self, sequences: int) -> Answer:
+    def repeat(self, turn: Turn) -> Answer:
         job, llm = self._job, self._llm
-        prompts = job.prompts(llm.spec.vocab_size, sequences)
+        prompts = turn.prompts(llm.spec.vocab_size)
         answer: Answer = {}
         if not job.new_tokens:
             before = self._tallies()
             with measured(self.processes, answer):
                 llm.generate([prompts[0]], SamplingParams(max_tokens=1, ignore_eos=True))
-            return {**answer, "tokens": job.tokens, **self._since(before)}
+            return {**answer, "tokens": turn.tokens, **self._since(before)}
 
-        params = SamplingParams(max_tokens=job.total_tokens - job.tokens, ignore_eos=True)
+        params = SamplingParams(max_tokens=job.total_tokens - turn.tokens, ignore_eos=True)
         completions = [llm.start(prompt, params) for prompt in prompts]
         # Steps, and not `generate`, because the prefill is not to be counted in any number.
         with llm._scheduled(completions):
@@ -54,7 +55,7 @@ class Ours:
             with measured(self.processes, answer):
                 for _ in range(job.new_tokens):
                     llm._step()
-            return {**answer, "tokens": job.new_tokens * sequences, **self._since(before)}
+            return {**answer, "tokens": job.new_tokens * turn.sequences, **self._since(before)}
 
     def _tallies(self) -> dict[str, Any]:
         statistics = self._llm.statistics

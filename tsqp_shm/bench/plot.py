@@ -28,14 +28,16 @@ def draw(document: dict[str, Any], file: Path) -> None:
 
     settings, facts, rows = document["settings"], document["environment"], document["rows"]
     split = [row for row in rows if row["operations"]]
-    per, batched = rows[0]["per"], len({row["sequences"] for row in rows}) > 1
+    per = rows[0]["per"]
+    batched, lengths = (len({row[name] for row in rows}) > 1 for name in ("sequences", "prompt_tokens"))
     # No pyplot: it would look for a display.
     figure = Figure(figsize=(13, 3.2 + 0.35 * (len(rows) + 2 * len(split))), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(2, 3))
 
     def label(row: dict[str, Any]) -> str:
-        return f"{row['contender']} x{row['sequences']}" if batched else str(row["contender"])
+        times = f" x{row['sequences']}" if batched else ""
+        return f"{row['contender']}{times}" + (f" {row['prompt_tokens']:,}" if lengths else "")
 
     places = list(range(len(rows)))
     medians = [1e3 * row["median_s"] for row in rows]
@@ -43,7 +45,8 @@ def draw(document: dict[str, Any], file: Path) -> None:
         [1e3 * (row["median_s"] - row["min_s"]) for row in rows],
         [1e3 * (row["max_s"] - row["median_s"]) for row in rows],
     ]
-    colours = ["C0" if row["contender"] == rows[0]["contender"] else "C7" for row in rows]
+    ours = rows[0]["contender"].partition(" ")[0]
+    colours = ["C0" if row["contender"].partition(" ")[0] == ours else "C7" for row in rows]
     left.barh(places, medians, xerr=errors, color=colours, capsize=3)
     for place, value, row in zip(places, medians, rows, strict=True):
         left.annotate(
@@ -81,8 +84,33 @@ def draw(document: dict[str, Any], file: Path) -> None:
     right.set_title("where the time goes", fontsize=10)
     right.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(
-        f"{settings['case']}, {settings['tokens']:,} tokens, {settings['model']}, {settings['dtype']}, "
+        f"{settings['case']}, {', '.join(map(str, settings['tokens']))} tokens, {settings['model']}, "
+        f"{settings['dtype']}, "
         f"{settings['threads']} threads; {facts['cores']} cores of {facts['processor']}",
         fontsize=10,
     )
+    figure.savefig(file, dpi=120)
+
+
+def draw_waits(document: dict[str, Any], file: Path) -> None:
+    """One panel for each scene: the median and the 99th percentile over the spin threshold, a line for each yield."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows, facts = document["rows"], document["environment"]
+    scenes = list(dict.fromkeys(row["scene"] for row in rows))
+    figure = Figure(figsize=(3.4 * len(scenes), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for panel, scene in zip(figure.subplots(1, len(scenes), squeeze=False)[0], scenes, strict=True):
+        for number, yield_us in enumerate(dict.fromkeys(row["yield_us"] for row in rows)):
+            line = [row for row in rows if row["scene"] == scene and row["yield_us"] == yield_us]
+            spins = [str(row["spin_us"]) for row in line]
+            panel.plot(spins, [row["p50_us"] for row in line], f"C{number}o-", label=f"yield {yield_us} us")
+            panel.plot(spins, [row["p99_us"] for row in line], f"C{number}:")
+        panel.set_yscale("log")
+        panel.set_xlabel("spin, us")
+        panel.set_title(scene, fontsize=8)
+    figure.axes[0].set_ylabel("us beside the peer's work; solid p50, dotted p99")
+    figure.axes[0].legend(fontsize=7)
+    figure.suptitle(f"a doorbell round trip; {facts['cores']} cores of {facts['processor']}", fontsize=10)
     figure.savefig(file, dpi=120)

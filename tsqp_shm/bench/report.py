@@ -11,26 +11,57 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import tsqp_shm
-from tsqp_shm.bench.cases import Case
+from tsqp_shm.bench.cases import Case, Turn
+from tsqp_shm.errors import ConfigError
 
 Row = dict[str, Any]
-# (contender, sequences) -> the answers to its counted repetitions.
-Answers = dict[tuple[str, int], list[dict[str, Any]]]
+# (contender, turn) -> the answers to its counted repetitions.
+Answers = dict[tuple[str, Turn], list[dict[str, Any]]]
+STDOUT = "-"
 BORDER = ("bytes_to_gpu", "bytes_to_tee", "doorbells")
 
 
-def make_rows(case: Case, tokens: int, answers: Answers) -> list[Row]:
-    """One row for each contender and batch size. Every number but the shares and the peaks is for one of `per`."""
-    rows = [_row(case, tokens, contender, sequences, given) for (contender, sequences), given in answers.items()]
+def require_writable(flag: str, file: str | None) -> None:
+    """Before anything is measured.
+
+    Raises:
+        ConfigError: the folder that the file is to lie in does not exist.
+    """
+    if file is not None and file != STDOUT and not Path(file).absolute().parent.is_dir():
+        raise ConfigError(flag, file, "a file in a folder that exists")
+
+
+def make_rows(case: Case, answers: Answers, flops: dict[int, int] | None = None) -> list[Row]:
+    """One row for each contender and turn. Every number but the shares and the peaks is for one of `per`.
+
+    Args:
+        flops: of a prefill of so many tokens, where the growth from the shortest to the others is wanted.
+    """
+    rows = [_row(case, contender, turn, given) for (contender, turn), given in answers.items()]
     for row in rows:
-        same = [other for other in rows if other["sequences"] == row["sequences"] and other is not row]
+        others = [other for other in rows if other is not row]
+        same = [other for other in others if _turn(other) == _turn(row)]
         row["ratios"] = {other["contender"]: row["median_s"] / other["median_s"] for other in same}
-        alone = [o for o in rows if o["contender"] == row["contender"] and o["sequences"] == 1 and o is not row]
+        own = [other for other in others if other["contender"] == row["contender"]]
+        alone = [other for other in own if other["sequences"] == 1 and other["prompt_tokens"] == row["prompt_tokens"]]
         row["speedup_over_one_sequence"] = alone[0]["median_s"] / row["median_s"] if alone else None
+        shortest = min([row, *own], key=lambda other: int(other["prompt_tokens"]))
+        row["growth"] = None
+        if flops is not None and shortest is not row:
+            tokens, before = row["prompt_tokens"], shortest["prompt_tokens"]
+            row["growth"] = {
+                "from_tokens": before,
+                "time": row["median_s"] / shortest["median_s"],
+                "arithmetic": flops[tokens] / flops[before],
+            }
     return rows
 
 
-def _row(case: Case, tokens: int, contender: str, sequences: int, answers: list[dict[str, Any]]) -> Row:
+def _turn(row: Row) -> tuple[int, int]:
+    return row["sequences"], row["prompt_tokens"]
+
+
+def _row(case: Case, contender: str, turn: Turn, answers: list[dict[str, Any]]) -> Row:
     units = [answer["tokens"] if case.new_tokens else 1 for answer in answers]
     samples = [answer["seconds"] / unit for answer, unit in zip(answers, units, strict=True)]
     median = statistics.median(samples)
@@ -38,8 +69,8 @@ def _row(case: Case, tokens: int, contender: str, sequences: int, answers: list[
     row: Row = {
         "case": case.name,
         "contender": contender,
-        "sequences": sequences,
-        "prompt_tokens": tokens,
+        "sequences": turn.sequences,
+        "prompt_tokens": turn.tokens,
         "per": case.per,
         "runs": len(samples),
         "median_s": median,
@@ -47,7 +78,7 @@ def _row(case: Case, tokens: int, contender: str, sequences: int, answers: list[
         "max_s": max(samples),
         "spread": (max(samples) - min(samples)) / median,
         "samples_s": samples,
-        "tokens_per_s": (1 if case.new_tokens else tokens) / median,
+        "tokens_per_s": (1 if case.new_tokens else turn.tokens) / median,
         "cpu_s_per_token": sum(answer["cpu_s"] for answer in answers) / tokens_done,
         "peak_bytes": answers[-1]["peak_bytes"],
     }
@@ -123,8 +154,9 @@ def print_table(document: dict[str, Any], out: TextIO) -> None:
         f"commit {(facts['commit'] or '-')[:12]}",
         file=out,
     )
+    lengths = ", ".join(f"{tokens:,}" for tokens in settings["tokens"])
     print(
-        f"{settings['case']}, {settings['tokens']:,} tokens of prompt; {settings['model']}, {settings['dtype']}; "
+        f"{settings['case']}, {lengths} tokens of prompt; {settings['model']}, {settings['dtype']}; "
         f"{settings['threads']} threads a process, {settings['runs']} runs in turns; "
         f"every number for one {rows[0]['per']}",
         file=out,
@@ -132,9 +164,11 @@ def print_table(document: dict[str, Any], out: TextIO) -> None:
     bells = ",.0f" if rows[0]["per"] == "prefill" else ",.1f"
     names = list(dict.fromkeys(row["contender"] for row in rows))
     widths = [max(10, len(name) + 4) for name in names]
+    first = max(20, *(len(name) + 1 for name in names))
     ratios = "".join(f"{'/ ' + name:>{width}}" for name, width in zip(names, widths, strict=True))
     print(
-        f"\n{'contender':<20}{'seqs':>5}{'median':>11}{'spread':>8}{'tokens/s':>11}{ratios}{'MB crossed':>12}"
+        f"\n{'contender':<{first}}{'seqs':>5}{'tokens':>7}{'median':>11}{'spread':>8}{'tokens/s':>11}{ratios}"
+        f"{'MB crossed':>12}"
         f"{'doorbells':>11}{'TEE':>6}{'GPU':>6}{'CPU s/token':>13}  peak MiB",
         file=out,
     )
@@ -145,7 +179,7 @@ def print_table(document: dict[str, Any], out: TextIO) -> None:
         crossed = None if row["doorbells"] is None else (row["bytes_to_gpu"] + row["bytes_to_tee"]) / 1e6
         peaks = ", ".join(f"{role} {size / 2**20:,.0f}" for role, size in row["peak_bytes"].items())
         print(
-            f"{row['contender']:<20}{row['sequences']:>5}{_duration(row['median_s']):>11}{row['spread']:>8.1%}"
+            f"{row['contender']:<{first}}{row['sequences']:>5}{row['prompt_tokens']:>7}{_duration(row['median_s']):>11}{row['spread']:>8.1%}"
             f"{row['tokens_per_s']:>11,.1f}{ratios}{_or_dash(crossed, ',.2f'):>12}"
             f"{_or_dash(row['doorbells'], bells):>11}{_or_dash(row['tee_busy_share'], '.0%'):>6}"
             f"{_or_dash(row['gpu_busy_share'], '.0%'):>6}{row['cpu_s_per_token']:>13.5f}  {peaks}",
@@ -156,6 +190,13 @@ def print_table(document: dict[str, Any], out: TextIO) -> None:
             print(
                 f"{row['contender']}: {row['sequences']} sequences give "
                 f"{row['speedup_over_one_sequence']:.2f} times the tokens/s of one",
+                file=out,
+            )
+        if row["growth"] is not None:
+            growth = row["growth"]
+            print(
+                f"{row['contender']}: {row['prompt_tokens']:,} tokens take {growth['time']:.2f} times the time of "
+                f"{growth['from_tokens']:,}, and {growth['arithmetic']:.2f} times the arithmetic",
                 file=out,
             )
 

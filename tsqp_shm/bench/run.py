@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -13,23 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsqp_shm.bench.cases import CASES, Case, Job
+from tsqp_shm.bench.arithmetic import prefill_flops
+from tsqp_shm.bench.cases import CASES, Case, Job, Turn
 from tsqp_shm.bench.contenders import (
     OURS,
-    SCRIPTS,
     RunningContender,
     parse_contenders,
     require_installed,
 )
 from tsqp_shm.bench.plot import draw, require_plot
-from tsqp_shm.bench.report import Answers, environment, make_rows, print_table
+from tsqp_shm.bench.progress import Progress
+from tsqp_shm.bench.report import STDOUT, Answers, environment, make_rows, print_table, require_writable
 from tsqp_shm.bench.shapes import shape_config, write_shape
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice, require_range
-from tsqp_shm.errors import ConfigError, ContenderFailed
+from tsqp_shm.errors import ConfigError
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm.session import sweep_dead_sessions
-
-STDOUT = "-"
 
 
 @dataclass(frozen=True)
@@ -37,17 +36,18 @@ class BenchOptions:
     """What `tsqp-shm bench` was asked for; None: the default.
 
     Attributes:
-        tokens: of each prompt.
+        tokens: of each prompt; more than one length for prefill alone.
         vs: the other contenders, with commas between, or "none".
         runs: counted repetitions; one more before them is not.
         threads: of each process that computes; None: one per core.
+        sweep: fields of `EngineConfig` with the values to measure, each combination as a contender of its own.
         json_file: a path, or "-" for stdout and no table there.
         timeout_s: longest wait for one answer of a contender.
     """
 
     case: str
     model: str | None = None
-    tokens: int | None = None
+    tokens: tuple[int, ...] = ()
     vs: str = "transformers-sdpa"
     runs: int = 5
     threads: int | None = None
@@ -55,6 +55,7 @@ class BenchOptions:
     plot_file: str | None = None
     shape: str | None = None
     layers: int | None = None
+    sweep: tuple[tuple[str, tuple[int, ...]], ...] = ()
     dtype: str = EngineConfig.dtype
     device: str = EngineConfig.device
     timeout_s: float = 600.0
@@ -71,57 +72,47 @@ def run_bench(options: BenchOptions, demo_model: Callable[[], Path]) -> int:
         ConfigError: an option is not allowed; before any work.
         ContenderFailed: a contender cannot run, has died, or takes too long.
     """
-    if options.case == "latency":
-        return _run_latency(options)
     case = CASES[options.case]
-    tokens = case.default_tokens if options.tokens is None else options.tokens
+    tokens = options.tokens or (case.default_tokens,)
     contenders = _require_sane(options, case, tokens)
     with ExitStack() as stack:
         # Whatever a killed contender could not remove itself; runs last.
         stack.callback(sweep_dead_sessions)
         folder, name = _model(options, stack, demo_model)
         jobs = _jobs(options, case, tokens, folder, contenders)
+        spec = ModelSpec.from_folder(folder)
+        flops = None if case.new_tokens else {length: prefill_flops(spec, length) for length in tokens}
         facts = environment()
-        with _Progress(options.quiet) as progress:
+        with Progress(options.quiet) as progress:
             running = _start(jobs, stack, options, progress)
-            answers = _measure(running, case, options, progress)
+            answers = _measure(running, jobs[0].turns, options, progress)
     settings = {
         "case": case.name,
         "model": name,
-        "tokens": tokens,
+        "tokens": list(tokens),
         "new_tokens": case.new_tokens,
         "runs": options.runs,
         "threads": jobs[0].threads,
         "dtype": options.dtype,
         "devices": {contender.name: contender.device for contender in running},
     }
-    document = {"environment": facts, "settings": settings, "rows": make_rows(case, tokens, answers)}
+    document = {"environment": facts, "settings": settings, "rows": make_rows(case, answers, flops)}
     _report(document, options)
     return 0
 
 
-def _run_latency(options: BenchOptions) -> int:
-    """The microbenchmark of the hand-over is a script of the repository: it needs no model."""
-    script = SCRIPTS / "bench_latency.py"
-    if not script.is_file():
-        raise ContenderFailed("latency", f"{script} is not there: run from a checkout of the repository")
-    command = [sys.executable, str(script)]
-    if options.json_file:
-        command += ["--json", options.json_file]
-    with subprocess.Popen(command) as process:
-        try:
-            return process.wait()
-        finally:
-            process.terminate()
-
-
-def _require_sane(options: BenchOptions, case: Case, tokens: int) -> list[str]:
+def _require_sane(options: BenchOptions, case: Case, tokens: tuple[int, ...]) -> list[str]:
     """Returns the contenders. Everything that can be known to be wrong is said before a model is loaded."""
-    require_range("tokens", tokens, 1, 1 << 20)
+    for length in tokens:
+        require_range("tokens", length, 1, 1 << 20)
+    if case.new_tokens and len(tokens) > 1:
+        raise ConfigError("tokens", ",".join(map(str, tokens)), f"one length for {case.name}")
     require_range("runs", options.runs, 1, 1_000_000)
     if options.threads is not None:
         require_range("threads", options.threads, 1, 1024)
     require_choice("dtype", options.dtype, DTYPES)
+    for settings in _combinations(options):
+        EngineConfig(**settings)  # type: ignore[arg-type]
     if not 0 < options.timeout_s <= 86400:
         raise ConfigError("timeout", options.timeout_s, "seconds, more than 0 and at most 86400")
     if options.shape is not None:
@@ -130,9 +121,8 @@ def _require_sane(options: BenchOptions, case: Case, tokens: int) -> list[str]:
         shape_config(options.shape, options.layers)
     elif options.layers is not None:
         raise ConfigError("layers", options.layers, "a --shape to take layers of")
-    for flag, file in (("json", options.json_file), ("plot", options.plot_file)):
-        if file is not None and file != STDOUT and not Path(file).absolute().parent.is_dir():
-            raise ConfigError(flag, file, "a file in a folder that exists")
+    require_writable("json", options.json_file)
+    require_writable("plot", options.plot_file)
     if options.plot_file is not None:
         require_plot(Path(options.plot_file))
     contenders = [OURS, *parse_contenders(options.vs, case.new_tokens)]
@@ -152,34 +142,42 @@ def _model(options: BenchOptions, stack: ExitStack, demo_model: Callable[[], Pat
     return folder, f"random {options.shape}, {config['num_hidden_layers']} layers"
 
 
-def _jobs(options: BenchOptions, case: Case, tokens: int, folder: Path, contenders: list[str]) -> list[Job]:
+def _combinations(options: BenchOptions) -> list[dict[str, int]]:
+    names = [name for name, _ in options.sweep]
+    return [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*(v for _, v in options.sweep))]
+
+
+def _jobs(options: BenchOptions, case: Case, tokens: tuple[int, ...], folder: Path, contenders: list[str]) -> list[Job]:
     jobs = [
         Job(
             contender=name,
             # A contender may have another working folder.
             model=str(folder.absolute()),
-            tokens=tokens,
+            turns=tuple(Turn(count, length) for length in tokens for count in case.sequences),
             new_tokens=case.new_tokens,
-            sequences=case.sequences,
             threads=options.threads or len(os.sched_getaffinity(0)),
             dtype=options.dtype,
             device=options.device,
             timeout_s=options.timeout_s,
+            settings=settings,
         )
         for name in contenders
+        for settings in (_combinations(options) if name == OURS else [{}])
     ]
     positions = ModelSpec.from_folder(folder).max_position_embeddings
     needed = jobs[0].total_tokens
     if needed > positions:
-        most = tokens - (needed - positions)
-        raise ConfigError("tokens", tokens, f"about {max(most, 1)} at most, as the model knows {positions} positions")
+        most = max(tokens) - (needed - positions)
+        raise ConfigError(
+            "tokens", max(tokens), f"about {max(most, 1)} at most, as the model knows {positions} positions"
+        )
     return jobs
 
 
-def _start(jobs: list[Job], stack: ExitStack, options: BenchOptions, progress: _Progress) -> list[RunningContender]:
+def _start(jobs: list[Job], stack: ExitStack, options: BenchOptions, progress: Progress) -> list[RunningContender]:
     running = []
     for job in jobs:
-        progress.show(f"loading {job.contender}")
+        progress.show(f"loading {job.name}")
         contender = RunningContender.start(job)
         stack.callback(contender.stop)
         # One after another: loading together they would only take each other's cores and memory.
@@ -188,17 +186,19 @@ def _start(jobs: list[Job], stack: ExitStack, options: BenchOptions, progress: _
     return running
 
 
-def _measure(running: list[RunningContender], case: Case, options: BenchOptions, progress: _Progress) -> Answers:
+def _measure(
+    running: list[RunningContender], turns: tuple[Turn, ...], options: BenchOptions, progress: Progress
+) -> Answers:
     """A B A B; the first repetition of each is a warm-up."""
-    answers: Answers = {(contender.name, count): [] for count in case.sequences for contender in running}
+    answers: Answers = {(contender.name, turn): [] for turn in turns for contender in running}
     for number in range(options.runs + 1):
-        turn = f"run {number}/{options.runs}" if number else "warm-up"
-        for count in case.sequences:
+        label = f"run {number}/{options.runs}" if number else "warm-up"
+        for turn in turns:
             for contender in running:
-                progress.show(f"{turn} {contender.name}")
-                answer = contender.repeat(count, options.timeout_s)
+                progress.show(f"{label} {contender.name}")
+                answer = contender.repeat(turn, options.timeout_s)
                 if number:
-                    answers[contender.name, count].append(answer)
+                    answers[contender.name, turn].append(answer)
     return answers
 
 
@@ -212,20 +212,3 @@ def _report(document: dict[str, Any], options: BenchOptions) -> None:
             Path(options.json_file).write_text(text + "\n")
     if options.plot_file:
         draw(document, Path(options.plot_file))
-
-
-class _Progress:
-    """One line on a terminal, gone at the end; nothing in a pipe."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._shown = not quiet and sys.stderr.isatty()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.show("")
-
-    def show(self, text: str) -> None:
-        if self._shown:
-            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack
 from typing import Any
 
-from tsqp_shm.bench.cases import Job
+from tsqp_shm.bench.cases import Job, Turn
 from tsqp_shm.bench.child import Answer, measured, serve
 
 
@@ -32,20 +32,20 @@ class TransformersWhole:
         self._model = model.to(self.device).eval()
         self.processes = {"whole": os.getpid()}
 
-    def repeat(self, sequences: int) -> Answer:
+    def repeat(self, turn: Turn) -> Answer:
         job = self._job
-        prompts = job.prompts(self._model.config.vocab_size, sequences)
+        prompts = turn.prompts(self._model.config.vocab_size)
         token_ids = self._torch.tensor(prompts, device=self.device)
         answer: Answer = {}
         if not job.new_tokens:
             with measured(self.processes, answer):
                 self._next(token_ids, None)
-            return {**answer, "tokens": job.tokens}
+            return {**answer, "tokens": turn.tokens}
         next_ids, cache = self._next(token_ids, None)
         with measured(self.processes, answer):
             for _ in range(job.new_tokens):
                 next_ids, cache = self._next(next_ids, cache)
-        return {**answer, "tokens": job.new_tokens * sequences}
+        return {**answer, "tokens": job.new_tokens * turn.sequences}
 
     def _next(self, token_ids: Any, cache: Any) -> tuple[Any, Any]:
         """One forward pass. Shapes: token_ids [N, T]; the likeliest next ids [N, 1]."""

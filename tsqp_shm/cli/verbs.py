@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tsqp_shm._version import __version__
-from tsqp_shm.cli.bench import bench_flags, measure
+from tsqp_shm.cli.bench import add_cases
 from tsqp_shm.cli.flags import (
     Parser,
     arena_flags,
@@ -57,7 +57,6 @@ def build_parser() -> Parser:
         ("gpu", play_gpu, [*shared, gpu, recorded], "play the GPU role alone; a TEE process is joined by --session"),
         ("top", show_top, [top_flags()], "watch a running session"),
         ("trace", make_trace, [trace_flags()], "make a trace for Perfetto of what both roles recorded"),
-        ("bench", measure, [bench_flags(), model_argument()], "measure it beside others on the same model, in turns"),
         (
             "doctor",
             examine,
@@ -77,4 +76,6 @@ def build_parser() -> Parser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         verb.set_defaults(run=run)
+    text = "measure it beside others, in turns"
+    add_cases(verbs.add_parser("bench", help=text, description=text[0].upper() + text[1:] + "."))
     return parser

@@ -1,0 +1,20 @@
+"""One line on a terminal, gone at the end; nothing in a pipe."""
+
+from __future__ import annotations
+
+import sys
+
+
+class Progress:
+    def __init__(self, quiet: bool = False) -> None:
+        self._shown = not quiet and sys.stderr.isatty()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.show("")
+
+    def show(self, text: str) -> None:
+        if self._shown:
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
