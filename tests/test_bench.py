@@ -17,20 +17,25 @@ import pytest
 import torch
 from models import RandomModel, model_folder, random_token_ids, relative_distance, transformers_logits
 
+from tsqp_shm import _native
 from tsqp_shm.bench import shapes
-from tsqp_shm.bench.cases import CASES, Job
+from tsqp_shm.bench.arithmetic import prefill_flops
+from tsqp_shm.bench.cases import CASES, Job, Turn
 from tsqp_shm.bench.child import processor_seconds
 from tsqp_shm.bench.contenders import KINDS, OURS, SCRIPTS, RunningContender, parse_contenders, require_installed
+from tsqp_shm.bench.kernel_cases import kernel_cases, kernel_plan
 from tsqp_shm.bench.report import make_rows
 from tsqp_shm.errors import ConfigError, ContenderFailed
 from tsqp_shm.llm import LLM
 from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.shm.session import Session
+from tsqp_shm.shm.slots import open_slots
 from tsqp_shm.tee.sampler import SamplingParams
 
 ROW_KEYS = {
     *("case", "contender", "sequences", "prompt_tokens", "per", "runs", "median_s", "min_s", "max_s", "spread"),
     *("samples_s", "tokens_per_s", "cpu_s_per_token", "peak_bytes", "bytes_to_gpu", "bytes_to_tee", "doorbells"),
-    *("operations", "tee_busy_share", "gpu_busy_share", "ratios", "speedup_over_one_sequence"),
+    *("operations", "tee_busy_share", "gpu_busy_share", "ratios", "speedup_over_one_sequence", "growth"),
 }
 ROLES = {OURS: {"tee", "gpu"}, "transformers-sdpa": {"whole"}, "serialized": {"client", "server"}}
 
@@ -43,13 +48,12 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 def job_of(contender: str, model: str, tokens: int = 8, **fields: object) -> Job:
     defaults = {
         "new_tokens": 0,
-        "sequences": (1,),
         "threads": 1,
         "dtype": "float32",
         "device": "cpu",
         "timeout_s": 30.0,
     }
-    return Job(contender, model, tokens, **{**defaults, **fields})
+    return Job(contender, model, (Turn(1, tokens),), **{**defaults, **fields})
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +151,16 @@ def test_batch_measures_eight_sequences_against_one(tiny_model):
     [
         (["prefil"], "prefil"),
         (["prefill", "--tokens", "0"], "tokens: got 0"),
+        (["prefill", "--tokens", "8,x"], "list of whole numbers"),
+        (["decode", "--tokens", "8,16"], "tokens: got '8,16', expected one length for decode"),
+        (["prefill", "--sweep", "colour=1"], "invalid setting, tile-rows=N,... or"),
+        (["prefill", "--sweep", "tile-rows=0"], "tile_rows: got 0"),
+        (["kernels", "--shapes", "gpt-5"], "shape: got 'gpt-5'"),
+        (["kernels", "--threads", "0"], "threads: got 0"),
+        (["latency", "--runs", "0"], "runs: got 0"),
+        (["waits", "--spin-us", "-1"], "spin-us: got -1"),
+        (["waits", "--plot", "waits.pdf"], "a name that ends in .png"),
+        (["launch", "--vs", "serialized"], "prefill only"),
         (["prefill", "--runs", "0"], "runs: got 0"),
         (["prefill", "--vs", "vllm"], "vs: got 'vllm', expected transformers-sdpa, transformers-eager, serialized"),
         (["decode", "--vs", "serialized"], "prefill only"),
@@ -173,7 +187,7 @@ def test_what_cannot_be_is_a_usage_error_in_one_line(arguments, message, capsys)
 
 
 def test_more_tokens_than_the_model_has_positions_are_refused(tiny_model):
-    run = bench("prefill", tiny_model, "--tokens", "512")
+    run = bench("prefill", tiny_model, "--tokens", "8,512")
     assert run.returncode == 2
     assert "the model knows 512 positions" in run.stderr
 
@@ -254,7 +268,9 @@ def test_a_median_a_spread_and_a_ratio_are_those_of_the_samples():
     def answers(*seconds: float) -> list[dict[str, object]]:
         return [{"seconds": s, "tokens": 8, "cpu_s": 2 * s, "peak_bytes": {"whole": 1}} for s in seconds]
 
-    ours, other = make_rows(CASES["prefill"], 8, {("a", 1): answers(1.0, 3.0, 2.0), ("b", 1): answers(4.0)})
+    ours, other = make_rows(
+        CASES["prefill"], {("a", Turn(1, 8)): answers(1.0, 3.0, 2.0), ("b", Turn(1, 8)): answers(4.0)}
+    )
     assert (ours["median_s"], ours["spread"], ours["ratios"], other["ratios"]) == (2.0, 1.0, {"b": 0.5}, {"a": 2.0})
     assert ours["cpu_s_per_token"] == 0.5
     assert ours["tokens_per_s"] == 4.0
@@ -317,3 +333,98 @@ def test_a_wrong_threads_number_is_refused():
 
     with pytest.raises(ConfigError, match="threads"):
         run_bench(BenchOptions("decode", threads=0), demo_model=Path)
+
+
+def test_settings_are_swept_and_lengths_held_against_their_arithmetic(tiny_model):
+    run = bench(
+        *(
+            "prefill",
+            tiny_model,
+            "--tokens",
+            "8,32",
+            "--runs",
+            "1",
+            "--threads",
+            "1",
+            "--device",
+            "cpu",
+            "--vs",
+            "none",
+        ),
+        *("--sweep", "tile-rows=4,16", "--sweep", "tiles-in-flight=3", "--json", "-"),
+    )
+    assert run.returncode == 0, run.stderr
+    rows = json.loads(run.stdout)["rows"]
+    names = [f"tsqp-shm tile-rows={n} tiles-in-flight=3" for n in (4, 16)]
+    assert [(row["contender"], row["prompt_tokens"]) for row in rows] == [(n, t) for t in (8, 32) for n in names]
+    # More tiles, more doorbells: the settings have reached the engine.
+    assert rows[2]["doorbells"] > rows[3]["doorbells"]
+    assert rows[0]["growth"] is None
+    assert rows[2]["growth"]["from_tokens"] == 8
+    assert 4 < rows[2]["growth"]["arithmetic"] < 16
+
+
+def test_the_arithmetic_of_a_prefill_is_that_of_its_products():
+    config = {**shapes.shape_config("llama-3.2-1b", 1), "hidden_size": 4, "head_dim": 2, "num_attention_heads": 2}
+    config.update(num_key_value_heads=1, intermediate_size=3, vocab_size=5)
+    # q, k, v, o: 4 x (4 + 2 + 2 + 4); gate, up, down: 3 x 4 x 3; logits 5 x 4; 3 rows see 1 + 2 + 3 keys.
+    linears, logits, attention = 3 * (48 + 36), 20, 2 * (1 + 2 + 3) * 4
+    assert prefill_flops(ModelSpec.from_config(config), 3) == 2 * (linears + logits + attention)
+
+
+def test_a_window_bounds_the_arithmetic():
+    config = {**shapes.shape_config("qwen2.5-0.5b", 2), "use_sliding_window": True, "sliding_window": 4}
+    config["max_window_layers"] = 0
+    spec = ModelSpec.from_config(config)
+    assert spec.windows == (4, 4)
+    without = prefill_flops(ModelSpec.from_config(shapes.shape_config("qwen2.5-0.5b", 2)), 10)
+    # 55 pairs without it; with it 1 + 2 + 3 + 4 and six times 4.
+    assert without - prefill_flops(spec, 10) == 2 * 4 * spec.num_heads * spec.head_dim * (55 - 34)
+
+
+def test_kernels_are_measured_on_every_instruction_set_beside_a_copy_and_torch():
+    run = bench("kernels", "--shapes", "smollm2-135m", "--tokens", "32", "--runs", "1", "--threads", "1", "--json", "-")
+    assert run.returncode == 0, run.stderr
+    rows = json.loads(run.stdout)["rows"]
+    contenders = ["copy", "torch", *_native.instruction_sets()]
+    kernels = ["softmax", "add_rms_norm", "rope", "silu_mul"]
+    assert [(row["kernel"], row["contender"]) for row in rows] == [(k, c) for k in kernels for c in contenders]
+    assert all(row["us"] > 0 and row["gb_per_s"] > 0 for row in rows)
+    assert {row["share_of_copy"] for row in rows if row["contender"] == "copy"} == {1.0}
+    assert {row["over_torch"] for row in rows if row["contender"] == "torch"} == {1.0}
+
+
+@pytest.mark.parametrize("shape", shapes.SHAPES)
+def test_a_kernel_and_torch_give_the_same_to_the_eye(shape):
+    config = {**shapes.shape_config(shape, 1), "hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+    spec = ModelSpec.from_config({**config, "num_attention_heads": 4, "num_key_value_heads": 2})
+    with contextlib.ExitStack() as stack:
+        session = stack.enter_context(Session.begin("bench-same"))
+        arena = stack.enter_context(session.create_arena(kernel_plan(spec, 24), 1))
+        slots = stack.enter_context(open_slots(arena))
+        results = {"softmax": "scores", "add_rms_norm": "x", "rope": "qk", "silu_mul": "act"}
+        for name, slot in results.items():
+            found = []
+            for which in ("ours", "theirs"):
+                cases = {case.name: case for case in kernel_cases(spec, 24, arena, slots)}
+                getattr(cases[name], which)()
+                found.append(slots.view(arena.plan.slot(slot)).astype(np.uint32) << 16)
+                del cases
+            ours, theirs = (bits.view(np.float32) for bits in found)
+            np.testing.assert_allclose(ours, theirs, rtol=0.05, atol=0.05)
+
+
+def test_the_start_is_timed_to_the_first_text(demo_model):
+    run = bench("launch", str(demo_model), "--runs", "1", "--vs", "none", "--device", "cpu", "--json", "-")
+    assert run.returncode == 0, run.stderr
+    (row,) = json.loads(run.stdout)["rows"]
+    assert (row["contender"], row["runs"], row["ours_over_it"]) == (OURS, 1, 1.0)
+    assert row["median_s"] > 0
+
+
+def test_a_start_without_text_says_why_in_the_last_words(tmp_path, capsys):
+    from tsqp_shm.cli import main
+
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert main(["bench", "launch", str(tmp_path), "--runs", "1", "--vs", "none"]) == 1
+    assert "config.json" in capsys.readouterr().err

@@ -19,7 +19,6 @@ namespace tsqp {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr std::chrono::seconds kPatience{20};
 constexpr std::uint64_t kYieldNs = 2'000'000;
 
 // The ping-pong's words, where the arena's first slot is: each written by one side, on cache lines of its
@@ -44,18 +43,22 @@ std::vector<double> timed(std::size_t samples, std::size_t trips, const Trip& tr
 
 class Deadline {
   public:
+    explicit Deadline(std::chrono::duration<double> patience)
+        : end_(Clock::now() + std::chrono::duration_cast<Clock::duration>(patience)) {}
+
     void check() const {
         if (Clock::now() > end_)
             throw std::runtime_error("the other side of the round trips does not answer");
     }
 
   private:
-    Clock::time_point end_ = Clock::now() + kPatience;
+    Clock::time_point end_;
 };
 
 class RoundTrips {
   public:
-    RoundTrips(const py::buffer& arena, bool leads) : info_(arena.request(true)), leads_(leads) {
+    RoundTrips(const py::buffer& arena, bool leads, double patience_s)
+        : info_(arena.request(true)), leads_(leads), patience_(patience_s) {
         if (info_.size * info_.itemsize < static_cast<py::ssize_t>(kSlotsOffset + sizeof(Court)))
             throw py::value_error("the arena has no slot for the ping-pong's words");
         auto* base = static_cast<std::byte*>(info_.ptr);
@@ -68,7 +71,7 @@ class RoundTrips {
     std::vector<double> ping_pong(std::size_t samples, std::size_t trips) {
         const SharedWord own(leads_ ? court_->leader.value : court_->follower.value);
         const SharedWord other(leads_ ? court_->follower.value : court_->leader.value);
-        const Deadline deadline;
+        const Deadline deadline(patience_);
         const auto arrive = [&] {
             for (std::uint32_t looks = 1; other.load(std::memory_order_acquire) != hits_; ++looks)
                 if (looks % (1U << 16) == 0) deadline.check();
@@ -82,7 +85,7 @@ class RoundTrips {
     }
 
     std::vector<double> ring(std::size_t samples, std::size_t trips, std::uint64_t spin_ns) {
-        const Deadline deadline;
+        const Deadline deadline(patience_);
         Record record{};
         const auto take = [&] {
             while (reader_->wait(spin_ns, kYieldNs) == Wait::timeout) deadline.check();
@@ -98,6 +101,7 @@ class RoundTrips {
   private:
     py::buffer_info info_;
     bool leads_;
+    std::chrono::duration<double> patience_;
     Court* court_;
     std::uint64_t hits_ = 0;
     std::unique_ptr<RingWriter> writer_;
@@ -111,7 +115,8 @@ PYBIND11_MODULE(_round_trips, module) {
     using tsqp::RoundTrips;
     const auto released = py::call_guard<py::gil_scoped_release>();
     py::class_<RoundTrips>(module, "RoundTrips")
-        .def(py::init<const py::buffer&, bool>(), py::arg("arena"), py::arg("leads"))
+        .def(py::init<const py::buffer&, bool, double>(), py::arg("arena"), py::arg("leads"),
+             py::arg("patience_s") = 20.0)
         .def("ping_pong", &RoundTrips::ping_pong, py::arg("samples"), py::arg("trips"), released)
         .def("ring", &RoundTrips::ring, py::arg("samples"), py::arg("trips"), py::arg("spin_ns"), released);
 }

@@ -163,8 +163,10 @@ def print_table(document: dict[str, Any], out: TextIO) -> None:
     )
     bells = ",.0f" if rows[0]["per"] == "prefill" else ",.1f"
     names = list(dict.fromkeys(row["contender"] for row in rows))
+    # Of the settings of one contender the first is enough to read the others against.
+    names = [name for name in names if name == names[0] or name.partition(" ")[0] != names[0].partition(" ")[0]]
     widths = [max(10, len(name) + 4) for name in names]
-    first = max(20, *(len(name) + 1 for name in names))
+    first = max(20, *(len(row["contender"]) + 1 for row in rows))
     ratios = "".join(f"{'/ ' + name:>{width}}" for name, width in zip(names, widths, strict=True))
     print(
         f"\n{'contender':<{first}}{'seqs':>5}{'tokens':>7}{'median':>11}{'spread':>8}{'tokens/s':>11}{ratios}"
