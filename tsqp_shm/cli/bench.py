@@ -11,7 +11,10 @@ from tsqp_shm.cli.settings import blocked_interrupts, engine_config, model_folde
 from tsqp_shm.config import DTYPES, EngineConfig
 from tsqp_shm.process import Lifeline
 
-SWEPT = ("tile_rows", "tiles_in_flight", "max_batch_tokens", "spin_us", "yield_us", "tee_threads", "gpu_threads")
+SWEPT = (
+    "tile_rows", "tiles_in_flight", "block_rows", "max_batch_tokens",
+    "spin_us", "yield_us", "tee_threads", "gpu_threads",
+)  # fmt: skip
 
 
 def add_cases(verb: Parser) -> None:

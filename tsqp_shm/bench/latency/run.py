@@ -18,6 +18,7 @@ from tsqp_shm.bench.latency.peer import Peer
 from tsqp_shm.bench.progress import Progress
 from tsqp_shm.bench.report import STDOUT, environment, require_writable
 from tsqp_shm.config import EngineConfig, require_range
+from tsqp_shm.errors import ArenaTooSmall
 
 # Medians that are read against each other: (case, mode) over (case, mode).
 RATIOS = (
@@ -64,7 +65,11 @@ def run_latency(options: LatencyOptions) -> int:
     # Of before: what else the machine was doing. Waiters that yield suffer most from it.
     facts = environment()
     with ExitStack() as stack:
-        peer, cases = make_cases(stack, options.quick, options.max_bytes, options.spin_us, options.yield_us)
+        try:
+            peer, cases = make_cases(stack, options.quick, options.max_bytes, options.spin_us, options.yield_us)
+        except ArenaTooSmall:
+            print("the large payloads can be left out: --max-bytes 4194304", file=sys.stderr)
+            raise
         # They hold views of the arenas, which have to go first.
         stack.callback(cases.clear)
         with Progress() as progress:
