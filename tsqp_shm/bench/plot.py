@@ -101,7 +101,7 @@ def draw_waits(document: dict[str, Any], file: Path) -> None:
     scenes = list(dict.fromkeys(row["scene"] for row in rows))
     figure = Figure(figsize=(3.4 * len(scenes), 4), layout="constrained")
     FigureCanvasAgg(figure)
-    for panel, scene in zip(figure.subplots(1, len(scenes), squeeze=False)[0], scenes, strict=True):
+    for panel, scene in zip(figure.subplots(1, len(scenes), squeeze=False, sharey=True)[0], scenes, strict=True):
         for number, yield_us in enumerate(dict.fromkeys(row["yield_us"] for row in rows)):
             line = [row for row in rows if row["scene"] == scene and row["yield_us"] == yield_us]
             spins = [str(row["spin_us"]) for row in line]
