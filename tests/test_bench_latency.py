@@ -74,7 +74,7 @@ def test_the_table_has_a_line_for_each_row(document):
 
 
 def test_the_environment_says_what_was_measured_on(document):
-    expected = {"tsqp_shm", "python", "libzmq", "processors", "spin_us", "yield_us", "rounds"}
+    expected = {"tsqp_shm", "python", "libzmq", "cores", "spin_us", "yield_us", "rounds"}
     assert expected <= document["environment"].keys()
 
 
