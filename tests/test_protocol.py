@@ -185,6 +185,54 @@ def test_a_sequence_number_comes_once_and_none_is_left_out(sequence):
     assert (caught.value.field, caught.value.expected) == ("sequence", 2)
 
 
+@given(st.lists(legal_records(), min_size=1, max_size=3))
+def test_a_step_that_repeats_the_one_before_but_for_its_numbers_is_accepted(step):
+    checker = rules()
+    numbered = [record._replace(sequence=number) for number, record in enumerate(step * 3, 1)]
+    for record in numbered:
+        assert checker.accept(record.pack())[1:] == record[1:]
+
+
+@pytest.mark.parametrize("sequence", [1, 3, (1 << 64) - 1])
+def test_the_number_of_a_submission_like_an_earlier_one_is_checked_too(sequence):
+    checker = rules()
+    checker.accept(qkv(sequence=1).pack())
+    with pytest.raises(ProtocolError) as caught:
+        checker.accept(qkv(sequence=sequence).pack())
+    assert (caught.value.field, caught.value.expected) == ("sequence", 2)
+
+
+@given(legal_records(), st.integers(8, 63), st.integers(1, 255))
+def test_a_submission_that_differs_from_an_accepted_one_is_checked_anew(record, index, difference):
+    checker = rules()
+    checker.accept(record.pack())
+    changed = bytearray(record._replace(sequence=2).pack())
+    changed[index] ^= difference
+    try:
+        rules().check(Record.unpack(bytes(changed))._replace(sequence=1))
+    except ProtocolError as error:
+        with pytest.raises(ProtocolError) as caught:
+            checker.accept(bytes(changed))
+        assert caught.value.field == error.field
+    else:
+        assert checker.accept(bytes(changed)) == Record.unpack(bytes(changed))
+
+
+def test_the_kinds_of_submissions_that_are_remembered_are_bounded(monkeypatch):
+    monkeypatch.setattr(protocol, "MAX_ACCEPTED_KINDS", 3)
+    checker = rules()
+    for number in range(1, 12):
+        checker.accept(qkv(sequence=number, layer=number % 4, rows=number).pack())
+        assert len(checker._accepted) <= 3
+
+
+@pytest.mark.parametrize("size", [0, 7, 8, 63, 65])
+def test_a_submission_of_another_length_is_refused(size):
+    with pytest.raises(ProtocolError) as caught:
+        rules().accept(qkv().pack()[:size].ljust(size, b"\0"))
+    assert caught.value.field == "record length"
+
+
 @given(st.binary(min_size=64, max_size=64))
 def test_random_bytes_are_a_protocol_error_and_nothing_else(data):
     with pytest.raises(ProtocolError):

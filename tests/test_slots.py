@@ -83,18 +83,27 @@ def test_other_slots_stay_usable(slots):
 
 def test_taking_back_restores_the_slot(slots):
     slots.lend(X, 0, 12, "QKV")
-    slots.take_back(X, 0, 12, "QKV")
+    slots.take_back(X)
     slots.view(X)
 
 
 def test_rows_lent_twice_are_taken_back_twice(slots):
     slots.lend(X, 0, 12, "SCORES")
     slots.lend(X, 0, 12, "CONTEXT")
-    slots.take_back(X, 0, 12, "SCORES")
+    slots.take_back(X)
     with pytest.raises(SlotOwnershipError, match="CONTEXT"):
         slots.view(X)
-    slots.take_back(X, 0, 12, "CONTEXT")
+    slots.take_back(X)
     slots.view(X)
+
+
+def test_rows_are_taken_back_in_the_order_in_which_they_were_lent(slots):
+    slots.lend(X, 0, 4, "SCORES")
+    slots.lend(X, 4, 8, "CONTEXT")
+    slots.take_back(X)
+    slots.view(X, 0, 4)
+    with pytest.raises(SlotOwnershipError, match="CONTEXT"):
+        slots.view(X, 4, 8)
 
 
 def test_own_gives_the_index_for_native_code(slots):

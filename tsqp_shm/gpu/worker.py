@@ -74,10 +74,9 @@ class Worker:
 
     def _serve_one(self) -> int:
         submission = self._doorbell.receive(self._watch, None, "a submission")
-        record = Record.unpack(submission)
         started_ns = time.perf_counter_ns()
         try:
-            self._rules.check(record)
+            record = self._rules.accept(submission)
             value = self._execute[record.opcode](record) or 0
             self._device.finish()
         except Exception as error:

@@ -30,10 +30,13 @@ from tsqp_shm.shm.plan import Plan, Slot
 
 NO_SLOT = 0xFFFF
 ECHOED_BYTES = 40
+# A decode step repeats its records but for their number; a long prompt's steps differ, and are not worth keeping.
+MAX_ACCEPTED_KINDS = 4096
 
 _PACKING = struct.Struct("<QQHHHHIIIIIIQQ")
 _SUBMISSION = struct.Struct("<QQHHHHIIII24x")
 _OUTCOME = struct.Struct("<IIQQ")
+_NUMBER_BYTES = 8
 
 
 class Opcode(IntEnum):
@@ -160,6 +163,7 @@ class SubmissionRules:
         self._epoch = epoch
         self._num_layers = num_layers
         self._last_sequence = 0
+        self._accepted: dict[bytes, Record] = {}
         self._slots = plan.slots
         self._max_segments = plan.slot("segments").num_rows
         index = {slot.name: slot.index for slot in plan.slots}
@@ -172,13 +176,38 @@ class SubmissionRules:
             for opcode, allowed in operands(plan).items()
         }
 
+    def accept(self, submission: bytes) -> Record:
+        """Reads a submission and checks it; one that differs from an earlier one in its number alone is not taken
+        apart again.
+
+        Returns:
+            The record, with the number of the first of its kind.
+
+        Raises:
+            ProtocolError: naming the first field that is not allowed.
+        """
+        kind = submission[_NUMBER_BYTES:]
+        record = self._accepted.get(kind)
+        if record is None:
+            record = Record.unpack(submission)
+            self.check(record)
+            if len(self._accepted) == MAX_ACCEPTED_KINDS:
+                self._accepted.clear()
+            self._accepted[kind] = record
+        else:
+            self._count(int.from_bytes(submission[:_NUMBER_BYTES], "little"))
+        return record
+
+    def _count(self, sequence: int) -> None:
+        if sequence != self._last_sequence + 1:
+            raise ProtocolError("sequence", self._last_sequence + 1, sequence)
+        self._last_sequence = sequence
+
     def check(self, record: Record) -> None:
         """Raises:
         ProtocolError: naming the first field that is not allowed.
         """
-        if record.sequence != self._last_sequence + 1:
-            raise ProtocolError("sequence", self._last_sequence + 1, record.sequence)
-        self._last_sequence = record.sequence
+        self._count(record.sequence)
         if record.epoch != self._epoch:
             raise ProtocolError("epoch", f"{self._epoch:#x}", f"{record.epoch:#x}")
         rules = self._operands.get(record.opcode)
@@ -258,9 +287,11 @@ def check_completion(submitted: bytes, completed: bytes) -> Outcome:
         ):
             if wanted != found:
                 raise ProtocolError(field, wanted, found)
-    outcome = Outcome._make(_OUTCOME.unpack_from(completed, ECHOED_BYTES))
-    if outcome.status > _LAST_STATUS:
-        raise ProtocolError("status", f"0 to {_LAST_STATUS}", outcome.status)
-    if outcome.reserved:
-        raise ProtocolError("reserved", 0, outcome.reserved)
-    return outcome
+    fields = _OUTCOME.unpack_from(completed, ECHOED_BYTES)
+    status, reserved, _, _ = fields
+    if status > _LAST_STATUS:
+        raise ProtocolError("status", f"0 to {_LAST_STATUS}", status)
+    if reserved:
+        raise ProtocolError("reserved", 0, reserved)
+    # What `Outcome._make` does, in half of its time.
+    return tuple.__new__(Outcome, fields)

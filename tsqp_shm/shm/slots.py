@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,8 +30,8 @@ class Slots:
         self.plan: Plan = arena.plan
         self.table = slot_table(arena)
         self._arrays = {slot.index: slot_array(arena, slot) for slot in self.plan.slots}
-        # For each slot, what is lent: (first_row, end_row, operation).
-        self._lent: list[list[tuple[int, int, str]]] = [[] for _ in self.plan.slots]
+        # For each slot, what is lent, the oldest first: (first_row, end_row, operation).
+        self._lent: list[deque[tuple[int, int, str]]] = [deque() for _ in self.plan.slots]
 
     def own(self, slot: Slot, first_row: int = 0, rows: int | None = None) -> int:
         """Asserts that this side owns the rows.
@@ -54,9 +55,9 @@ class Slots:
         """
         self._lent[slot.index].append((first_row, first_row + rows, operation))
 
-    def take_back(self, slot: Slot, first_row: int, rows: int, operation: str) -> None:
-        """Ends a `lend` with the same arguments."""
-        self._lent[slot.index].remove((first_row, first_row + rows, operation))
+    def take_back(self, slot: Slot) -> None:
+        """Ends the slot's oldest `lend`: the other side has executed everything up to it."""
+        self._lent[slot.index].popleft()
 
     def view(self, slot: Slot, first_row: int = 0, rows: int | None = None) -> npt.NDArray[Any]:
         """The rows as a numpy array over the arena, without a copy; bfloat16 shows as uint16.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from tsqp_shm.errors import PeerDied, ProtocolError
 from tsqp_shm.shm import layout
@@ -20,6 +20,8 @@ from tsqp_shm.tee.statistics import Statistics
 
 # How long the exit of a GPU process that reported a failure is waited for, to quote its last words.
 LAST_WORDS_TIMEOUT_S = 2.0
+# An enum's own `name` takes as long as the ring's write.
+_NAMES = {opcode: opcode.name for opcode in Opcode}
 
 
 class _InFlight(NamedTuple):
@@ -27,8 +29,9 @@ class _InFlight(NamedTuple):
 
     sequence: int
     record: bytes
-    opcode: Opcode
-    lent: tuple[tuple[Slot, int, int], ...]
+    operation: str
+    in_slot: Slot | None
+    out_slot: Slot | None
     submitted_ns: int
     alone: bool
 
@@ -99,16 +102,9 @@ class SubmissionQueue:
         """
         if len(self._in_flight) >= layout.RING_DEPTH:
             self.wait(self._in_flight[0].sequence)
-        self._submitted += 1
-        lent = []
-        if in_slot is not None:
-            lent.append(self._lend(in_slot, first_row, rows, opcode))
-            self._statistics.bytes_to_gpu += tile_bytes if in_slot.index in self._tiles else rows * in_slot.row_bytes
-        if out_slot is not None:
-            lent.append(self._lend(out_slot, first_row, rows, opcode))
-            self._statistics.bytes_to_tee += tile_bytes if out_slot.index in self._tiles else rows * out_slot.row_bytes
+        self._submitted = sequence = self._submitted + 1
         record = pack_submission(
-            self._submitted,
+            sequence,
             self._epoch,
             opcode,
             layer,
@@ -119,18 +115,26 @@ class SubmissionQueue:
             tile.first_segment if tile else 0,
             tile.num_segments if tile else 0,
         )
-        self._in_flight.append(
-            _InFlight(self._submitted, record, opcode, tuple(lent), time.perf_counter_ns(), not self._in_flight)
-        )
+        alone, submitted_ns = not self._in_flight, time.perf_counter_ns()
+        # Rung first: what is written down here, it is while the peer reads the record.
         self._doorbell.send(record)
-        self._statistics.doorbells += 1
-        return self._submitted
+        operation, statistics = _NAMES[opcode], self._statistics
+        if in_slot is not None:
+            statistics.bytes_to_gpu += self._lend(in_slot, first_row, rows, tile_bytes, operation)
+        if out_slot is not None:
+            statistics.bytes_to_tee += self._lend(out_slot, first_row, rows, tile_bytes, operation)
+        self._in_flight.append(_InFlight(sequence, record, operation, in_slot, out_slot, submitted_ns, alone))
+        statistics.doorbells += 1
+        return sequence
 
-    def _lend(self, slot: Slot, first_row: int, rows: int, opcode: Opcode) -> tuple[Slot, int, int]:
+    def _lend(self, slot: Slot, first_row: int, rows: int, tile_bytes: int, operation: str) -> int:
+        """Notes that rows are the peer's. Returns how many bytes it is given."""
         # Which rows of a score slot a tile takes follows from its segments: all of it is handed over.
-        extent = (slot, 0, slot.num_rows) if slot.index in self._tiles else (slot, first_row, rows)
-        self._slots.lend(*extent, opcode.name)
-        return extent
+        if slot.index in self._tiles:
+            self._slots.lend(slot, 0, slot.num_rows, operation)
+            return tile_bytes
+        self._slots.lend(slot, first_row, rows, operation)
+        return rows * slot.row_bytes
 
     def wait(self, sequence: int, timeout_s: float | None = None) -> Outcome:
         """Waits until a submission and all before it are complete; their slots are this side's again.
@@ -145,8 +149,10 @@ class SubmissionQueue:
             oldest = self._in_flight[0]
             record = self._receive(oldest, self._timeout_s if timeout_s is None else timeout_s)
             self._in_flight.popleft()
-            for extent in oldest.lent:
-                self._slots.take_back(*extent, oldest.opcode.name)
+            if oldest.in_slot is not None:
+                self._slots.take_back(oldest.in_slot)
+            if oldest.out_slot is not None:
+                self._slots.take_back(oldest.out_slot)
             if oldest.sequence == sequence:
                 return record
 
@@ -160,29 +166,31 @@ class SubmissionQueue:
         return self.wait(self.submit(opcode), timeout_s)
 
     def _receive(self, oldest: _InFlight, timeout_s: float) -> Outcome:
-        waiting_since = time.perf_counter_ns()
-        slot = oldest.lent[-1][0].name if oldest.lent else ""
-        completed = self._doorbell.receive(self._watch, timeout_s, oldest.opcode.name, slot)
-        now = time.perf_counter_ns()
-        record = check_completion(oldest.record, completed)
-        if record.status == Status.FAILED:
-            self._raise_death(oldest.opcode)
-        if record.status == Status.REJECTED:
-            raise ProtocolError("status", "a submission the GPU process accepts", f"{oldest.opcode.name} rejected")
-        self._statistics.waiting_ns += now - waiting_since
-        tally = self._statistics.gpu[oldest.opcode.name]
-        tally.calls += 1
+        operation, statistics = oldest.operation, self._statistics
+        tally = statistics.gpu[operation]
+        slot = oldest.out_slot or oldest.in_slot
+        waiting_since_ns = time.perf_counter_ns()
+        completed = self._doorbell.receive(self._watch, timeout_s, operation, slot.name if slot else "")
+        now_ns = time.perf_counter_ns()
+        outcome = check_completion(oldest.record, completed)
+        if outcome.status:
+            self._raise_refusal(outcome.status, operation)
+        statistics.waiting_ns += now_ns - waiting_since_ns
+        since_submitted_ns = now_ns - oldest.submitted_ns
         # UNTRUSTED: a claim; it may not exceed what this side saw pass.
-        busy_ns = min(record.busy_ns, now - oldest.submitted_ns)
+        busy_ns = outcome.busy_ns if outcome.busy_ns < since_submitted_ns else since_submitted_ns
+        tally.calls += 1
         tally.total_ns += busy_ns
         if oldest.alone:
-            self._statistics.round_trips_ns.append(now - oldest.submitted_ns - busy_ns)
-        return record
+            statistics.round_trips_ns.append(since_submitted_ns - busy_ns)
+        return outcome
 
-    def _raise_death(self, opcode: Opcode) -> None:
-        """The GPU process said that an operation failed; it is about to end, and its last words say why."""
+    def _raise_refusal(self, status: int, operation: str) -> NoReturn:
+        if status == Status.REJECTED:
+            raise ProtocolError("status", "a submission the GPU process accepts", f"{operation} rejected")
+        # It said that the operation failed; it is about to end, and its last words say why.
         deadline = time.monotonic() + LAST_WORDS_TIMEOUT_S
         while time.monotonic() < deadline:
             self._watch.check()
             time.sleep(0.02)
-        raise PeerDied("gpu", f"{opcode.name} failed")
+        raise PeerDied("gpu", f"{operation} failed")
