@@ -154,12 +154,15 @@ class FastStart:
         self._names = (f"fast{os.getpid()}-{number}" for number in itertools.count())
 
     def llm(self, model: Path, *, gpu_threads: int = 1, **config: Any) -> LLM:
-        session = next(self._names)
-        order = {"model": str(model), "session": session, "threads": gpu_threads}
+        start_gpu = functools.partial(self._start_gpu, model, gpu_threads)
+        return LLM(model, start_gpu=start_gpu, session=next(self._names), timeout_s=30.0, **config)
+
+    def _start_gpu(self, model: Path, threads: int, session: str) -> None:
+        # Nobody's child: the LLM sees its death by its heartbeat alone.
+        order = {"model": str(model), "session": session, "threads": threads}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         self._process.stdin.flush()
-        return LLM(model, start_gpu=False, session=session, timeout_s=30.0, **config)
 
     def close(self) -> None:
         assert self._process.stdin is not None

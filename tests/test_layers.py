@@ -20,7 +20,8 @@ EVERYTHING = (
     | SHM
     | TRACE
     | ROLES
-    | {"model", "process", "resources", "llm", "hf", "console", "launch", "bench", "top", "sessions", "doctor", "cli"}
+    | {"model", "lifeline", "process", "resources", "outputs", "llm", "hf", "console", "launch", "bench", "top"}
+    | {"sessions", "doctor", "cli"}
 )
 
 # What a unit may import of the package, itself apart, and of other people's packages.
@@ -30,12 +31,14 @@ ALLOWED = {
     "config": ({"errors"}, set()),
     "model": (VALUES, {"numpy", "safetensors", "tokenizers", "jinja2", "gguf"}),
     "shm": (VALUES | SHM, {"numpy", "posix_ipc", "zmq"}),
-    "process": (VALUES, set()),
+    "lifeline": (VALUES, set()),
+    "process": (VALUES | {"lifeline"}, set()),
     "resources": (VALUES | {"_native"}, set()),
     "trace": (VALUES | SHM | {"process"}, set()),
     "tee": (VALUES | SHM | TRACE | {"model", "process"}, {"numpy"}),
     "gpu": (VALUES | SHM | TRACE | {"model", "process"}, {"numpy", "torch"}),
-    "llm": (VALUES | SHM | TRACE | {"model", "process", "resources", "tee"}, {"numpy"}),
+    "outputs": (VALUES | {"tee"}, set()),
+    "llm": (VALUES | SHM | TRACE | {"model", "process", "resources", "tee", "outputs"}, {"numpy"}),
     "hf": (VALUES | SHM | TRACE | {"model", "process", "tee", "llm"}, {"numpy", "torch", "transformers"}),
     "console": (VALUES | {"model", "tee", "llm"}, set()),
     "launch": (VALUES | SHM | {"process"}, set()),
@@ -48,7 +51,7 @@ ALLOWED = {
     "__init__": ({"_version", "llm"}, set()),
 }
 # What the modules that every process loads first may import before it is known which role they play.
-ALLOWED_AT_ONCE = {"cli": VALUES | {"process", "resources"}, "__init__": {"_version"}, "__main__": {"cli"}}
+ALLOWED_AT_ONCE = {"cli": VALUES | {"lifeline", "process", "resources"}, "__init__": {"_version"}, "__main__": {"cli"}}
 
 
 class Import(NamedTuple):

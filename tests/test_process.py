@@ -19,7 +19,7 @@ CONFIG = {
 # A role that is ready and lives for as long as its parent does.
 LIVES = """
 import os, signal, sys
-from tsqp_shm.process import Lifeline
+from tsqp_shm.lifeline import Lifeline
 lifeline = Lifeline.from_environment()
 lifeline.on_parent_gone(lambda: os.kill(os.getpid(), signal.SIGTERM))
 lifeline.ready()
@@ -157,7 +157,7 @@ def test_a_model_that_is_missing_is_the_error_of_whoever_started_the_role(start,
 
 def test_a_relayed_error_is_not_forgotten_when_the_role_was_ready_before(script, start):
     script(
-        "import sys\nfrom tsqp_shm.errors import ConfigError\nfrom tsqp_shm.process import Lifeline\n"
+        "import sys\nfrom tsqp_shm.errors import ConfigError\nfrom tsqp_shm.lifeline import Lifeline\n"
         "lifeline = Lifeline.from_environment()\nlifeline.ready()\nerror = ConfigError('device', 'x', 'cpu')\n"
         "lifeline.failed(error)\nprint(f'tsqp-shm: {error}', file=sys.stderr)\nsys.exit(2)"
     )

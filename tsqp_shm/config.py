@@ -80,6 +80,7 @@ class EngineConfig:
     endpoint: str | None = None
     session: str | None = None
     timeout_s: float = 60.0
+    restart_gpu: int = 0
     tee_threads: int | None = None
     gpu_threads: int | None = None
 
@@ -92,6 +93,7 @@ class EngineConfig:
         require_range("yield_us", self.yield_us, 0, 10_000_000)
         if not 0 < self.timeout_s <= 86400:
             raise ConfigError("timeout", self.timeout_s, "seconds, more than 0 and at most 86400")
+        require_range("restart_gpu", self.restart_gpu, 0, 1_000_000)
         for name in ("tee_threads", "gpu_threads"):
             if getattr(self, name) is not None:
                 require_range(name, getattr(self, name), 1, 1024)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -28,10 +28,14 @@ def launch(
     tee_arguments: Sequence[str],
     gpu_arguments: Sequence[str],
     verbose: bool,
+    report: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Runs one session: `tsqp-shm gpu` and `tsqp-shm tee`, as a user would in two terminals.
 
     The TEE process has this process's terminal; what the GPU process prints is kept for its last words.
+
+    Args:
+        report: takes a line about each restart of the GPU process.
 
     Returns:
         The exit code: the TEE process's, or that of the role that died first.
@@ -51,8 +55,13 @@ def launch(
     with ExitStack() as stack:
         # Whatever a killed role could not remove itself; runs last.
         stack.callback(sweep_dead_sessions)
-        gpu = RoleProcess.start("gpu", [str(model), "--session", session, *gpu_arguments], listen=show)
-        stack.callback(gpu.stop)
+
+        def start_gpu() -> RoleProcess:
+            gpu = RoleProcess.start("gpu", [str(model), "--session", session, *gpu_arguments], listen=show)
+            stack.callback(gpu.stop)
+            return gpu
+
+        gpu = start_gpu()
         # The TEE process inherits this and unblocks when it can take Ctrl-C; a Python that has just begun would end in
         # a traceback.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -60,7 +69,7 @@ def launch(
         stack.callback(tee.stop)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
-            return _supervise(tee, gpu, config.timeout_s)
+            return _supervise(tee, gpu, start_gpu, config, report)
         except KeyboardInterrupt:
             # In a terminal the TEE process got its own; a signal sent to this process alone is passed on.
             tee.interrupt()
@@ -68,19 +77,40 @@ def launch(
             raise
 
 
-def _supervise(tee: RoleProcess, gpu: RoleProcess, timeout_s: float) -> int:
+def _supervise(
+    tee: RoleProcess,
+    gpu: RoleProcess,
+    start_gpu: Callable[[], RoleProcess],
+    config: EngineConfig,
+    report: Callable[[str], None],
+) -> int:
     started = time.monotonic()
+    restarts = 0
+    told_of = -1
     while True:
         tee_code = tee.wait(POLL_S)
         if tee_code is not None:
             return _end_of_tee(tee, tee_code, gpu)
+        if restarts < min(tee.gpus_wanted, config.restart_gpu):
+            # It may only be believed dead.
+            gpu.kill()
+            restarts += 1
+            report(f"{gpu.death()}\nrestart {restarts} of {config.restart_gpu}")
+            gpu = start_gpu()
+            started = time.monotonic()
         error = gpu.death()
         if error is not None:
-            return _end_of_gpu(tee, gpu, error)
-        if time.monotonic() - started > timeout_s:
+            may_restart = restarts < config.restart_gpu and tee.is_ready and isinstance(error, PeerDied)
+            if not may_restart or gpu.exit_code == 0:
+                return _end_of_gpu(tee, gpu, error)
+            # It asks for another as soon as it needs one.
+            if told_of < restarts:
+                tee.tell_of_dead_gpu(restarts)
+                told_of = restarts
+        elif time.monotonic() - started > config.timeout_s:
             for role in (gpu, tee):
                 if not role.is_ready:
-                    raise PeerTimeout(f"the {role.role} process to become ready", "", timeout_s, None)
+                    raise PeerTimeout(f"the {role.role} process to become ready", "", config.timeout_s, None)
 
 
 def _end_of_tee(tee: RoleProcess, code: int, gpu: RoleProcess) -> int:

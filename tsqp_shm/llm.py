@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,50 +25,24 @@ from tsqp_shm.errors import (
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.model.weights import Checkpoint
+from tsqp_shm.outputs import CompletionOutput, RequestOutput
 from tsqp_shm.process import RoleProcess, peak_resident_bytes
 from tsqp_shm.resources import require_resources
-from tsqp_shm.tee.border import Border
+from tsqp_shm.shm.session import Session
+from tsqp_shm.tee.border import Border, StartGpu
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.engine import Chunk, Engine, NormWeights
 from tsqp_shm.tee.interrupts import held_interrupts
 from tsqp_shm.tee.sampler import SamplingParams
 from tsqp_shm.tee.scheduler import Scheduler
+from tsqp_shm.tee.statistics import Statistics, TracedStatistics
 from tsqp_shm.trace.file import TraceFile
 from tsqp_shm.trace.recorder import recording
 
+__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams"]
+
 Prompt = str | Sequence[int]
-
-
-@dataclass(frozen=True)
-class CompletionOutput:
-    """One completion.
-
-    Attributes:
-        text: without the stop string and special tokens; "" where the model has no tokenizer.
-        token_ids: an ending end-of-sequence token included.
-        finish_reason: "stop" (end-of-sequence token or stop string) or "length".
-    """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str
-
-
-@dataclass(frozen=True)
-class RequestOutput:
-    """One prompt with its completion.
-
-    Attributes:
-        outputs: always one; a list as in vLLM.
-        prefill_s: from the request to the first token, waiting for a place in the batch included.
-        decode_s: from the first token to the last.
-    """
-
-    prompt: str | None
-    prompt_token_ids: list[int]
-    outputs: list[CompletionOutput]
-    prefill_s: float
-    decode_s: float
+T = TypeVar("T")
 
 
 class LLM:
@@ -76,10 +50,10 @@ class LLM:
 
     Args:
         model: a Hugging Face folder.
-        start_gpu: False where somebody else starts `tsqp-shm gpu MODEL --session NAME`.
-        report: takes lines about what is waited for and what the GPU process says.
-        trace: a file for a trace of both processes, written at the end; with `start_gpu=False` for a recording of this
-            process alone, of which `tsqp-shm trace` makes one.
+        start_gpu: False where somebody else starts `tsqp-shm gpu MODEL --session NAME`; or what starts it.
+        report: takes lines about what is waited for, what the GPU process says, and its restarts.
+        trace: a file for a trace of both processes, written at the end, of the GPU processes the last one; unless
+            `start_gpu` is True for a recording of this process alone, of which `tsqp-shm trace` makes one.
         config: fields of `EngineConfig`; `TSQP_SHM_*` environment variables fill what is not given.
 
     Raises:
@@ -95,7 +69,7 @@ class LLM:
         self,
         model: str | Path,
         *,
-        start_gpu: bool = True,
+        start_gpu: bool | StartGpu = True,
         report: Callable[[str], None] = lambda line: None,
         trace: str | Path | None = None,
         **config: Any,
@@ -105,25 +79,26 @@ class LLM:
         require_resources(threads)
         self.model = Path(model)
         self.spec = ModelSpec.from_folder(self.model)
-        limits = self.config.limits(self.spec.max_position_embeddings)
-        self.max_model_len = limits.max_model_len
+        self._limits = self.config.limits(self.spec.max_position_embeddings)
+        self.max_model_len = self._limits.max_model_len
         self._tokenizer = Tokenizer.from_folder(self.model) if _has_tokenizer(self.model) else None
         with Checkpoint.open(self.model) as checkpoint:
-            norms = NormWeights.load(self.spec, checkpoint)
+            self._norms = NormWeights.load(self.spec, checkpoint)
         _native.set_num_threads(threads)
         self._fault: Exception | None = None
+        self._report = report
+        self._start = start_gpu if callable(start_gpu) else self._start_gpu if start_gpu else None
         with ExitStack() as stack:
-            start = self._start_gpu if start_gpu else None
-            self._report = report
             path = None if trace is None else Path(trace)
-            self._trace = stack.enter_context(TraceFile(path, report)) if path is not None and start_gpu else None
-            recorder = stack.enter_context(recording(self._trace.recording("tee") if self._trace else path, "tee"))
-            self._border = Border.open(self.spec, self.config, limits, start, report, recorder)
-            stack.callback(self._border.close)
-            border = self._border
-            self.statistics = border.statistics
-            self._engine = Engine(self.spec, norms, border.slots, border.queue, self.statistics)
-            self._scheduler = Scheduler(self._engine, border.arena.plan, self.statistics)
+            # Where somebody else starts the GPU process, the trace of both is theirs to make.
+            self._trace = stack.enter_context(TraceFile(path, report)) if path and start_gpu is True else None
+            recorded = recording(self._trace.recording("tee") if self._trace else path, "tee")
+            self._recorder = stack.enter_context(recorded)
+            self.statistics = Statistics() if self._recorder is None else TracedStatistics(self._recorder)
+            self._session = stack.enter_context(Session.begin(self.config.session))
+            self._open_border()
+            stack.callback(lambda: self._border.close())
+            self._scheduler = Scheduler(self._engine, self._border.arena.plan, self.statistics)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> LLM:
@@ -158,13 +133,13 @@ class LLM:
 
         Raises:
             RequestError: a prompt is empty, too long or holds a token id outside the vocabulary; nothing was run.
-            PeerDied, PeerTimeout, ProtocolError: the session is over.
+            PeerDied, PeerTimeout, ProtocolError: the session is over; a death only when no `restart_gpu` is left.
         """
         completions = [(prompt, self.start(prompt, params)) for prompt in _as_list(prompts)]
         with self._scheduled([completion for _, completion in completions]):
             while any(completion.finish_reason is None for _, completion in completions):
                 self._step()
-        return [_output(prompt, completion) for prompt, completion in completions]
+        return [RequestOutput.of(prompt, completion) for prompt, completion in completions]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
         """Completes one prompt, piece by piece; a piece never splits a character.
@@ -218,14 +193,18 @@ class LLM:
         self._require_working()
         if not self._scheduler.is_idle:
             raise RequestError("logits", "called", "no completion in progress")
-        rows = []
         step = self._border.arena.plan.slot("tokens").num_rows
-        with self._faults_end_the_session():
+
+        def forward() -> list[npt.NDArray[np.float32]]:
+            rows = []
             for position in range(0, len(ids), step):
                 chunk = ids[position : position + step]
                 with held_interrupts():
                     rows.append(self._engine.forward([Chunk(0, position, chunk, num_logits=len(chunk))]))
-        return np.concatenate(rows)
+            return rows
+
+        with self._faults_end_the_session():
+            return np.concatenate(self._survive(forward))
 
     def bring_up(self) -> dict[str, Any]:
         """Mode, processes, arena and doorbell of this session, as plain values."""
@@ -237,7 +216,7 @@ class LLM:
         facts = self.bring_up()
         facts["processes"]["tee"]["peak_rss_bytes"] = peak_resident_bytes()
         with held_interrupts(), self._faults_end_the_session():
-            peak = 0 if self._fault else self._border.gpu_peak_resident_bytes()
+            peak = 0 if self._fault else self._survive(lambda: self._border.gpu_peak_resident_bytes())
         facts["processes"]["gpu"]["peak_rss_bytes"] = peak
         facts["doorbell"].update(
             rung=statistics.doorbells,
@@ -258,9 +237,54 @@ class LLM:
     def _step(self) -> None:
         self._require_working()
         with held_interrupts():
-            self._border.progress.step_begins(*self._scheduler.load)
-            self._scheduler.step()
-            self._border.progress.step_ends(*self._scheduler.load)
+            self._survive(self._advance)
+
+    def _advance(self) -> None:
+        self._border.progress.step_begins(*self._scheduler.load)
+        self._scheduler.step()
+        self._border.progress.step_ends(*self._scheduler.load)
+
+    def _survive(self, act: Callable[[], T]) -> T:
+        """Does it again with another GPU process where one dies, as often as `restart_gpu` allows."""
+        while True:
+            try:
+                return act()
+            except PeerDied as death:
+                self._restart_gpu(death)
+
+    def _restart_gpu(self, death: PeerDied) -> None:
+        """Puts another GPU process in the place of one that died; every completion goes on from the tokens it has.
+
+        Raises:
+            PeerDied: no restart is left.
+            TsqpError: what kept the other from coming up.
+        """
+        # Whatever ends this early, Ctrl-C included, leaves nothing to go on with.
+        self._fault = death
+        died_s = time.monotonic()
+        while True:
+            if self.statistics.gpu_restarts >= self.config.restart_gpu:
+                raise death
+            self.statistics.gpu_restarts += 1
+            self._report(f"{death}\nrestart {self.statistics.gpu_restarts} of {self.config.restart_gpu}")
+            self._border.abandon()
+            waits = self._border.doorbell.waits
+            try:
+                self._open_border()
+                break
+            except PeerDied as another:
+                death = another
+        self._border.doorbell.waits.update(waits)
+        self._scheduler.start_over(self._engine)
+        self._fault = None
+        self._report(f"the gpu process is back after {time.monotonic() - died_s:.1f} s")
+
+    def _open_border(self) -> None:
+        self._border = Border.open(
+            self._session, self.spec, self.config, self._limits, self.statistics, self._start, self._report,
+            self._recorder,
+        )  # fmt: skip
+        self._engine = Engine(self.spec, self._norms, self._border.slots, self._border.queue, self.statistics)
 
     def _start_gpu(self, session: str) -> RoleProcess:
         arguments = [str(self.model), "--session", session, "--device", self.config.device]
@@ -338,14 +362,3 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if listed and not isinstance(listed[0], (str, list, tuple, np.ndarray)):
         return [listed]  # type: ignore[list-item]
     return listed  # type: ignore[return-value]
-
-
-def _output(prompt: Prompt, completion: Completion) -> RequestOutput:
-    first = completion.first_token_s or completion.started_s
-    return RequestOutput(
-        prompt=prompt if isinstance(prompt, str) else None,
-        prompt_token_ids=completion.prompt_token_ids,
-        outputs=[CompletionOutput(completion.text, completion.token_ids, completion.finish_reason or "")],
-        prefill_s=first - completion.started_s,
-        decode_s=(completion.ended_s or first) - first,
-    )

@@ -1,8 +1,4 @@
-"""Role processes: a parent's hold on a child it started, and the child's on its parent.
-
-Between the two lies one socket pair, the lifeline. The child writes a line to it when it is ready; its end closes when
-either dies, however it dies, so no orphan is left and no pid has to be watched.
-"""
+"""A parent's hold on a role that it started; see `lifeline` for the child's hold on its parent."""
 
 from __future__ import annotations
 
@@ -20,28 +16,28 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from tsqp_shm.errors import (
-    ArenaMismatch,
-    ConfigError,
-    DeviceError,
-    LimitError,
-    ModelFileError,
-    PeerDied,
-    TsqpError,
-    UnsupportedModel,
+from tsqp_shm.errors import PeerDied, TsqpError
+from tsqp_shm.lifeline import (
+    LIFELINE_VARIABLE,
+    READY_LINE,
+    RELAYED_ERRORS,
+    WANTED_LINE,
+    Lines,
+    dead_gpu_line,
+    failed_line,
 )
 
-LIFELINE_VARIABLE = "TSQP_SHM_LIFELINE"
-READY_LINE = b"ready\n"
-# What a child may call the reason for its end; anything else it says counts as a death.
-RELAYED_ERRORS = (ConfigError, DeviceError, LimitError, ModelFileError, UnsupportedModel, ArenaMismatch)
 # What every error line of the command begins with.
 ERROR_PREFIX = "tsqp-shm: "
 LAST_WORDS_LINES = 12
+# A child that never stops talking is heard so far at a time.
+MAX_HEARD_BYTES = 1 << 16
 MAX_LINE_BYTES = 4096
 # A role that was told to stop needs this long at most to let go of a device.
 POLITE_STOP_S = 5.0
 FIRM_STOP_S = 2.0
+# What a dead child printed last is in the pipe already; only a grandchild can keep the pipe open.
+LAST_WORDS_S = 0.3
 
 
 class RoleProcess:
@@ -52,9 +48,13 @@ class RoleProcess:
         self._process = process
         self._lifeline = lifeline
         self._lifeline.setblocking(False)
-        self._heard = b""
+        self._said = Lines()
+        self._is_ready = False
+        self._gpus_wanted = 0
+        self._failure: type[TsqpError] | None = None
         self._last_lines: deque[str] = deque(maxlen=LAST_WORDS_LINES)
         self._listener: threading.Thread | None = None
+        self._listened = False
 
     @classmethod
     def start(
@@ -123,27 +123,50 @@ class RoleProcess:
         code = self.exit_code
         if code is None:
             return None
-        if self._listener is not None:
-            self._listener.join(timeout=1.0)
-        for kind in RELAYED_ERRORS:
-            # UNTRUSTED: one of a few fixed lines, compared and not parsed.
-            if self._hear().endswith(_failed_line(kind)) and self._last_lines:
-                return kind.relayed(self._last_lines[-1].removeprefix(ERROR_PREFIX))
+        self._finish_listening()
+        self._hear()
+        if self._failure is not None and self._last_lines:
+            return self._failure.relayed(self._last_lines[-1].removeprefix(ERROR_PREFIX))
         if code < 0:
             with contextlib.suppress(ValueError):
                 return PeerDied(self.role, f"signal {signal.Signals(-code).name}", self.last_words)
         return PeerDied(self.role, f"exit code {code}", self.last_words)
 
-    def _hear(self) -> bytes:
-        """What the child has said on the lifeline so far."""
+    def _finish_listening(self) -> None:
+        """Waits for the last lines of a child that has ended; once, however often it is asked."""
+        if self._listener is not None and not self._listened:
+            self._listener.join(timeout=LAST_WORDS_S)
+            self._listened = True
+
+    def _hear(self) -> None:
+        """Takes in what the child has said on the lifeline meanwhile."""
+        heard_bytes = 0
         with contextlib.suppress(OSError):
-            self._heard += self._lifeline.recv(256)
-        return self._heard
+            while heard_bytes < MAX_HEARD_BYTES and (data := self._lifeline.recv(4096)):
+                heard_bytes += len(data)
+                # UNTRUSTED: a few fixed lines, compared and not parsed; any other is forgotten.
+                for line in self._said.push(data):
+                    self._is_ready |= line == READY_LINE
+                    self._gpus_wanted += line == WANTED_LINE
+                    # The last word counts: whoever says something else after it has not ended by it.
+                    self._failure = next((kind for kind in RELAYED_ERRORS if line == failed_line(kind)), None)
 
     @property
     def is_ready(self) -> bool:
         """Whether the child has said so."""
-        return READY_LINE in self._heard or READY_LINE in self._hear()
+        self._hear()
+        return self._is_ready
+
+    @property
+    def gpus_wanted(self) -> int:
+        """How often the child has asked for another GPU process."""
+        self._hear()
+        return self._gpus_wanted
+
+    def tell_of_dead_gpu(self, number: int) -> None:
+        """Tells a TEE process that the GPU process of that number, counted from 0, has died."""
+        with contextlib.suppress(OSError):
+            self._lifeline.sendall(dead_gpu_line(number))
 
     @property
     def last_words(self) -> str:
@@ -169,56 +192,17 @@ class RoleProcess:
             self._process.terminate()
             code = self.wait(FIRM_STOP_S)
         if code is None:
-            self._process.kill()
-            code = self._process.wait()
-        if self._listener is not None:
-            self._listener.join(timeout=1.0)
+            return self.kill()
+        self._finish_listening()
         return code
 
-
-class Lifeline:
-    """The child's end; `Lifeline.from_environment` also works where there is no parent."""
-
-    def __init__(self, connection: socket.socket | None) -> None:
-        self._connection = connection
-
-    @classmethod
-    def from_environment(cls) -> Lifeline:
-        descriptor = os.environ.pop(LIFELINE_VARIABLE, None)
-        if descriptor is None:
-            return cls(None)
-        os.set_inheritable(int(descriptor), False)
-        return cls(socket.socket(fileno=int(descriptor)))
-
-    @property
-    def has_parent(self) -> bool:
-        return self._connection is not None
-
-    def ready(self) -> None:
-        """Tells the parent."""
-        if self._connection is not None:
-            with contextlib.suppress(OSError):
-                self._connection.sendall(READY_LINE)
-
-    def failed(self, error: TsqpError) -> None:
-        """Tells the parent which error this process ends with, if it is one that the parent's user can mend."""
-        if self._connection is not None and isinstance(error, RELAYED_ERRORS):
-            with contextlib.suppress(OSError):
-                self._connection.sendall(_failed_line(type(error)))
-
-    def on_parent_gone(self, act: Callable[[], None]) -> None:
-        """Calls `act` in a thread once the parent has died or has asked this process to end."""
-        connection = self._connection
-        if connection is None:
-            return
-
-        def watch() -> None:
-            with contextlib.suppress(OSError):
-                while connection.recv(16):
-                    pass
-            act()
-
-        threading.Thread(target=watch, daemon=True).start()
+    def kill(self) -> int:
+        """Ends a child that has nothing to put in order any more, one that is stopped by a signal too."""
+        self._lifeline.close()
+        self._process.kill()
+        code = self._process.wait()
+        self._finish_listening()
+        return code
 
 
 def peak_resident_bytes() -> int:
@@ -229,7 +213,3 @@ def peak_resident_bytes() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _failed_line(kind: type[TsqpError]) -> bytes:
-    return f"failed {kind.__name__}\n".encode()

@@ -23,7 +23,7 @@ from tsqp_shm.cli.settings import (
 )
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ConfigError, ModelFileError, PeerDied
-from tsqp_shm.process import Lifeline
+from tsqp_shm.lifeline import Lifeline, ParentsGpu
 from tsqp_shm.resources import require_resources
 
 PARENT_SPEAKS_FIRST_S = 2.0
@@ -42,12 +42,13 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
         "tee": given(arguments, common_flags(), tee_flags()),
         "gpu": given(arguments, common_flags(), gpu_flags()),
     }
+    report = reporter(arguments)
     with ExitStack() as stack:
         if arguments.trace is not None:
-            trace = stack.enter_context(TraceFile(arguments.trace, reporter(arguments)))
+            trace = stack.enter_context(TraceFile(arguments.trace, report))
             for role, words in roles.items():
                 words += trace.arguments(role)
-        code = launch(model_folder(arguments), config, roles["tee"], roles["gpu"], arguments.verbose)
+        code = launch(model_folder(arguments), config, roles["tee"], roles["gpu"], arguments.verbose, report)
         if code:
             # A role has said why; that there is little to trace then is not to be said in its place.
             raise SystemExit(code)
@@ -68,7 +69,10 @@ def play_tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     report = _silent if lifeline.has_parent else reporter(arguments)
     overrides = {name: getattr(config, name) for name in EngineConfig.__dataclass_fields__}
     try:
-        with LLM(model_folder(arguments), start_gpu=False, report=report, trace=arguments.trace, **overrides) as llm:
+        start_gpu = ParentsGpu(lifeline).start if lifeline.has_parent else False
+        with LLM(
+            model_folder(arguments), start_gpu=start_gpu, report=report, trace=arguments.trace, **overrides
+        ) as llm:
             lifeline.ready()
             run_prompts(
                 llm,

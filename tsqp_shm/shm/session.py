@@ -3,7 +3,7 @@
     FOLDER/NAME/            mode 0700
         lock                held by the TEE process while it lives; the kernel lets go of it at any death
         session.json        written when the arena is published: how the GPU process attaches
-        doorbell            the ZeroMQ socket, unless another endpoint was chosen
+        doorbell            the ZeroMQ socket, unless another endpoint was chosen; doorbell.2 that of a second arena
 
 FOLDER is $TSQP_SHM_RUNTIME_DIR, else $XDG_RUNTIME_DIR/tsqp-shm, else /tmp/tsqp-shm-UID.
 """
@@ -91,6 +91,7 @@ class Session:
         self.folder = folder
         self._lock_fd: int | None = lock_fd
         self._has_arena = False
+        self._arenas = 0
 
     @classmethod
     def begin(cls, name: str | None = None, *, sweeps: bool = True) -> Session:
@@ -137,15 +138,19 @@ class Session:
 
     @property
     def default_endpoint(self) -> str:
-        return f"ipc://{self.folder / SOCKET_FILE}"
+        """Of the arena made last: a GPU process that was only believed dead would come back to the socket it knows."""
+        return f"ipc://{self.folder / SOCKET_FILE}" + (f".{self._arenas}" if self._arenas > 1 else "")
 
     def create_arena(self, plan: Plan, epoch: int) -> Arena:
         """`Arena.create` under this session's name; the session's end sees to it that none is left.
+
+        A session has one arena at a time.
 
         Raises:
             ArenaError: as `Arena.create`.
         """
         self._has_arena = True
+        self._arenas += 1
         try:
             return Arena.create(self.arena_name, plan, epoch)
         except ArenaError:

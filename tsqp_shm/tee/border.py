@@ -7,13 +7,12 @@ import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from tsqp_shm import _native
 from tsqp_shm.config import MODE, EngineConfig, Limits
 from tsqp_shm.errors import TsqpError
 from tsqp_shm.model.spec import ModelSpec
-from tsqp_shm.process import RoleProcess
 from tsqp_shm.shm.arena import Arena, Residency
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
@@ -22,17 +21,26 @@ from tsqp_shm.shm.protocol import Opcode, unpack_identity
 from tsqp_shm.shm.session import Invitation, Session
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.tee.progress import ProgressWriter
-from tsqp_shm.tee.statistics import Statistics, TracedStatistics
+from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
 from tsqp_shm.trace.doorbell import SubmittingDoorbell
 from tsqp_shm.trace.recorder import Recorder
 
-StartGpu = Callable[[str], RoleProcess]
+
+class GpuProcess(Protocol):
+    """A hold on the GPU process; `process.RoleProcess` and `lifeline.ParentsGpu` are two."""
+
+    def death(self) -> TsqpError | None: ...
+    def stop(self) -> object: ...
+    def kill(self) -> object: ...
+
+
+StartGpu = Callable[[str], GpuProcess | None]
 
 
 @dataclass
 class Border:
-    """Everything between this process and the GPU process; use `Border.open`, and `close` at the end.
+    """Everything between this process and one GPU process; use `Border.open`, and `close` or `abandon` at the end.
 
     Attributes:
         gpu_pid, gpu_device, gpu_transfer: what the GPU process says of itself; for display.
@@ -47,7 +55,7 @@ class Border:
     endpoint: str
     statistics: Statistics
     progress: ProgressWriter
-    gpu_process: RoleProcess | None
+    gpu_process: GpuProcess | None
     gpu_pid: int = 0
     gpu_device: str = ""
     gpu_transfer: str = ""
@@ -57,26 +65,28 @@ class Border:
     @classmethod
     def open(
         cls,
+        session: Session,
         spec: ModelSpec,
         config: EngineConfig,
         limits: Limits,
+        statistics: Statistics,
         start_gpu: StartGpu | None,
         report: Callable[[str], None] = lambda line: None,
         recorder: Recorder | None = None,
     ) -> Border:
-        """Begins the session, publishes the arena, and waits until the GPU process is ready.
+        """Publishes an arena with an epoch of its own, and waits until the GPU process is ready.
 
         Args:
+            session: has no other border.
             start_gpu: starts a GPU process for the session of that name; None: somebody else does.
             report: takes a line about what is waited for.
             recorder: takes what this process does and when; None: nothing does.
 
         Raises:
-            TsqpError: what kept it from coming up; nothing is left behind.
+            TsqpError: what kept it from coming up; nothing is left behind but the session.
         """
         plan = Plan.derive(spec, limits)
         with ExitStack() as stack:
-            session = stack.enter_context(Session.begin(config.session))
             # Started first: loading torch takes longer than everything else here, and it waits for the invitation.
             gpu_process = start_gpu(session.name) if start_gpu else None
             if gpu_process is not None:
@@ -87,12 +97,11 @@ class Border:
             heartbeat = _native.Heartbeat(arena.buffer, "tee", HEARTBEAT_INTERVAL_MS)
             stack.callback(heartbeat.release)
             endpoint = config.endpoint or session.default_endpoint
-            statistics = Statistics()
             doorbell = open_doorbell(config.doorbell, arena, "tee", endpoint, config.spin_us, config.yield_us)
             stack.callback(doorbell.close)
             if recorder is not None:
                 recorder.slot_names = [slot.name for slot in plan.slots]
-                statistics, doorbell = TracedStatistics(recorder), SubmittingDoorbell(doorbell, recorder)
+                doorbell = SubmittingDoorbell(doorbell, recorder)
             arena.publish()
             session.invite(
                 Invitation(
@@ -141,8 +150,16 @@ class Border:
         return self.queue.call(Opcode.STATUS).value
 
     def close(self) -> None:
-        """Stops the GPU process and removes what the session made. Closing twice does nothing."""
+        """Stops the GPU process and removes the arena. Closing twice does nothing."""
         self._stack.close()
+
+    def abandon(self) -> None:
+        """Closes where the GPU process is dead. One that was only believed dead is killed if it is a child; if not, it
+        keeps the old arena's memory, and cannot reach what comes after."""
+        self._is_broken = True
+        if self.gpu_process is not None:
+            self.gpu_process.kill()
+        self.close()
 
     def describe(self) -> dict[str, Any]:
         """The bring-up report as plain values."""
@@ -160,7 +177,10 @@ class Border:
                 "locked_reason": residency.locked_reason,
             },
             "doorbell": {"mode": self.doorbell_mode, "endpoint": self.endpoint},
-            "processes": {"tee": {"pid": os.getpid()}, "gpu": {"pid": self.gpu_pid}},
+            "processes": {
+                "tee": {"pid": os.getpid()},
+                "gpu": {"pid": self.gpu_pid, "restarts": self.statistics.gpu_restarts},
+            },
             "device": self.gpu_device,
             "transfer": self.gpu_transfer,
         }

@@ -44,6 +44,12 @@ class Scheduler:
             self._waiting.remove(completion)
         self._release(completion)
 
+    def start_over(self, engine: Engine) -> None:
+        """Goes on with an engine whose caches are empty: what lay in the old one's is computed again."""
+        self._engine = engine
+        for completion in self._running:
+            completion.cached = 0
+
     def step(self) -> None:
         """One forward pass: prompts get on, and every completion whose prompt is in the cache grows by a token.
 

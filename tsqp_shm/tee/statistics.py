@@ -29,6 +29,7 @@ class Statistics:
         tee: this process's kernels by name, timed here.
         gpu: the GPU process's operations by opcode name, with the times that it claims: for display only.
         doorbells: submissions rung.
+        gpu_restarts: GPU processes that took the place of one that had died.
         bytes_to_gpu: bytes of slots handed over for the GPU process to read.
         bytes_to_tee: bytes of slots handed back with a result.
         waiting_ns: how long this process waited for completions.
@@ -39,6 +40,7 @@ class Statistics:
     tee: defaultdict[str, OperationTally] = field(default_factory=lambda: defaultdict(OperationTally))
     gpu: defaultdict[str, OperationTally] = field(default_factory=lambda: defaultdict(OperationTally))
     doorbells: int = 0
+    gpu_restarts: int = 0
     bytes_to_gpu: int = 0
     bytes_to_tee: int = 0
     waiting_ns: int = 0
