@@ -15,14 +15,10 @@ VALUES = {"errors", "config", "_version"}
 SHM = {"shm", "_native"}
 TRACE = {"trace"}
 ROLES = {"tee", "gpu"}
-EVERYTHING = (
-    VALUES
-    | SHM
-    | TRACE
-    | ROLES
-    | {"model", "lifeline", "process", "resources", "outputs", "llm", "hf", "console", "launch", "bench", "top"}
-    | {"sessions", "doctor", "cli"}
-)
+PROCESSES = {"lifeline", "process", "resources"}
+FRONT = {"outputs", "llm", "hf", "console"}
+AROUND = {"launch", "bench", "top", "sessions", "doctor", "cli"}
+EVERYTHING = VALUES | SHM | TRACE | ROLES | PROCESSES | FRONT | AROUND | {"model"}
 
 # What a unit may import of the package, itself apart, and of other people's packages.
 ALLOWED = {
@@ -51,7 +47,7 @@ ALLOWED = {
     "__init__": ({"_version", "llm"}, set()),
 }
 # What the modules that every process loads first may import before it is known which role they play.
-ALLOWED_AT_ONCE = {"cli": VALUES | {"lifeline", "process", "resources"}, "__init__": {"_version"}, "__main__": {"cli"}}
+ALLOWED_AT_ONCE = {"cli": VALUES | PROCESSES, "__init__": {"_version"}, "__main__": {"cli"}}
 
 
 class Import(NamedTuple):

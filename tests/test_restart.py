@@ -11,8 +11,6 @@ import pytest
 from models import FastStart, RandomModel, fast_start, model_folder, random_token_ids
 
 from tsqp_shm import LLM, SamplingParams
-from tsqp_shm.errors import PeerDied, TsqpError
-from tsqp_shm.shm.session import sessions_folder
 
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
 SEEDED = SamplingParams(max_tokens=12, ignore_eos=True, temperature=1.0, top_k=20, seed=5)

@@ -102,7 +102,7 @@ def _supervise(
         if error is not None:
             may_restart = restarts < config.restart_gpu and tee.is_ready and isinstance(error, PeerDied)
             if not may_restart or gpu.exit_code == 0:
-                return _end_of_gpu(tee, gpu, error)
+                return _end_of_gpu(tee, gpu, restarts, error)
             # It asks for another as soon as it needs one.
             if told_of < restarts:
                 tee.tell_of_dead_gpu(restarts)
@@ -126,7 +126,7 @@ def _end_of_tee(tee: RoleProcess, code: int, gpu: RoleProcess) -> int:
     return code
 
 
-def _end_of_gpu(tee: RoleProcess, gpu: RoleProcess, error: TsqpError) -> int:
+def _end_of_gpu(tee: RoleProcess, gpu: RoleProcess, number: int, error: TsqpError) -> int:
     if gpu.exit_code == 0:
         patience_s = SECOND_DEATH_S
     else:
@@ -134,4 +134,6 @@ def _end_of_gpu(tee: RoleProcess, gpu: RoleProcess, error: TsqpError) -> int:
     code = tee.wait(patience_s)
     if code is not None and code >= 0 and (code != PeerDied.exit_code or gpu.exit_code == 0):
         return code
+    # It would miss the heartbeat first, when it is told to end.
+    tee.tell_of_dead_gpu(number)
     raise error

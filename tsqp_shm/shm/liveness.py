@@ -56,7 +56,8 @@ class PeerWatch:
             if death is not None:
                 raise death
         now = time.monotonic()
-        if now - self._looked_at < LOOK_INTERVAL_S:
+        # Half of it: a wait that ends a moment early must not double the time between looks.
+        if now - self._looked_at < LOOK_INTERVAL_S / 2:
             return
         self._looked_at = now
         # UNTRUSTED: any change counts as life and nothing else is concluded from it.
