@@ -57,7 +57,7 @@ class Row:
     Attributes:
         kind: "normal", "told" (the survivor named the dead), "silent" (launch is dead, and nobody has to tell), "too
             late" (the session had ended well), "never met" (without a launch: killed before the other knew of it, which
-            then waited in vain) or "wrong".
+            then waited in vain), "for the next" (something is left that the next start has to sweep) or "wrong".
         reported_s, ended_s: from the kill to the survivor's word, and to the end of the last process.
         found: what was wrong.
     """
@@ -123,8 +123,10 @@ def judge(moment: Moment, ending: Ending, normal: Ending) -> Row:
             found.append(f"survivors {survivors}: {ending.stderr!r}")
         if "Traceback" in ending.stderr:
             found.append(ending.stderr)
-    # Without a launch, nobody is left to sweep behind a process that is killed after the other has ended.
-    if len(codes) == 1 or kind != "too late":
+    if ending.left and (moment.victim == "launch" or (len(codes) > 1 and kind == "too late")):
+        # Nobody is left to sweep behind the last process: the next start does.
+        kind = "for the next"
+    else:
         found += [f"left: {path}" for path in ending.left]
     return Row(
         victim=moment.victim,

@@ -154,11 +154,11 @@ class FastStart:
         self._names = (f"fast{os.getpid()}-{number}" for number in itertools.count())
 
     def llm(self, model: Path, *, gpu_threads: int = 1, **config: Any) -> LLM:
-        start_gpu = functools.partial(self._start_gpu, model, gpu_threads)
+        start_gpu = functools.partial(self.start_gpu, model, threads=gpu_threads)
         return LLM(model, start_gpu=start_gpu, session=next(self._names), timeout_s=30.0, **config)
 
-    def _start_gpu(self, model: Path, threads: int, session: str) -> None:
-        # Nobody's child: the LLM sees its death by its heartbeat alone.
+    def start_gpu(self, model: Path, session: str, *, threads: int = 1) -> None:
+        """A GPU process that is nobody's child: an LLM sees its death by its heartbeat alone."""
         order = {"model": str(model), "session": session, "threads": threads}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order).encode() + b"\n")

@@ -72,12 +72,12 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 class Running:
     """A launch that goes on until somebody ends it."""
 
-    def __init__(self, model: Path, session: str, *flags: str) -> None:
+    def __init__(self, model: Path, session: str, *flags: str, stdin: int = subprocess.DEVNULL) -> None:
         arguments = ["launch", str(model), "--session", session, "--max-new-tokens", "8000", "--ignore-eos", *flags]
         self.session = session
         self.process = subprocess.Popen(
             [*COMMAND, *arguments],
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             # A group of its own, to be sent what a terminal sends.
@@ -92,10 +92,12 @@ class Running:
         self.roles.pop("launch", None)
         return self.roles.keys() == {"tee", "gpu"}
 
-    def wait_for_output(self) -> None:
-        """The first piece of the completion: everything is up and a step is in progress."""
+    def wait_for_output(self) -> bytes:
+        """The beginning of the completion: everything is up and a step is in progress."""
         assert self.process.stdout is not None
-        assert os.read(self.process.stdout.fileno(), 1)
+        beginning = os.read(self.process.stdout.fileno(), 1)
+        assert beginning
+        return beginning
 
     def end(self) -> tuple[int, str]:
         """Waits for the end. Returns the exit code and what was said on stderr."""
@@ -113,8 +115,8 @@ class Running:
 def start(model) -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
 
-    def start_one(session: str, *flags: str) -> Running:
-        started.append(Running(model, session, *flags))
+    def start_one(session: str, *flags: str, **options: int) -> Running:
+        started.append(Running(model, session, *flags, **options))
         return started[-1]
 
     yield start_one
@@ -303,6 +305,40 @@ def test_an_interactive_conversation_remembers_its_turns(demo_model):
     assert "Paris" in first
     # Only the first turn says what "it" is.
     assert "France" in second
+
+
+@pytest.mark.slow
+def test_a_gpu_process_that_dies_is_replaced_and_the_output_is_the_same(start, model):
+    flags = ["--max-new-tokens", "1000", "--dtype", "float32"]
+    expected = completion("launch", model, *flags, "--ignore-eos")
+    running = start("again", *flags, "--restart-gpu", "1")
+    first = running.wait_for_output()
+    os.kill(running.roles["gpu"], signal.SIGKILL)
+    rest, errors = running.process.communicate()
+    assert running.process.returncode == 0
+    assert (first + rest).decode() == expected
+    assert "the gpu process died (signal SIGKILL)" in errors.decode()
+    assert "restart 1 of 1" in errors.decode()
+    assert "GPU process restarted 1 time" in errors.decode()
+    assert running.leavings() == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_conversation_cancels_the_answer_and_asks_again(start, next_launch_works):
+    flags = ["--interactive", "--max-new-tokens", "1500", "--max-model-len", "4096"]
+    running = start("turns", *flags, stdin=subprocess.PIPE)
+    asked = running.process.stdin
+    asked.write(b"One\n")
+    asked.flush()
+    running.wait_for_output()
+    os.killpg(running.process.pid, signal.SIGINT)
+    asked.write(b"Two\n")
+    code, errors = running.end()
+    assert code == 0
+    ends = [line.rpartition(" ")[2] for line in errors.splitlines() if "ended by" in line]
+    assert ends == ["cancelled", "length"]
+    assert running.leavings() == []
+    next_launch_works("turns")
 
 
 @pytest.mark.slow

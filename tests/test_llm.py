@@ -191,6 +191,33 @@ def test_a_stream_that_waits_for_a_place_gets_it(fast, text_model):
         assert beginning + "".join(first) == expected[0]
 
 
+def test_a_deadline_ends_a_completion_and_frees_its_place(fast, text_model):
+    params = SamplingParams(max_tokens=30, ignore_eos=True)
+    with fast.llm(text_model, max_model_len=64, max_num_seqs=1) as llm:
+        expected = texts(llm.generate(PROMPTS[:2], params))
+        completion = llm.start(PROMPTS[0], SamplingParams(max_tokens=30, ignore_eos=True, deadline_s=1000))
+        late = llm.stream_completion(completion)
+        waiting = llm.stream(PROMPTS[1], params)
+        shown = next(late) + next(late)
+        # As if it had been asked for long ago.
+        completion.started_s -= 2000
+        assert "".join(waiting) == expected[1]
+        assert completion.finish_reason == "deadline"
+        assert 2 <= len(completion.token_ids) < 30
+        assert shown + "".join(late) == completion.text
+        assert expected[0].startswith(completion.text.rstrip("\N{REPLACEMENT CHARACTER}"))
+
+
+def test_a_deadline_before_the_first_step_leaves_nothing_and_the_others_go_on(llm):
+    alone = texts(llm.generate(PROMPTS[1], GREEDY))
+    late = llm.stream(PROMPTS[0], SamplingParams(deadline_s=1e-9))
+    assert list(late) == []
+    before = llm.statistics.doorbells
+    assert only(llm.generate(PROMPTS[0], SamplingParams(deadline_s=1e-9))).finish_reason == "deadline"
+    assert llm.statistics.doorbells == before
+    assert texts(llm.generate(PROMPTS[1], SamplingParams(max_tokens=12, deadline_s=1000))) == alone
+
+
 def test_a_wrong_prompt_is_refused_when_the_stream_is_asked_for(llm):
     with pytest.raises(RequestError):
         llm.stream([llm.spec.vocab_size])

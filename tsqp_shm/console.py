@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from typing import Any, TextIO
 
 from tsqp_shm.config import MODE_WARNING
 from tsqp_shm.errors import RequestError
 from tsqp_shm.llm import LLM
 from tsqp_shm.tee.completion import Completion
+from tsqp_shm.tee.interrupts import cancelling_interrupts
 from tsqp_shm.tee.sampler import SamplingParams
 
 
@@ -33,26 +35,33 @@ def run_prompts(
         completions = _converse(llm, params)
     else:
         text = llm.tokenizer.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
-        completions = [_complete(llm, params, text, special=not chat, shown=not json_output)]
+        completions = [_start(llm, params, text, special=not chat)]
+        _run(llm, completions[0], shown=not json_output)
     if json_output:
         print(json.dumps({**summary(completions[0]), **llm.stats()}))
     elif not quiet and completions:
         print_statistics(llm, completions, sys.stderr)
 
 
-def _complete(llm: LLM, params: SamplingParams, text: str, *, special: bool, shown: bool) -> Completion:
+def _start(llm: LLM, params: SamplingParams, text: str, *, special: bool) -> Completion:
     # A rendered chat template spells out its special tokens itself.
-    completion = llm.start(llm.tokenizer.encode(text, add_special_tokens=special), params)
-    for piece in llm.stream_completion(completion):
-        if shown:
-            print(piece, end="", flush=True)
+    return llm.start(llm.tokenizer.encode(text, add_special_tokens=special), params)
+
+
+def _run(llm: LLM, completion: Completion, *, shown: bool) -> None:
+    with closing(llm.stream_completion(completion)) as pieces:
+        for piece in pieces:
+            if shown:
+                print(piece, end="", flush=True)
     if shown:
         print(flush=True)
-    return completion
 
 
 def _converse(llm: LLM, params: SamplingParams) -> list[Completion]:
-    """Reads prompts until the end of input; the conversation so far goes into each turn."""
+    """Reads prompts until the end of input; the conversation so far goes into each turn.
+
+    Ctrl-C cancels the answer in progress, and what was shown of it stays in the conversation.
+    """
     messages: list[dict[str, str]] = []
     completions: list[Completion] = []
     while True:
@@ -65,12 +74,16 @@ def _converse(llm: LLM, params: SamplingParams) -> list[Completion]:
         messages.append({"role": "user", "content": content})
         try:
             text = llm.tokenizer.apply_chat_template(messages)
-            completions.append(_complete(llm, params, text, special=False, shown=True))
+            completions.append(_start(llm, params, text, special=False))
         except RequestError as error:
             # The conversation has outgrown the model: begin a new one, and say so.
             print(f"{error}; starting over", file=sys.stderr)
             messages.clear()
             continue
+        with cancelling_interrupts():
+            _run(llm, completions[-1], shown=True)
+        if completions[-1].finish_reason == "cancelled":
+            print(flush=True)
         messages.append({"role": "assistant", "content": completions[-1].text})
 
 
@@ -143,6 +156,8 @@ def print_statistics(llm: LLM, completions: list[Completion], out: TextIO) -> No
         f"serialised {moved['serialised']}",
         file=out,
     )
+    if restarts := stats["processes"]["gpu"]["restarts"]:
+        print(f"GPU process restarted {restarts} time{'s' * (restarts > 1)}", file=out)
     peaks = {role: facts["peak_rss_bytes"] / 2**20 for role, facts in stats["processes"].items()}
     print(f"peak memory: tee {peaks['tee']:,.0f} MiB, gpu {peaks['gpu']:,.0f} MiB (arena included)", file=out)
 

@@ -28,6 +28,7 @@ def launch(
     tee_arguments: Sequence[str],
     gpu_arguments: Sequence[str],
     verbose: bool,
+    interactive: bool,
     report: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Runs one session: `tsqp-shm gpu` and `tsqp-shm tee`, as a user would in two terminals.
@@ -35,6 +36,7 @@ def launch(
     The TEE process has this process's terminal; what the GPU process prints is kept for its last words.
 
     Args:
+        interactive: Ctrl-C is for the TEE process alone, which has it from the terminal, and may go on after it.
         report: takes a line about each restart of the GPU process.
 
     Returns:
@@ -67,6 +69,8 @@ def launch(
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         tee = RoleProcess.start("tee", [str(model), "--session", session, *tee_arguments])
         stack.callback(tee.stop)
+        if interactive:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
             return _supervise(tee, gpu, start_gpu, config, report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -141,10 +141,10 @@ class LLM:
                 self._step()
         return [RequestOutput.of(prompt, completion) for prompt, completion in completions]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[str, None, None]:
         """Completes one prompt, piece by piece; a piece never splits a character.
 
-        Closing the iterator cancels the completion.
+        Closing the generator cancels the completion.
 
         Raises:
             As `generate`, RequestError at the call and not at the first piece.
@@ -168,7 +168,7 @@ class LLM:
         max_tokens = min(params.max_tokens, room)
         return Completion(token_ids, params, max_tokens, self.spec.eos_token_ids, self._tokenizer)
 
-    def stream_completion(self, completion: Completion) -> Iterator[str]:
+    def stream_completion(self, completion: Completion) -> Generator[str, None, None]:
         """Runs a completion of `start`, yielding its new text after each token that makes some."""
         shown = 0
         with self._scheduled([completion]):

@@ -63,7 +63,9 @@ def prompt_flags() -> Parser:
     prompt.add_argument("--prompt", metavar="TEXT", help=f"what to complete ({DEFAULT_PROMPT!r})")
     prompt.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a file, or from - (stdin)")
     prompt.add_argument("--chat", action="store_true", help="apply the model's chat template to the prompt")
-    prompt.add_argument("--interactive", action="store_true", help="ask for prompts, turn by turn; Ctrl-D ends")
+    prompt.add_argument(
+        "--interactive", action="store_true", help="ask for prompts, turn by turn; Ctrl-C cancels, Ctrl-D ends"
+    )
 
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens to generate (64)")
@@ -74,6 +76,7 @@ def prompt_flags() -> Parser:
     sampling.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
     sampling.add_argument("--stop", action="append", metavar="TEXT", help="ends the completion; may be repeated")
     sampling.add_argument("--ignore-eos", action="store_true", help="go on after an end-of-sequence token")
+    sampling.add_argument("--deadline", type=float, metavar="S", help="end a completion after so many seconds (none)")
     return parser
 
 

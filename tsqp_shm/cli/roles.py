@@ -48,7 +48,15 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
             trace = stack.enter_context(TraceFile(arguments.trace, report))
             for role, words in roles.items():
                 words += trace.arguments(role)
-        code = launch(model_folder(arguments), config, roles["tee"], roles["gpu"], arguments.verbose, report)
+        code = launch(
+            model_folder(arguments),
+            config,
+            roles["tee"],
+            roles["gpu"],
+            arguments.verbose,
+            arguments.interactive,
+            report,
+        )
         if code:
             # A role has said why; that there is little to trace then is not to be said in its place.
             raise SystemExit(code)

@@ -72,7 +72,7 @@ def require_sane(arguments: argparse.Namespace) -> None:
 def sampling_params(arguments: argparse.Namespace) -> Any:
     from tsqp_shm.tee.sampler import SamplingParams
 
-    names = {"max_new_tokens": "max_tokens"}
+    names = {"max_new_tokens": "max_tokens", "deadline": "deadline_s"}
     chosen = {
         names.get(name, name): getattr(arguments, name)
         for name in _SAMPLING_FLAGS
@@ -93,6 +93,7 @@ def engine_config(arguments: argparse.Namespace) -> EngineConfig:
 
 _SAMPLING_FLAGS = (
     "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop", "ignore_eos",
+    "deadline",
 )  # fmt: skip
 
 

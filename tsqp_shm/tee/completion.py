@@ -16,7 +16,7 @@ class Completion:
         prompt_token_ids: what was asked.
         token_ids: what was answered so far, an ending token included.
         text: the answer so far; never half a character, never a part of a stop string.
-        finish_reason: None, "stop" (end-of-sequence token or stop string), "length" or "cancelled".
+        finish_reason: None, "stop" (end-of-sequence token or stop string), "length", "deadline" or "cancelled".
         cached: how many tokens of prompt and answer lie in the cache.
         started_s, first_token_s, ended_s: times on the monotonic clock, None until then.
     """
@@ -38,6 +38,7 @@ class Completion:
         self.first_token_s: float | None = None
         self.ended_s: float | None = None
         self._sampler = Sampler(params)
+        self._deadline_s = params.deadline_s
         self._stops = tuple(params.stop)
         self._max_tokens = max_tokens
         self._eos_token_ids = () if params.ignore_eos else tuple(eos_token_ids)
@@ -66,9 +67,13 @@ class Completion:
         if self.finish_reason is None and len(self.token_ids) >= self._max_tokens:
             self._end("length")
 
-    def cancel(self) -> None:
+    @property
+    def is_overdue(self) -> bool:
+        return self._deadline_s is not None and time.monotonic() - self.started_s > self._deadline_s
+
+    def cancel(self, reason: str = "cancelled") -> None:
         if self.finish_reason is None:
-            self._end("cancelled")
+            self._end(reason)
 
     def _end(self, reason: str) -> None:
         if self._stream is not None:

@@ -37,6 +37,18 @@ def held_interrupts() -> Iterator[None]:
         raise_held_interrupt()
 
 
+@contextmanager
+def cancelling_interrupts() -> Iterator[None]:
+    """A SIGINT in the block, however often it comes, ends the block and nothing else."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def raise_held_interrupt() -> None:
     """For a wait that has just found nothing: no record is at stake, and the peer may be hanging.
 

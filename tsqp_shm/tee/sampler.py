@@ -25,6 +25,8 @@ class SamplingParams:
             products have other shapes and round differently, which can tip a draw between near equals.
         stop: strings that end the completion; they are not part of it.
         ignore_eos: go on after an end-of-sequence token.
+        deadline_s: ends the completion so many seconds after it was asked for, with what it has by then; looked at
+            between two steps. None: it may take as long as it takes.
     """
 
     max_tokens: int = 64
@@ -35,6 +37,7 @@ class SamplingParams:
     seed: int | None = None
     stop: str | Sequence[str] = ()
     ignore_eos: bool = False
+    deadline_s: float | None = None
 
     def __post_init__(self) -> None:
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -56,6 +59,12 @@ class SamplingParams:
                 "more than 0",
             ),
             ("seed", self.seed, self.seed is None or (_is_int(self.seed) and self.seed >= 0), "0 or more"),
+            (
+                "deadline_s",
+                self.deadline_s,
+                self.deadline_s is None or (_is_finite(self.deadline_s) and self.deadline_s > 0),
+                "seconds, more than 0",
+            ),
             ("stop", self.stop, all(isinstance(text, str) and text for text in stops), "strings, not empty"),
         ):
             if not good:

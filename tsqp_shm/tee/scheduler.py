@@ -37,9 +37,9 @@ class Scheduler:
     def add(self, completion: Completion) -> None:
         self._waiting.append(completion)
 
-    def cancel(self, completion: Completion) -> None:
+    def cancel(self, completion: Completion, reason: str = "cancelled") -> None:
         """Ends a completion; its cache is free for the next one."""
-        completion.cancel()
+        completion.cancel(reason)
         if completion in self._waiting:
             self._waiting.remove(completion)
         self._release(completion)
@@ -56,6 +56,9 @@ class Scheduler:
         Raises:
             PeerDied, PeerTimeout, ProtocolError: the session is over.
         """
+        for completion in [*self._waiting, *self._running]:
+            if completion.is_overdue:
+                self.cancel(completion, "deadline")
         while self._waiting and self._free_sequences:
             self._running[self._waiting.popleft()] = self._free_sequences.pop()
         batch = self._next_batch()
