@@ -103,6 +103,8 @@ class ForkedPopen(subprocess.Popen[bytes]):
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            # As every Python does when it starts.
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)
             for descriptor in [int(name) for name in os.listdir("/proc/self/fd")]:  # noqa: PTH208
                 # One of them was the folder's own, by which they were listed.
                 with contextlib.suppress(OSError):

@@ -142,6 +142,17 @@ def test_a_role_ends_by_itself_when_its_parent_is_killed(script, forked):
         os.close(descriptor)
 
 
+def test_a_signal_in_the_middle_of_a_finaliser_is_not_lost(script, start):
+    script(
+        "import signal\nfrom tsqp_shm import cli\ncli._end_by_signals()\n"
+        "class Finalised:\n    def __del__(self): signal.raise_signal(signal.SIGTERM)\n"
+        "Finalised()\nsignal.pause()"
+    )
+    process, lines = start()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert lines.empty()
+
+
 def test_the_gpu_process_ends_when_its_lifeline_is_cut(waiting_gpu):
     assert waiting_gpu.stop() == 128 + signal.SIGTERM
 

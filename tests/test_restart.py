@@ -74,6 +74,7 @@ def test_tokens_are_those_of_a_run_without_a_fault(fast, model, monkeypatch, par
         assert llm.statistics.gpu_restarts == 3
         assert gpu_pid(llm) != first
         assert llm.stats()["processes"]["gpu"]["restarts"] == 3
+        assert len(list(llm._session.folder.glob("doorbell*"))) == 1
         assert tokens(llm.generate(PROMPTS, params)) == expected
     restarts = [line.splitlines() for line in said if "restart" in line]
     assert [line for _, line in restarts] == [f"restart {number} of 3" for number in (1, 2, 3)]

@@ -136,7 +136,9 @@ def _end_of_gpu(tee: RoleProcess, gpu: RoleProcess, number: int, error: TsqpErro
     else:
         patience_s = POLL_S if tee.is_ready else SHARED_FAULT_S
     code = tee.wait(patience_s)
-    if code is not None and code >= 0 and (code != PeerDied.exit_code or gpu.exit_code == 0):
+    if code is not None and gpu.exit_code == 0:
+        return _end_of_tee(tee, code, gpu)
+    if code is not None and code >= 0 and code != PeerDied.exit_code:
         return code
     # It would miss the heartbeat first, when it is told to end.
     tee.tell_of_dead_gpu(number)

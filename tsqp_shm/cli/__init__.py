@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
@@ -29,10 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit code."""
     arguments = build_parser().parse_args(argv)
     lifeline = Lifeline.from_environment()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # Under nohup it is ignored, and stays so.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _exit_by_signal)
+    _end_by_signals()
     # A parent that is gone, or that asks this process to end, is the same as a polite signal.
     lifeline.on_parent_gone(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
@@ -59,6 +57,22 @@ def _explain(error: TsqpError) -> int:
     gap = "\n" if "\n" in str(error) else " "
     print(f"{ERROR_PREFIX}{error}{gap}{error.hint()}".rstrip(), file=sys.stderr)
     return error.exit_code
+
+
+def _end_by_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Under nohup it is ignored, and stays so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _exit_by_signal)
+    sys.unraisablehook = _exit_later
+
+
+def _exit_later(ignored: sys.UnraisableHookArgs) -> None:
+    """A signal whose exit came up in a finaliser, where Python drops it, comes again; its sender sends it but once."""
+    if isinstance(ignored.exc_value, SystemExit) and isinstance(ignored.exc_value.code, int):
+        threading.Timer(0.05, os.kill, (os.getpid(), ignored.exc_value.code - 128)).start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _exit_by_signal(number: int, frame: FrameType | None) -> NoReturn:

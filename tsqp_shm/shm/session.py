@@ -149,6 +149,9 @@ class Session:
         Raises:
             ArenaError: as `Arena.create`.
         """
+        # libzmq leaves the file of an earlier arena's socket.
+        for socket in self.folder.glob(f"{SOCKET_FILE}*"):
+            socket.unlink()
         self._has_arena = True
         self._arenas += 1
         try:
