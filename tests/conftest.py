@@ -21,6 +21,7 @@ from tsqp_shm.shm.session import arena_name, sessions_folder
 
 DEADLINE_S = 60
 SLOW_DEADLINE_S = 300
+LONG_DEADLINE_S = 1200
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,7 +36,8 @@ def runtime_folder() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def deadline(request: pytest.FixtureRequest) -> Iterator[None]:
     """Ends a test that hangs."""
-    with _alarm(SLOW_DEADLINE_S if request.node.get_closest_marker("slow") else DEADLINE_S):
+    marks = {mark.name for mark in request.node.iter_markers()}
+    with _alarm(LONG_DEADLINE_S if "long" in marks else SLOW_DEADLINE_S if "slow" in marks else DEADLINE_S):
         yield
 
 

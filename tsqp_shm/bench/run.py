@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from tsqp_shm.bench.contenders import (
 from tsqp_shm.bench.plot import draw, require_plot
 from tsqp_shm.bench.progress import Progress
 from tsqp_shm.bench.report import STDOUT, Answers, environment, make_rows, print_table, require_writable
+from tsqp_shm.bench.scratch import scratch_folder
 from tsqp_shm.bench.shapes import shape_config, write_shape
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice, require_range
 from tsqp_shm.errors import ConfigError
@@ -137,7 +137,7 @@ def _model(options: BenchOptions, stack: ExitStack, demo_model: Callable[[], Pat
         folder = demo_model() if options.model is None else Path(options.model)
         return folder, folder.name or str(folder)
     config = shape_config(options.shape, options.layers)
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tsqp-shm-shape-")))
+    folder = stack.enter_context(scratch_folder())
     write_shape(folder, config)
     return folder, f"random {options.shape}, {config['num_hidden_layers']} layers"
 

@@ -110,6 +110,8 @@ def play_gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
         raise ConfigError("session", None, "--session NAME, the name the TEE process uses")
     # Before torch is loaded, which starts threads itself.
     require_resources(config.gpu_threads or len(os.sched_getaffinity(0)))
+    # Nothing is held yet, and a handler would wait until torch has loaded.
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         from tsqp_shm.gpu.worker import serve
     except ModuleNotFoundError as error:
@@ -119,6 +121,7 @@ def play_gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     from tsqp_shm.shm.session import sweep_dead_sessions
     from tsqp_shm.trace.recorder import recording
 
+    signal.signal(signal.SIGTERM, handler)
     # Ctrl-C in a shared terminal is for the TEE process, which then stops this one.
     try:
         with recording(arguments.trace, "gpu") as recorder:
