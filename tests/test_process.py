@@ -102,6 +102,18 @@ def test_a_role_that_is_told_to_stop_ends_by_itself(script, start):
     assert process.stop() == 7
 
 
+def test_a_role_that_drops_the_first_word_is_told_again(script, start, monkeypatch):
+    monkeypatch.setattr("tsqp_shm.process.POLITE_STOP_S", 40)
+    script(
+        LIVES.replace(
+            "os.kill(os.getpid(), signal.SIGTERM)", "told.append(1) or len(told) == 2 and os._exit(7)"
+        ).replace("lifeline.ready()", "told = []\nlifeline.ready()")
+    )
+    process, lines = start()
+    lines.get(timeout=30)
+    assert process.stop() == 7
+
+
 def test_a_role_that_does_not_listen_is_killed(script, start, monkeypatch):
     monkeypatch.setattr("tsqp_shm.process.POLITE_STOP_S", 0.01)
     monkeypatch.setattr("tsqp_shm.process.FIRM_STOP_S", 0.01)

@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 from tsqp_shm.errors import (
@@ -30,6 +31,8 @@ WANTED_LINE = b"another gpu process\n"
 DEAD_GPU_PREFIX = b"dead gpu process "
 # Longer than any line that either end says; of a longer one only the end is kept.
 MAX_LINE_BYTES = 64
+# An exit that a signal asks for can come up where somebody drops it; whoever ends well has ended by then.
+REPEAT_S = 1.5
 # What a child may call the reason for its end; anything else it says counts as a death.
 RELAYED_ERRORS = (ConfigError, DeviceError, LimitError, ModelFileError, UnsupportedModel, ArenaMismatch)
 
@@ -71,7 +74,8 @@ class Lifeline:
         return number <= self._last_dead_gpu
 
     def on_parent_gone(self, act: Callable[[], None]) -> None:
-        """Listens to the parent in a thread; calls `act` there once it has died or has asked this process to end."""
+        """Listens to the parent in a thread; calls `act` there when it has died or has asked this process to end, and
+        again as long as this process does not."""
         connection = self._connection
         if connection is None:
             return
@@ -82,7 +86,9 @@ class Lifeline:
                 while data := connection.recv(MAX_LINE_BYTES):
                     for line in said.push(data):
                         self._heed(line)
-            act()
+            while True:
+                act()
+                time.sleep(REPEAT_S)
 
         threading.Thread(target=listen, daemon=True).start()
 
