@@ -204,6 +204,27 @@ def test_the_trace_of_a_session_whose_gpu_process_dies_shows_the_tee_s_last_wait
     assert max(trace.slices[TEE], key=lambda one: one.end).name == "wait EMBED"
 
 
+def test_a_trace_goes_on_over_a_restart_with_the_new_gpu_process(model, tmp_path):
+    path = tmp_path / "restarted.json"
+    with LLM(model, device="cpu", max_model_len=64, restart_gpu=1, trace=path) as llm:
+        llm.logits([3, 4])
+        os.kill(llm.bring_up()["processes"]["gpu"]["pid"], signal.SIGKILL)
+        llm.logits([3, 4])
+        last = llm.bring_up()["processes"]["gpu"]["pid"]
+        assert llm.statistics.gpu_restarts == 1
+    trace = Trace(path)
+    titles = [event["args"]["name"] for event in trace.events if event["name"] == "process_name"]
+    assert [title.endswith(f"pid {last}") for title in titles] == [False, True]
+    arrows = defaultdict(set)
+    for event in trace.events:
+        if "id" in event:
+            arrows[event["ph"]].add(event["id"])
+    # Sequence numbers begin anew with the second arena, and its arrows are not those of the first.
+    second = {arrow for arrow in arrows["s"] if arrow >> 32 == 1}
+    assert arrows["t"] == second < arrows["s"]
+    assert {arrow >> 32 for arrow in arrows["s"]} == {0, 1}
+
+
 def test_without_a_trace_nothing_of_it_is_there(model):
     with LLM(model, device="cpu", max_model_len=64) as llm:
         assert type(llm.statistics) is Statistics
