@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <functional>
 #include <optional>
 #include <string>
@@ -11,6 +12,7 @@
 
 #include "bindings.h"
 #include "dispatch.h"
+#include "finite.h"
 #include "kernels_arguments.h"
 #include "thread_pool.h"
 
@@ -24,9 +26,13 @@ void run(HeldSlots& slots, std::size_t items, std::size_t item_elements, std::si
          const Body& body) {
     constexpr std::size_t kBlockElements = 16384;
     const HeldSlots::Running running(slots);
-    const py::gil_scoped_release unlocked;
-    parallel_rows(items, std::max<std::size_t>(1, kBlockElements / std::max<std::size_t>(1, item_elements)),
-                  num_workers, body);
+    {
+        const py::gil_scoped_release unlocked;
+        const std::size_t grain = kBlockElements / std::max<std::size_t>(1, item_elements);
+        parallel_rows(items, std::max<std::size_t>(1, grain), num_workers, body);
+    }
+    // UNTRUSTED: what was computed from an arena that is gone is nobody's result.
+    slots.require_intact();
 }
 
 template <class Args>
@@ -156,6 +162,29 @@ void softmax(HeldSlots& slots, Index slot, Index offset_elements, Index num_head
         });
 }
 
+bool all_finite(HeldSlots& slots, Index slot, Index offset_elements, Index num_elements) {
+    const Rows rows = slots.all_rows(not_negative("slot", slot));
+    const std::size_t offset = not_negative("offset_elements", offset_elements),
+                      count = not_negative("num_elements", num_elements);
+    const std::size_t elements = rows.rows * rows.row_elements;
+    if (offset > elements || count > elements - offset)
+        throw py::index_error("elements [" + std::to_string(offset) + ", +" + std::to_string(count) +
+                              ") of slot " + std::to_string(slot) + ", which has " +
+                              std::to_string(elements));
+    if (rows.dtype == Dtype::i32) throw py::type_error("the slot holds i32, expected bf16 or f32");
+    std::atomic<bool> finite{true};
+    run(slots, count, 1, get_num_threads(), [&](std::size_t, std::size_t begin, std::size_t end) {
+        // SAFETY: offset + end <= offset + count, which is inside the slot.
+        const bool part = rows.dtype == Dtype::bf16
+                              ? are_finite(reinterpret_cast<const std::uint16_t*>(rows.data) + offset + begin,
+                                           end - begin, kBf16Exponent)
+                              : are_finite(reinterpret_cast<const std::uint32_t*>(rows.data) + offset + begin,
+                                           end - begin, kF32Exponent);
+        if (!part) finite.store(false, std::memory_order_relaxed);
+    });
+    return finite;
+}
+
 void silu_mul(HeldSlots& slots, Index gate_up_slot, Index out_slot, Index first_row, Index rows) {
     const std::size_t first = not_negative("first_row", first_row), items = not_negative("rows", rows);
     if (gate_up_slot == out_slot) throw py::value_error("out_slot: expected another slot than gate_up_slot");
@@ -184,6 +213,7 @@ void bind_kernels(py::module_& module) {
     module.def("softmax", softmax, "slots"_a, "slot"_a, "offset_elements"_a, "num_heads"_a, "rows"_a,
                "num_columns"_a, "scale"_a, "first_valid_end"_a, "window"_a);
     module.def("silu_mul", silu_mul, "slots"_a, "gate_up_slot"_a, "out_slot"_a, "first_row"_a, "rows"_a);
+    module.def("all_finite", all_finite, "slots"_a, "slot"_a, "offset_elements"_a, "num_elements"_a);
     module.def("instruction_sets", [] {
         std::vector<std::string> names;
         for (const KernelTable* table : supported_kernels()) names.emplace_back(table->name);

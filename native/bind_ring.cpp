@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "arena_guard.h"
 #include "bindings.h"
 #include "heartbeat.h"
 #include "ring.h"
@@ -29,6 +30,19 @@ class ArenaView {
     std::byte* base() const { return static_cast<std::byte*>(info_.ptr); }
     std::size_t size_bytes() const { return static_cast<std::size_t>(info_.size * info_.itemsize); }
 
+    // Uses words of the arena; one that is lost raises ArenaLost, whatever its zeros look like.
+    template <class Use>
+    auto use(Use words) const {
+        try {
+            const auto result = words();
+            require_intact(base());
+            return result;
+        } catch (const PeerViolation&) {
+            require_intact(base());
+            throw;
+        }
+    }
+
   private:
     py::buffer_info info_;
 };
@@ -46,6 +60,12 @@ class Held {
         return *part_;
     }
     Part* operator->() { return &**this; }
+
+    template <class Use>
+    auto use(Use words) {
+        Part& part = **this;
+        return view_->use([&] { return words(part); });
+    }
 
     void release() {
         part_.reset();
@@ -84,23 +104,28 @@ bool write_record(HeldWriter& writer, const py::bytes& bytes) {
     if (size != static_cast<Py_ssize_t>(kRecordBytes)) throw py::value_error("a record is 64 bytes");
     Record record;
     std::memcpy(record.data(), data, kRecordBytes);
-    return writer->write(record);
+    return writer.use([&](RingWriter& ring) { return ring.write(record); });
 }
 
 py::tuple read_record(HeldReader& held, std::uint64_t spin_ns, std::uint64_t yield_ns) {
-    RingReader& reader = *held;
-    Wait how = Wait::ready;
-    if (!reader.available()) {
+    const Wait how = held.use([&](RingReader& reader) {
+        if (reader.available()) return Wait::ready;
         const py::gil_scoped_release released;
-        how = reader.wait(spin_ns, yield_ns);
-    }
+        return reader.wait(spin_ns, yield_ns);
+    });
     // Ctrl-C during the wait is raised before a record is taken; after it, the record would be lost with the
     // result.
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     if (how == Wait::timeout) return py::make_tuple(static_cast<int>(how), py::none());
-    const Record record = reader.take();
+    const Record record = held.use([](RingReader& reader) { return reader.take(); });
     return py::make_tuple(static_cast<int>(how),
                           py::bytes(reinterpret_cast<const char*>(record.data()), kRecordBytes));
+}
+
+void raise_protocol_error(const char* field, const std::string& expected, const py::object& found) {
+    const py::object type = py::module_::import("tsqp_shm.errors").attr("ProtocolError");
+    const py::object error = type(field, expected, found);
+    PyErr_SetObject(type.ptr(), error.ptr());
 }
 
 void bind_layout(py::module_& module) {
@@ -135,18 +160,28 @@ void bind_layout(py::module_& module) {
 void bind_ring(py::module_& module) {
     bind_layout(module);
 
-    // The message is three words for Python to build its ProtocolError from: field, allowed, found.
-    static py::exception<PeerViolation> violation(module, "PeerViolation", PyExc_RuntimeError);
+    // Either is the package's own ProtocolError: field, what was allowed, what was found.
     py::register_exception_translator([](std::exception_ptr pointer) {
         try {
             if (pointer) std::rethrow_exception(pointer);
         } catch (const PeerViolation& error) {
-            const py::tuple facts = py::make_tuple(
-                error.field, std::to_string(error.lowest) + " to " + std::to_string(error.highest),
-                error.found);
-            PyErr_SetObject(violation.ptr(), facts.ptr());
+            raise_protocol_error(error.field,
+                                 std::to_string(error.lowest) + " to " + std::to_string(error.highest),
+                                 py::int_(error.found));
+        } catch (const ArenaLost& error) {
+            raise_protocol_error("arena", std::to_string(error.size_bytes) + " bytes of shared memory",
+                                 py::str("pages that were taken away: another process cut the object short"));
         }
     });
+
+    // SAFETY: does not hold the mapping; the Arena releases it before it unmaps.
+    py::class_<ArenaGuard>(module, "ArenaGuard")
+        .def(py::init([](const py::buffer& arena) {
+                 const ArenaView view(arena);
+                 return std::make_unique<ArenaGuard>(view.base(), view.size_bytes());
+             }),
+             py::arg("arena"))
+        .def("release", &ArenaGuard::release);
 
     py::class_<HeldWriter>(module, "RingWriter")
         .def(py::init([](const py::buffer& arena, const std::string& ring) {
@@ -166,7 +201,8 @@ void bind_ring(py::module_& module) {
              }),
              py::arg("arena"), py::arg("ring"))
         .def("read", &read_record, py::arg("spin_ns"), py::arg("yield_ns"))
-        .def("park", [](HeldReader& reader) { return reader->park(); })
+        .def("park",
+             [](HeldReader& held) { return held.use([](RingReader& reader) { return reader.park(); }); })
         .def("unpark", [](HeldReader& reader) { reader->unpark(); })
         .def("release", &HeldReader::release);
 
@@ -187,7 +223,11 @@ void bind_ring(py::module_& module) {
             const ArenaView view(arena);
             if (offset_bytes % 8 != 0 || offset_bytes > kSlotsOffset - 8)
                 throw py::index_error("not a fixed word");
-            return SharedWord(*word_at(view.base(), offset_bytes)).load(std::memory_order_acquire);
+            // UNTRUSTED: one whole word, copied here; whoever asks for it compares it and concludes nothing
+            // else.
+            return view.use([&] {
+                return SharedWord(*word_at(view.base(), offset_bytes)).load(std::memory_order_acquire);
+            });
         },
         py::arg("arena"), py::arg("offset_bytes"));
     module.def(

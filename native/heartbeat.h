@@ -1,14 +1,14 @@
 // A native thread that raises a word in the arena while its process lives, whatever the interpreter is doing.
 #pragma once
 
-#include <signal.h>
-
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
 #include <thread>
+
+#include "signal_mask.h"
 
 namespace tsqp {
 
@@ -34,9 +34,8 @@ class Heartbeat {
   private:
     void run(std::uint64_t* word, std::chrono::milliseconds interval) {
         // Signals are for the interpreter's threads: one that lands here would not end their sleep.
-        sigset_t all;
-        sigfillset(&all);
-        pthread_sigmask(SIG_BLOCK, &all, nullptr);
+        const sigset_t blocked = all_signals_but_faults();
+        pthread_sigmask(SIG_BLOCK, &blocked, nullptr);
         std::unique_lock lock(mutex_);
         for (std::uint64_t beat = 1; !stopping_; ++beat) {
             std::atomic_ref(*word).store(beat, std::memory_order_relaxed);

@@ -13,6 +13,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "arena_guard.h"
 #include "dispatch.h"
 #include "slots.h"
 
@@ -86,6 +87,9 @@ class HeldSlots {
                                   std::to_string(row_elements));
         return found;
     }
+
+    // Raises ArenaLost if the arena under the slots is gone.
+    void require_intact() const { tsqp::require_intact(static_cast<const std::byte*>(view_.buf)); }
 
     // Counts a call that works on the mapping without Python's lock. Made and ended with the lock held.
     class Running {

@@ -13,6 +13,8 @@
 #include <thread>
 #include <vector>
 
+#include "signal_mask.h"
+
 namespace tsqp {
 namespace {
 
@@ -52,9 +54,9 @@ class Pool {
     Pool(std::size_t num_threads, std::chrono::microseconds patience) : patience_(patience) {
         if (sched_getaffinity(0, sizeof allowed_, &allowed_) != 0) CPU_ZERO(&allowed_);
         // Signals are for the interpreter's threads: only there do they interrupt a blocked system call.
-        sigset_t all, before;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
+        const sigset_t blocked = all_signals_but_faults();
+        sigset_t before;
+        pthread_sigmask(SIG_SETMASK, &blocked, &before);
         try {
             for (std::size_t worker = 1; worker < num_threads; ++worker)
                 threads_.emplace_back([this, worker] { serve(worker); });

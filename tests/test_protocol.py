@@ -129,6 +129,12 @@ def test_every_legal_submission_is_accepted(record):
     rules().check(record)
 
 
+@pytest.mark.parametrize(("first_row", "rows"), [(0, 71), (70, 1), (0xFFFFFFFF, 0xFFFFFFFF)])
+def test_rows_are_checked_where_no_slot_has_them(first_row, rows):
+    with pytest.raises(ProtocolError, match="rows"):
+        rules().check(Record(1, EPOCH, Opcode.CONTEXT, 3, INDEX["scores.0"], NO_SLOT, first_row, rows, 0, 1))
+
+
 def test_a_context_that_is_not_the_last_needs_no_out_slot():
     rules().check(Record(1, EPOCH, Opcode.CONTEXT, 3, INDEX["scores.0"], NO_SLOT, 0, 0, 0, 1))
 

@@ -123,6 +123,29 @@ def test_a_session_without_a_name_gets_one_of_its_own():
         assert first.name != second.name
 
 
+def test_a_fork_of_the_owner_does_not_hold_the_session_for_it(name, forked):
+    begun, tell = os.pipe()
+
+    def begin_and_fork():
+        session = Session.begin(name)
+        # The fork tells, once it has let go; it lives on when its parent is killed.
+        if os.fork() == 0:
+            session.end()
+            os.write(tell, f"{os.getpid()}\n".encode())
+        signal.pause()
+
+    child = forked(begin_and_fork)
+    with os.fdopen(begun) as pipe:
+        orphan = int(pipe.readline())
+    try:
+        assert sweep_dead_sessions() == []
+        child.kill()
+        assert sweep_dead_sessions() == [name]
+    finally:
+        os.close(tell)
+        os.kill(orphan, signal.SIGKILL)
+
+
 def test_a_name_in_use_is_refused_with_its_owner(name, live_elsewhere):
     child = live_elsewhere(name)
     with pytest.raises(SessionBusy) as caught:

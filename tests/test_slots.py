@@ -123,3 +123,37 @@ def test_a_slot_outside_the_arena_is_refused(arena):
     for entry in [(end, 1, 1, 1), (Y.offset_bytes, 1 << 40, 8, 2), (Y.offset_bytes + 8, 1, 1, 1), (0, 1, 1, 1)]:
         with pytest.raises(IndexError, match="inside the arena"):
             _native.SlotTable(arena.buffer, [entry])
+
+
+def test_values_are_written_to_the_first_rows(slots):
+    slots.write(Z, np.arange(8, dtype=np.int32).reshape(2, 4))
+    assert slots.view(Z).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [0] * 4, [0] * 4, [0] * 4]
+    with pytest.raises(IndexError):
+        slots.write(Z, np.zeros((6, 4), np.int32))
+    slots.lend(Z, 1, 1, "EMBED")
+    with pytest.raises(SlotOwnershipError):
+        slots.write(Z, np.zeros((2, 4), np.int32))
+
+
+@pytest.mark.parametrize("slot", [X, Y], ids=lambda slot: slot.dtype)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [0, 1, 63, 64, 65])
+def test_one_number_that_is_not_finite_is_found(slots, slot, bad, at):
+    values = np.full((2, slot.row_elements), np.finfo(np.float32).max / 2, np.float32)
+    slots.write(slot, values)
+    assert _native.all_finite(slots.table, slot.index, 0, values.size)
+    at %= values.size
+    values.flat[at] = bad
+    slots.write(slot, values)
+    for first in range(values.size):
+        assert _native.all_finite(slots.table, slot.index, first, values.size - first) == (first > at)
+        assert _native.all_finite(slots.table, slot.index, 0, first) == (first <= at)
+
+
+def test_elements_outside_a_slot_are_refused(slots):
+    most = Y.num_rows * Y.row_elements
+    for offset, count in ((0, most + 1), (most, 1), (-1, 1), (2**62, 2**62)):
+        with pytest.raises(IndexError):
+            _native.all_finite(slots.table, Y.index, offset, count)
+    with pytest.raises(TypeError):
+        _native.all_finite(slots.table, Z.index, 0, 1)

@@ -83,6 +83,7 @@ class EngineConfig:
     restart_gpu: int = 0
     tee_threads: int | None = None
     gpu_threads: int | None = None
+    check_finite: bool = False
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
@@ -156,6 +157,9 @@ def environment_variable(field: str) -> str:
 def _parse(variable: str, text: str, kind: str) -> Any:
     if kind.startswith("str"):
         return text
+    if kind == "bool":
+        require_choice(variable, text, ("0", "1"))
+        return text == "1"
     try:
         return float(text) if kind.startswith("float") else int(text)
     except ValueError:

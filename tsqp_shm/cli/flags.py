@@ -54,7 +54,13 @@ def gpu_flags() -> Parser:
 
 
 def tee_flags() -> Parser:
-    return Parser(add_help=False, parents=[prompt_flags(), arena_flags(), doorbell_flags(), json_flag()])
+    parser = Parser(add_help=False, parents=[prompt_flags(), arena_flags(), doorbell_flags(), json_flag()])
+    # None and not False where it is not given, as the environment may say so.
+    parser.add_argument(
+        "--check-finite", action="store_true", default=None,
+        help="look for NaN and infinities in every result, and name the operation and layer of the first",
+    )  # fmt: skip
+    return parser
 
 
 def prompt_flags() -> Parser:

@@ -11,6 +11,7 @@ import mmap
 import os
 import resource
 import stat
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ class Arena:
         self.name = name
         self.plan = plan
         self.epoch = epoch
+        # Whoever may open the object may truncate it; then whatever reads the arena next raises ProtocolError.
+        self._guard = _native.ArenaGuard(buffer)
         self.residency = _lock(buffer, plan.total_bytes)
         self._buffer: mmap.mmap | None = buffer
         self._creator = creator
@@ -91,8 +94,9 @@ class Arena:
     def publish(self) -> None:
         """Writes the header, the version word last: an opener sees "not ready" or a whole header."""
         header = self.buffer
-        header[layout.HEADER_DIGEST_OFFSET_BYTES : layout.HEADER_BYTES] = self.plan.digest
+        digest = memoryview(self.plan.digest).cast("Q")
         for offset_bytes, value in (
+            *((layout.HEADER_DIGEST_OFFSET_BYTES + 8 * word, value) for word, value in enumerate(digest)),
             (layout.HEADER_MAGIC_OFFSET_BYTES, layout.MAGIC),
             (layout.HEADER_EPOCH_OFFSET_BYTES, self.epoch),
             (layout.HEADER_TOTAL_BYTES_OFFSET_BYTES, self.plan.total_bytes),
@@ -108,6 +112,7 @@ class Arena:
         Raises:
             ArenaNotReady: it does not exist or is not published yet.
             ArenaMismatch: it was made for another plan, by another user or by another version.
+            ProtocolError: it was truncated meanwhile.
         """
         try:
             memory = posix_ipc.SharedMemory(name)
@@ -127,12 +132,13 @@ class Arena:
             raise ArenaError(name, f"cannot be mapped: {error}") from error
         finally:
             os.close(memory.fd)
+        arena = cls(name, buffer, plan, 0, creator=False)
         try:
-            epoch = _read_header(name, buffer, plan)
-        except ArenaError:
-            buffer.close()
+            arena.epoch = _read_header(name, buffer, plan)
+        except BaseException:
+            arena.close()
             raise
-        return cls(name, buffer, plan, epoch, creator=False)
+        return arena
 
     @property
     def buffer(self) -> mmap.mmap:
@@ -148,6 +154,7 @@ class Arena:
         if self._creator:
             with contextlib.suppress(posix_ipc.ExistentialError):
                 posix_ipc.unlink_shared_memory(self.name)
+        self._guard.release()
         # A view that somebody still holds keeps the mapping alive; the memory goes with the last view.
         with contextlib.suppress(BufferError):
             self._buffer.close()
@@ -248,7 +255,10 @@ def _read_header(name: str, buffer: mmap.mmap, plan: Plan) -> int:
     magic = _native.load_word(buffer, layout.HEADER_MAGIC_OFFSET_BYTES)
     epoch = _native.load_word(buffer, layout.HEADER_EPOCH_OFFSET_BYTES)
     total_bytes = _native.load_word(buffer, layout.HEADER_TOTAL_BYTES_OFFSET_BYTES)
-    digest = buffer[layout.HEADER_DIGEST_OFFSET_BYTES : layout.HEADER_BYTES]
+    digest = b"".join(
+        _native.load_word(buffer, offset_bytes).to_bytes(8, sys.byteorder)
+        for offset_bytes in range(layout.HEADER_DIGEST_OFFSET_BYTES, layout.HEADER_BYTES, 8)
+    )
     for field, expected, found in (
         ("magic", f"{layout.MAGIC:#x}", f"{magic:#x}"),
         ("layout version", layout.VERSION, version),

@@ -68,4 +68,5 @@ class PeerWatch:
         self._looks += 1
         age = self.heartbeat_age_s
         if age is not None and age > SILENCE_S and self._looks >= SILENT_LOOKS:
-            raise PeerDied(self.role, f"no heartbeat for {age:.1f} s")
+            # One that was stopped (SIGSTOP) is given up too: from here it looks like a dead one, and must not delay it.
+            raise PeerDied(self.role, f"no heartbeat for {age:.1f} s: it has ended, or was stopped")

@@ -165,6 +165,7 @@ class SubmissionRules:
         self._last_sequence = 0
         self._accepted: dict[bytes, Record] = {}
         self._slots = plan.slots
+        self._max_rows = plan.slot("tokens").num_rows
         self._max_segments = plan.slot("segments").num_rows
         index = {slot.name: slot.index for slot in plan.slots}
         self._operands = {
@@ -234,8 +235,10 @@ class SubmissionRules:
         ]
         for slot in row_slots:
             check_rows_in_slot(slot, record.first_row, record.rows)
-        if not row_slots and not allowed.segmented and (record.first_row or record.rows):
-            raise ProtocolError("rows", "none", f"{record.first_row} + {record.rows}")
+        # A tile before the last names no slot but its scores; its rows are the step's.
+        most = self._max_rows if allowed.segmented else 0
+        if not row_slots and record.first_row + record.rows > most:
+            raise ProtocolError("rows", f"at most {most}", f"{record.first_row} + {record.rows}")
         last_segment = record.first_segment + record.num_segments
         if allowed.segmented:
             if record.num_segments < 1 or last_segment > self._max_segments:

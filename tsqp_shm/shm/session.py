@@ -18,6 +18,7 @@ import secrets
 import stat
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,7 +92,11 @@ class Session:
         self.folder = folder
         self._lock_fd: int | None = lock_fd
         self._has_arena = False
+<<<<<<< HEAD
         self._arenas = 0
+=======
+        _begun.add(self)
+>>>>>>> ec13997 (A truncated arena is an error and no signal; the socket is a bounded stream; non-finite results are named)
 
     @classmethod
     def begin(cls, name: str | None = None, *, sweeps: bool = True) -> Session:
@@ -185,11 +190,29 @@ class Session:
             os.close(self._lock_fd)
         self._lock_fd = None
 
+    def _leave_to_parent(self) -> None:
+        """In a forked child: the lock is the parent's alone, or the child would hold it for a parent that died."""
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+        self._lock_fd = None
+
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.end()
+
+
+# What a fork has to let go of.
+_begun: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for session in list(_begun):
+        session._leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def wait_for_invitation(name: str, timeout_s: float, notify: Callable[[str], None]) -> Invitation:

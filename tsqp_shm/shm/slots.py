@@ -72,6 +72,16 @@ class Slots:
         array: npt.NDArray[Any] = self._arrays[slot.index][first_row:end_row]
         return array
 
+    def write(self, slot: Slot, values: npt.NDArray[Any]) -> None:
+        """Copies values into the first rows of an i32 slot, or of another from f32.
+
+        Shapes: values [rows, row_elements].
+
+        Raises:
+            SlotOwnershipError: some of the rows are handed over.
+        """
+        _native.store_rows(self.table, self.own(slot, 0, len(values)), 0, len(values), values)
+
     def release(self) -> None:
         """Drops every view of the arena."""
         self._arrays.clear()

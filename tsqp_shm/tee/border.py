@@ -116,7 +116,9 @@ class Border:
                 )
             )
             watch = PeerWatch(arena, "gpu", gpu_process)
-            queue = SubmissionQueue(slots, doorbell, watch, arena.epoch, config.timeout_s, statistics)
+            queue = SubmissionQueue(
+                slots, doorbell, watch, arena.epoch, config.timeout_s, statistics, config.check_finite
+            )
             border = cls(
                 session, arena, slots, queue, doorbell, config.doorbell, endpoint, statistics,
                 ProgressWriter(arena, statistics), gpu_process,

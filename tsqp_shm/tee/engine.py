@@ -141,8 +141,8 @@ class Engine:
 
     def _embed(self, token_ids: npt.NDArray[np.int32], segments: list[Segment]) -> None:
         rows = len(token_ids)
-        self._slots.view(self._tokens, 0, rows)[:, 0] = token_ids
-        self._slots.view(self._segments_slot, 0, len(segments))[:] = segments
+        self._slots.write(self._tokens, token_ids.reshape(-1, 1))
+        self._slots.write(self._segments_slot, np.array(segments, np.int32))
         whole = Tile(0, len(segments))
         self._queue.wait(
             self._queue.submit(Opcode.EMBED, in_slot=self._tokens, out_slot=self._hidden, rows=rows, tile=whole)

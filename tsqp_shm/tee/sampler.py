@@ -87,7 +87,7 @@ class Sampler:
         params = self._params
         # UNTRUSTED: whatever these numbers are, the result must be an index below V.
         if not np.isfinite(logits).all():
-            raise ProtocolError("logits", "finite numbers", "NaN or infinity")
+            raise ProtocolError("logits", "finite numbers", "NaN or infinity; --check-finite says where they began")
         if params.repetition_penalty != 1.0:
             logits = _penalised(logits, history, params.repetition_penalty)
         if params.temperature == 0.0:

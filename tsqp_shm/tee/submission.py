@@ -7,12 +7,22 @@ from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
+from tsqp_shm import _native
 from tsqp_shm.errors import PeerDied, ProtocolError
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.doorbell import Doorbell
 from tsqp_shm.shm.liveness import PeerWatch
 from tsqp_shm.shm.plan import Slot
-from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Outcome, Status, check_completion, pack_submission
+from tsqp_shm.shm.protocol import (
+    NO_SLOT,
+    Opcode,
+    Outcome,
+    Record,
+    Status,
+    check_completion,
+    operands,
+    pack_submission,
+)
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.tiling import Tile
 from tsqp_shm.tee.interrupts import raise_held_interrupt
@@ -34,6 +44,8 @@ class _InFlight(NamedTuple):
     out_slot: Slot | None
     submitted_ns: int
     alone: bool
+    # With check_finite: slot, first element and elements that the operation writes.
+    result: tuple[Slot, int, int] | None
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,7 @@ class SubmissionQueue:
         epoch: int,
         timeout_s: float,
         statistics: Statistics,
+        check_finite: bool = False,
     ) -> None:
         self._slots = slots
         self._doorbell = doorbell
@@ -73,6 +86,7 @@ class SubmissionQueue:
         self._timeout_s = timeout_s
         self._statistics = statistics
         self._tiles = {slot.index for slot in slots.plan.score_slots}
+        self._check_finite = check_finite
         self._submitted = 0
         self._in_flight: deque[_InFlight] = deque()
 
@@ -123,7 +137,10 @@ class SubmissionQueue:
             statistics.bytes_to_gpu += self._lend(in_slot, first_row, rows, tile_bytes, operation)
         if out_slot is not None:
             statistics.bytes_to_tee += self._lend(out_slot, first_row, rows, tile_bytes, operation)
-        self._in_flight.append(_InFlight(sequence, record, operation, in_slot, out_slot, submitted_ns, alone))
+        result = None
+        if self._check_finite and out_slot is not None:
+            result = self._result(out_slot, first_row, rows, tile_bytes)
+        self._in_flight.append(_InFlight(sequence, record, operation, in_slot, out_slot, submitted_ns, alone, result))
         statistics.doorbells += 1
         return sequence
 
@@ -135,6 +152,11 @@ class SubmissionQueue:
             return tile_bytes
         self._slots.lend(slot, first_row, rows, operation)
         return rows * slot.row_bytes
+
+    def _result(self, slot: Slot, first_row: int, rows: int, tile_bytes: int) -> tuple[Slot, int, int]:
+        if slot.index in self._tiles:
+            return slot, 0, tile_bytes * slot.row_elements // slot.row_bytes
+        return slot, first_row * slot.row_elements, rows * slot.row_elements
 
     def wait(self, sequence: int, timeout_s: float | None = None) -> Outcome:
         """Waits until a submission and all before it are complete; their slots are this side's again.
@@ -153,6 +175,8 @@ class SubmissionQueue:
                 self._slots.take_back(oldest.in_slot)
             if oldest.out_slot is not None:
                 self._slots.take_back(oldest.out_slot)
+            if oldest.result is not None:
+                self._require_finite(oldest, *oldest.result)
             if oldest.sequence == sequence:
                 return record
 
@@ -184,6 +208,15 @@ class SubmissionQueue:
         if oldest.alone:
             statistics.round_trips_ns.append(since_submitted_ns - busy_ns)
         return outcome
+
+    def _require_finite(self, completed: _InFlight, slot: Slot, offset_elements: int, num_elements: int) -> None:
+        # UNTRUSTED: names the culprit and guards nothing, as the slot may change after it; the sampler does.
+        if _native.all_finite(self._slots.table, slot.index, offset_elements, num_elements):
+            return
+        where = f"result of {completed.operation}"
+        if operands(self._slots.plan)[Opcode[completed.operation]].layered:
+            where += f" in layer {Record.unpack(completed.record).layer}"
+        raise ProtocolError(where, "finite numbers", "NaN or infinity")
 
     def _raise_refusal(self, status: int, operation: str) -> NoReturn:
         if status == Status.REJECTED:

@@ -1,0 +1,42 @@
+// Keeps this process alive when somebody takes the arena's pages away.
+//
+// Whoever may write to a POSIX shared-memory object may also truncate it or punch a hole into it, and the
+// next touch of a page that is gone ends the toucher with SIGBUS. A handler lays private zero pages over the
+// whole arena instead, so that every thread goes on and touches nothing but them, and notes that the arena is
+// lost; whatever uses it next raises. (A sealed memfd cannot be truncated, but it has no name that an
+// enclave's manifest could list.)
+#pragma once
+
+#include <cstddef>
+#include <stdexcept>
+
+namespace tsqp {
+
+// Somebody took the arena's pages away.
+struct ArenaLost : std::runtime_error {
+    explicit ArenaLost(std::size_t size) : std::runtime_error("arena"), size_bytes(size) {}
+    std::size_t size_bytes;
+};
+
+// Guards one mapping while it lives. The first one installs the handler, which passes every fault elsewhere
+// on to the handler before it; one that is installed after it takes its place.
+class ArenaGuard {
+  public:
+    // SAFETY: [base, base + size_bytes) is one shared mapping, which stays until release().
+    ArenaGuard(std::byte* base, std::size_t size_bytes);
+    ~ArenaGuard() { release(); }
+    ArenaGuard(const ArenaGuard&) = delete;
+    ArenaGuard& operator=(const ArenaGuard&) = delete;
+
+    // Lets go of the mapping. A second time does nothing.
+    void release();
+
+  private:
+    std::size_t index_ = 0;
+    bool guarding_ = false;
+};
+
+// Raises ArenaLost if the guarded arena that holds `address` was lost.
+void require_intact(const std::byte* address);
+
+}  // namespace tsqp
