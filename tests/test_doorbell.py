@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -51,15 +52,12 @@ def bell(arena, endpoint):
 
 @pytest.fixture
 def raw_peer(endpoint):
-    """Connects to the doorbell as a peer that keeps to no rule."""
-    with contextlib.ExitStack() as stack:
-
-        def connect():
-            connection = stack.enter_context(socket.socket(socket.AF_UNIX))
-            connection.connect(endpoint.removeprefix("ipc://"))
-            return connection
-
-        yield connect
+    """Takes the GPU process's place at the doorbell, and keeps to no rule."""
+    with socket.socket(socket.AF_UNIX) as listening, contextlib.ExitStack() as stack:
+        listening.bind(endpoint.removeprefix("ipc://"))
+        listening.listen()
+        yield lambda: stack.enter_context(listening.accept()[0])
+    Path(endpoint.removeprefix("ipc://")).unlink()
 
 
 def record(number: int) -> bytes:
@@ -114,6 +112,8 @@ def test_no_wake_up_is_lost(bell, forked, arena, monkeypatch):
             # The first record goes out when the TEE is parked: its wake-up then tells that the sockets have met.
             while not _native.load_word(arena.buffer, COMPLETION_PARKED) % 2:
                 os.sched_yield()
+            while not gpu._socket._connections:
+                gpu._socket.discard()
             gpu.send(record(0))
             for _ in range(count):
                 gpu.send(gpu.receive(ALIVE, None, "a submission"))
@@ -141,7 +141,9 @@ def test_the_gpu_process_may_ring_before_the_tee_is_there(bell, mode):
     with bell(mode, "gpu") as gpu:
         gpu.send(record(1))
         with bell(mode, "tee") as tee:
-            assert tee.receive(ALIVE, 30.0, "a completion") == record(1)
+            while (received := tee.poll()) is None:
+                gpu.poll()
+            assert received == record(1)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -151,10 +153,12 @@ def test_the_last_record_before_a_side_closes_arrives(bell, forked, mode, attemp
 
     def say_why_and_end():
         with bell(mode, "gpu") as gpu:
+            gpu.receive(ALIVE, 30.0, "a submission")
             gpu.send(record(9))
 
     with bell(mode, "tee") as tee:
         child = forked(say_why_and_end)
+        tee.send(record(8))
         assert tee.receive(ALIVE, 5.0, "last words") == record(9)
         child.join()
 
@@ -218,21 +222,45 @@ def test_records_are_cut_from_the_bytes_as_they_come(bell, raw_peer):
         assert tee.receive(ALIVE, 30.0, "a completion") == record(2)
 
 
-def test_only_the_first_connection_is_heard_until_it_ends(bell, raw_peer):
-    with bell("zmq", "tee") as tee:
-        first = raw_peer()
+def test_only_the_first_connection_is_heard_until_it_ends(bell, endpoint):
+    """Of those that connect to the GPU process."""
+
+    def connect():
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(endpoint.removeprefix("ipc://"))
+        return connection
+
+    with bell("zmq", "gpu") as gpu, connect() as first:
         first.send(record(1))
-        assert tee.receive(ALIVE, 30.0, "a completion") == record(1)
-        second = raw_peer()
-        second.send(record(2))
-        first.send(record(3) + b"unfinished")
-        assert tee.receive(ALIVE, 30.0, "a completion") == record(3)
-        first.close()
-        second.send(record(4))
-        # The second's first record may not have been looked at while there was a first connection.
-        while (received := tee.receive(ALIVE, 30.0, "a completion")) == record(2):
-            pass
-        assert received == record(4)
+        assert gpu.receive(ALIVE, 30.0, "a submission") == record(1)
+        with connect() as second:
+            second.send(record(2))
+            first.send(record(3) + b"unfinished")
+            assert gpu.receive(ALIVE, 30.0, "a submission") == record(3)
+            first.close()
+            second.send(record(4))
+            # The second's first record may not have been looked at while there was a first connection.
+            while (received := gpu.receive(ALIVE, 30.0, "a submission")) == record(2):
+                second.send(record(4))
+            assert received == record(4)
+
+
+def test_the_tee_listens_nowhere(bell):
+    def listening():
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of the folder that is read
+            return [
+                path.readlink()
+                for path in Path("/proc/self/fd").iterdir()
+                if path.is_socket() and is_listening(int(path.name))
+            ]
+
+    def is_listening(fd):
+        with socket.socket(fileno=os.dup(fd)) as found:
+            return found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+    with bell("adaptive", "tee") as tee:
+        tee.poll()
+        assert listening() == []
 
 
 @pytest.mark.parametrize("mode", ["adaptive", "zmq"])
@@ -302,10 +330,15 @@ def test_a_longer_path_is_refused_with_the_limit(arena, runtime_folder):
     assert (caught.value.field, caught.value.value) == ("endpoint", endpoint)
 
 
-@pytest.mark.parametrize("address", ["ipc:///nonexistent/folder/bell", "tcp://192.0.2.1:9"])
-def test_an_endpoint_that_cannot_be_bound_is_the_callers_fault(arena, address):
+@pytest.mark.parametrize("role", ["tee", "gpu"])
+def test_a_folder_that_does_not_exist_is_the_callers_fault(arena, role):
     with pytest.raises(ConfigError, match="endpoint"):
-        open_doorbell("adaptive", arena, "tee", address, 0, 0)
+        open_doorbell("adaptive", arena, role, "ipc:///nonexistent/folder/bell", 0, 0)
+
+
+def test_an_endpoint_that_cannot_be_bound_is_the_callers_fault(arena):
+    with pytest.raises(ConfigError, match="endpoint"):
+        open_doorbell("adaptive", arena, "gpu", "tcp://192.0.2.1:9", 0, 0)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -326,14 +359,15 @@ def test_an_idle_adaptive_side_only_sleeps(bell):
         assert time.thread_time() - used_before < busy_us * 1e-6
 
 
-def test_a_file_at_the_endpoint_is_left_alone(arena, tmp_path):
+@pytest.mark.parametrize("role", ["tee", "gpu"])
+def test_a_file_at_the_endpoint_is_left_alone(arena, tmp_path, role):
     path = tmp_path / "notes"
     path.write_text("mine")
     with pytest.raises(ConfigError, match="endpoint"):
-        open_doorbell("zmq", arena, "tee", f"ipc://{path}", SPIN_US, YIELD_US)
+        open_doorbell("zmq", arena, role, f"ipc://{path}", SPIN_US, YIELD_US)
     assert path.read_text() == "mine"
 
 
 def test_the_endpoint_of_a_live_session_is_not_stolen(arena, bell, endpoint):
-    with bell("zmq", "tee"), pytest.raises(ConfigError, match="live session"):
-        open_doorbell("zmq", arena, "tee", endpoint, SPIN_US, YIELD_US)
+    with bell("zmq", "gpu"), pytest.raises(ConfigError, match="live session"):
+        open_doorbell("zmq", arena, "gpu", endpoint, SPIN_US, YIELD_US)

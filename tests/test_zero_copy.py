@@ -154,7 +154,10 @@ class Wire:
 
     def _forward(self) -> None:
         near, _ = self._listening.accept()
-        far = socket.create_connection(("127.0.0.1", self.behind))
+        while True:
+            with contextlib.suppress(ConnectionRefusedError):
+                far = socket.create_connection(("127.0.0.1", self.behind))
+                break
         with near, far:
             near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -175,7 +178,7 @@ class Wire:
 
     def records(self) -> tuple[list[bytes], list[bytes]]:
         """From the GPU process, from the TEE."""
-        return _records(bytes(self.heard[0])), _records(bytes(self.heard[1]))
+        return _records(bytes(self.heard[1])), _records(bytes(self.heard[0]))
 
 
 def _records(stream: bytes) -> list[bytes]:
@@ -188,12 +191,12 @@ def test_only_records_of_64_bytes_pass_through_the_socket(fast, doorbell, monkey
     """All that goes through the socket is looked at, on the wire."""
     wire = Wire()
     invite = Session.invite
-    endpoint = f"tcp://127.0.0.1:{wire.port}"
+    endpoint = f"tcp://127.0.0.1:{wire.behind}"
     monkeypatch.setattr(
         Session, "invite", lambda self, invitation: invite(self, replace(invitation, endpoint=endpoint))
     )
     folder = model_folder(RandomModel("llama"))
-    options = {"doorbell": doorbell, "endpoint": f"tcp://127.0.0.1:{wire.behind}", "yield_us": 0, "spin_us": 0}
+    options = {"doorbell": doorbell, "endpoint": f"tcp://127.0.0.1:{wire.port}", "yield_us": 0, "spin_us": 0}
     with fast.llm(folder, max_model_len=300, **options) as llm:
         llm.generate([list(random_token_ids(250)), [1]], SamplingParams(max_tokens=4))
         stats = llm.stats()

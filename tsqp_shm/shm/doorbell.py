@@ -29,6 +29,8 @@ MAX_IPC_PATH_BYTES = 107
 LAST_RECORD_LINGER_MS = 500
 # Of up to 8 KiB each, as libzmq reads them off a connection.
 MAX_CHUNKS = 2
+# How often the TEE looks whether the GPU process has its socket yet.
+RECONNECT_INTERVAL_MS = 20
 _SLICE_NS = int(LOOK_INTERVAL_S * 1e9)
 _TIMEOUT = 3
 _WAIT_PHASES = ("ready", "spun", "yielded")
@@ -121,10 +123,11 @@ class _Rings:
 
 
 class _Socket:
-    """A ZeroMQ STREAM socket: the bytes of one connection. The TEE binds, the GPU process connects.
+    """A ZeroMQ STREAM socket: the bytes of one connection. The GPU process binds, the TEE connects.
 
     Not PAIR: libzmq limits a frame and not a message, and would collect the frames of one that never ends. Of a stream
-    it holds MAX_CHUNKS at most; the rest stays with the kernel, which stops the sender.
+    it holds MAX_CHUNKS at most; the rest stays with the kernel, which stops the sender. And the TEE listens nowhere:
+    whoever connects more often than it has file descriptors makes libzmq abort the process that does.
     """
 
     def __init__(self, endpoint: str, role: str) -> None:
@@ -137,14 +140,15 @@ class _Socket:
         # Routing ids of whoever is connected; the first is the peer, and the others are not heard.
         self._connections: list[bytes] = []
         try:
-            if role == "tee":
-                _require_free(endpoint)
+            _require_usable(endpoint, role)
+            if role == "gpu":
                 self._socket.bind(endpoint)
             else:
-                # Known beforehand, so that what is sent before the TEE is there waits in the socket.
-                self._connections.append(b"tee")
+                # Known beforehand, so that what is sent before the GPU process is there waits in the socket.
+                self._connections.append(b"gpu")
                 self._socket.setsockopt(zmq.STREAM_NOTIFY, 0)
                 self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, self._connections[0])
+                self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_INTERVAL_MS)
                 self._socket.connect(endpoint)
         except ConfigError:
             self.close()
@@ -303,20 +307,25 @@ class ZmqDoorbell(Doorbell):
         self._socket.close(LAST_RECORD_LINGER_MS)
 
 
-def _require_free(endpoint: str) -> None:
-    """libzmq unlinks whatever lies at an ipc:// path before it binds there.
+def _require_usable(endpoint: str, role: str) -> None:
+    """What libzmq would not say: the TEE's would try without end, the GPU process's unlinks what lies at the path.
 
     Raises:
-        ConfigError: something does that is not a socket without an owner.
+        ConfigError: no socket can be made at the path, or somebody else has one there.
     """
     path = Path(endpoint.removeprefix("ipc://"))
-    if not endpoint.startswith("ipc://") or not path.exists():
+    if not endpoint.startswith("ipc://"):
+        return
+    if not path.parent.is_dir():
+        raise ConfigError("endpoint", endpoint, "a path in a folder that exists")
+    if not path.exists():
         return
     if not path.is_socket():
         raise ConfigError("endpoint", endpoint, "a path that does not exist yet; there is a file that is no socket")
-    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(ConnectionRefusedError):
-        probe.connect(str(path))
-        raise ConfigError("endpoint", endpoint, "a path that no live session uses")
+    if role == "gpu":
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(ConnectionRefusedError):
+            probe.connect(str(path))
+            raise ConfigError("endpoint", endpoint, "a path that no live session uses")
 
 
 def open_doorbell(mode: str, arena: Arena, role: str, endpoint: str, spin_us: int, yield_us: int) -> Doorbell:

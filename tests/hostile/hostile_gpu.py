@@ -1,0 +1,348 @@
+"""A hostile GPU process: attaches to a session and breaks one rule, which its last argument names.
+
+    python tests/hostile/hostile_gpu.py MODEL SESSION MISBEHAVIOUR
+
+Until its moment comes it does all that a GPU process does, but for the arithmetic: its results are finite and false. In
+mode `plain` nothing can tell them from true ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tsqp_shm import _native
+from tsqp_shm.errors import PeerDied, ProtocolError
+from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.shm import layout
+from tsqp_shm.shm.arena import Arena, unlink_arena
+from tsqp_shm.shm.doorbell import open_doorbell
+from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
+from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record, Status, pack_identity
+from tsqp_shm.shm.session import wait_for_invitation
+from tsqp_shm.shm.slots import slot_array
+
+# The forward pass in which it happens: the first is the prompt's, and each ends in a token.
+FAULT_STEP = 3
+SUBMISSION_HEAD, SUBMISSION_PARKED, COMPLETION_TAIL, COMPLETION_PARKED = (
+    layout.CONTROL_OFFSET_BYTES + 128 * word for word in (1, 2, 3, 5)
+)
+ONE = {"bfloat16": 0x3F80, "float32": 1.0}
+NOT_FINITE = {"nan": {"bfloat16": 0x7FC0, "float32": np.nan}, "infinity": {"bfloat16": 0xFF80, "float32": -np.inf}}
+
+
+class HostileGpu:
+    """One end of a session, with everything at hand that a process of the same user can reach."""
+
+    def __init__(self, model: Path, session: str) -> None:
+        invitation = wait_for_invitation(session, 30.0, lambda line: None)
+        self.plan = Plan.derive(ModelSpec.from_folder(model), invitation.limits)
+        self.arena = Arena.attach(invitation.arena, self.plan)
+        self.memory = np.frombuffer(self.arena.buffer, np.uint8)
+        self.endpoint = invitation.endpoint
+        self.heartbeat = _native.Heartbeat(self.arena.buffer, "gpu", HEARTBEAT_INTERVAL_MS)
+        self.watch = PeerWatch(self.arena, "tee")
+        self.doorbell = open_doorbell(
+            invitation.doorbell, self.arena, "gpu", invitation.endpoint, invitation.spin_us, invitation.yield_us
+        )
+        self.value = ONE
+        self.step = 0
+
+    def receive(self) -> Record:
+        record = Record.unpack(self.doorbell.receive(self.watch, None, "a submission"))
+        self.step += record.opcode == Opcode.EMBED
+        return record
+
+    def fill(self, record: Record) -> None:
+        """Writes a false result: the rows, or all of a score slot."""
+        if record.out_slot == NO_SLOT:
+            return
+        slot = self.plan.slots[record.out_slot]
+        rows = slice(None)
+        if slot not in self.plan.score_slots:
+            rows = slice(record.first_row, record.first_row + record.rows)
+        slot_array(self.arena, slot)[rows] = self.value[slot.dtype]
+
+    def answer(self, record: Record, **false: int) -> None:
+        self.doorbell.send(record._replace(**false).pack())
+
+    def work(self, record: Record) -> None:
+        self.fill(record)
+        self.answer(record)
+
+    def until_the_tee_ends(self) -> None:
+        while True:
+            self.watch.check()
+            time.sleep(0.02)
+
+    def serve(self, moment: Moment, misbehave: Misbehaviour) -> None:
+        """Raises:
+        PeerDied, ProtocolError: the TEE process has ended.
+        """
+        while True:
+            record = self.receive()
+            if record.opcode == Opcode.READY:
+                self.answer(record, value=pack_identity(os.getpid(), None, "in place"))
+            elif record.opcode == Opcode.STOP:
+                self.answer(record)
+                return
+            elif moment(self, record):
+                moment = _never
+                misbehave(self, record)
+            else:
+                self.work(record)
+
+
+Moment = Callable[[HostileGpu, Record], bool]
+Misbehaviour = Callable[[HostileGpu, Record], None]
+
+
+def _never(gpu: HostileGpu, record: Record) -> bool:
+    return False
+
+
+def _moment(opcode: Opcode, step: int = FAULT_STEP) -> Moment:
+    return lambda gpu, record: gpu.step == step and record.opcode == opcode
+
+
+def beside(act: Callable[[], object]) -> None:
+    """Does `act` again and again in another process, until this one ends."""
+    parent = os.getpid()
+    if os.fork() == 0:
+        with contextlib.suppress(BaseException):
+            while os.getppid() == parent:
+                act()
+        os._exit(0)
+
+
+# What happens at the moment, instead of an honest answer.
+
+
+def late(gpu: HostileGpu, record: Record) -> None:
+    with contextlib.suppress(PeerDied):
+        gpu.until_the_tee_ends()
+    gpu.work(record)
+
+
+def silent(gpu: HostileGpu, record: Record) -> None:
+    gpu.until_the_tee_ends()
+
+
+def twice(gpu: HostileGpu, record: Record) -> None:
+    gpu.work(record)
+    gpu.work(record)
+
+
+def out_of_order(gpu: HostileGpu, record: Record) -> None:
+    second = gpu.receive()
+    gpu.work(second)
+    gpu.work(record)
+
+
+def wrong(field: str) -> Misbehaviour:
+    def misbehave(gpu: HostileGpu, record: Record) -> None:
+        gpu.fill(record)
+        gpu.answer(record, **{field: getattr(record, field) ^ 0x101})
+
+    return misbehave
+
+
+def failed(gpu: HostileGpu, record: Record) -> None:
+    gpu.answer(record, status=Status.FAILED)
+    gpu.until_the_tee_ends()
+
+
+def rejected(gpu: HostileGpu, record: Record) -> None:
+    gpu.answer(record, status=Status.REJECTED)
+
+
+def boast(gpu: HostileGpu, record: Record) -> None:
+    gpu.fill(record)
+    gpu.answer(record, busy_ns=(1 << 64) - 1, value=(1 << 64) - 1)
+
+
+def not_finite(kind: str) -> Misbehaviour:
+    def misbehave(gpu: HostileGpu, record: Record) -> None:
+        gpu.value = NOT_FINITE[kind]
+        gpu.work(record)
+
+    return misbehave
+
+
+def scribble(first_byte: int, end_byte: int | None) -> Misbehaviour:
+    """Random bytes, without end, while the TEE reads."""
+
+    def misbehave(gpu: HostileGpu, record: Record) -> None:
+        part = gpu.memory[first_byte:end_byte]
+        noise = np.random.default_rng(record.sequence).integers(0, 256, 2 * len(part), np.uint8)
+
+        def act() -> None:
+            start = random.randrange(len(part))
+            part[:] = noise[start : start + len(part)]
+
+        beside(act)
+        gpu.work(record)
+
+    return misbehave
+
+
+def flip_flags(gpu: HostileGpu, record: Record) -> None:
+    words = (
+        SUBMISSION_PARKED, COMPLETION_PARKED, layout.TEE_HEARTBEAT_OFFSET_BYTES, layout.GPU_HEARTBEAT_OFFSET_BYTES,
+    )  # fmt: skip
+    beside(lambda: _native.store_word(gpu.arena.buffer, random.choice(words), random.getrandbits(64)))
+    gpu.work(record)
+
+
+def move(word: int, by: int) -> Misbehaviour:
+    """A ring's position. An answer would put the tail right again, so there is none where that is moved."""
+
+    def misbehave(gpu: HostileGpu, record: Record) -> None:
+        position = _native.load_word(gpu.arena.buffer, word)
+        _native.store_word(gpu.arena.buffer, word, (position + by) % (1 << 64))
+        if word == COMPLETION_TAIL:
+            gpu.until_the_tee_ends()
+        gpu.work(record)
+
+    return misbehave
+
+
+def junk(gpu: HostileGpu, record: Record) -> None:
+    """In the TEE's own connection, pieces of every length."""
+    for length in range(1, 200):
+        gpu.doorbell._socket.try_send(os.urandom(length))  # type: ignore[attr-defined]
+    gpu.work(record)
+
+
+def flood(gpu: HostileGpu, record: Record) -> None:
+    """As much as the TEE's connection takes."""
+    end = time.monotonic() + 0.3
+    while time.monotonic() < end:
+        gpu.doorbell._socket.try_send(bytes(1 << 16))  # type: ignore[attr-defined]
+    gpu.work(record)
+
+
+def hang_up(gpu: HostileGpu, record: Record) -> None:
+    """Ends the TEE's connection and lets it come back, many times."""
+    endpoint = gpu.endpoint.removeprefix("ipc://")
+    gpu.doorbell._socket.close()  # type: ignore[attr-defined]
+    Path(endpoint).unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(endpoint)
+        listening.listen()
+        listening.settimeout(0.5)
+        # In mode zmq the TEE has had enough of it when the pieces make a record.
+        with contextlib.suppress(TimeoutError):
+            for length in range(20):
+                with listening.accept()[0] as connection:
+                    connection.send(os.urandom(length))
+    gpu.until_the_tee_ends()
+
+
+def truncate(size_bytes: int) -> Misbehaviour:
+    def misbehave(gpu: HostileGpu, record: Record) -> None:
+        os.truncate(f"/dev/shm{gpu.arena.name}", size_bytes)
+        # It would fall over the missing slots itself.
+        gpu.answer(record)
+
+    return misbehave
+
+
+def truncate_sometime(gpu: HostileGpu, record: Record) -> None:
+    """At a moment of another process's choosing, so most likely while a kernel runs."""
+
+    def act() -> None:
+        time.sleep(random.uniform(0, 0.01))
+        os.truncate(f"/dev/shm{gpu.arena.name}", 0)
+
+    beside(act)
+    gpu.work(record)
+
+
+def unlink(gpu: HostileGpu, record: Record) -> None:
+    unlink_arena(gpu.arena.name)
+    gpu.work(record)
+
+
+def stop(gpu: HostileGpu, record: Record) -> None:
+    _helped_by(lambda: gpu.until_the_tee_ends(), signal.SIGKILL)
+
+
+def pause(gpu: HostileGpu, record: Record) -> None:
+    _helped_by(lambda: time.sleep(0.3), signal.SIGCONT)
+    gpu.work(record)
+
+
+def _helped_by(wait: Callable[[], None], then: signal.Signals) -> None:
+    """Stops this process; another one waits, and then sends it a signal."""
+    stopped = os.getpid()
+    if os.fork() == 0:
+        with contextlib.suppress(BaseException):
+            wait()
+        os.kill(stopped, then)
+        os._exit(0)
+    os.kill(stopped, signal.SIGSTOP)
+
+
+def vanish(gpu: HostileGpu, record: Record) -> None:
+    os._exit(0)
+
+
+FIELDS = tuple(name for name in Record._fields if name not in ("busy_ns", "value"))
+MISBEHAVIOURS: dict[str, tuple[Moment, Misbehaviour]] = {
+    "none": (_never, silent),
+    "late": (_moment(Opcode.QKV), late),
+    "silent": (_moment(Opcode.SCORES), silent),
+    "twice": (_moment(Opcode.QKV), twice),
+    "out-of-order": (_moment(Opcode.SCORES, step=1), out_of_order),
+    **{f"wrong-{field}": (_moment(Opcode.CONTEXT), wrong(field)) for field in FIELDS},
+    "failed": (_moment(Opcode.DOWN), failed),
+    "rejected": (_moment(Opcode.DOWN), rejected),
+    "boast": (_moment(Opcode.QKV), boast),
+    "nan": (_moment(Opcode.QKV), not_finite("nan")),
+    "nan-scores": (_moment(Opcode.SCORES), not_finite("nan")),
+    "infinity": (_moment(Opcode.GATE_UP), not_finite("infinity")),
+    "nan-logits": (_moment(Opcode.LM_HEAD), not_finite("nan")),
+    "scribble-slots": (_moment(Opcode.EMBED), scribble(layout.SLOTS_OFFSET_BYTES, None)),
+    "scribble-rings": (_moment(Opcode.EMBED), scribble(layout.CONTROL_OFFSET_BYTES, layout.SLOTS_OFFSET_BYTES)),
+    "scribble-header": (_moment(Opcode.EMBED), scribble(0, layout.CONTROL_OFFSET_BYTES)),
+    "scribble-all": (_moment(Opcode.EMBED), scribble(0, None)),
+    "flip-flags": (_moment(Opcode.EMBED), flip_flags),
+    "head-ahead": (_moment(Opcode.QKV), move(SUBMISSION_HEAD, 1)),
+    "head-behind": (_moment(Opcode.QKV), move(SUBMISSION_HEAD, -layout.RING_DEPTH)),
+    "tail-ahead": (_moment(Opcode.QKV), move(COMPLETION_TAIL, 1 << 40)),
+    "tail-behind": (_moment(Opcode.QKV), move(COMPLETION_TAIL, -1)),
+    "junk": (_moment(Opcode.QKV), junk),
+    "flood": (_moment(Opcode.QKV), flood),
+    "hang-up": (_moment(Opcode.QKV), hang_up),
+    "truncate": (_moment(Opcode.QKV), truncate(0)),
+    "truncate-slots": (_moment(Opcode.QKV), truncate(layout.SLOTS_OFFSET_BYTES)),
+    "truncate-logits": (_moment(Opcode.LM_HEAD), truncate(layout.SLOTS_OFFSET_BYTES)),
+    "truncate-sometime": (_moment(Opcode.EMBED), truncate_sometime),
+    "unlink": (_moment(Opcode.QKV), unlink),
+    "stop": (_moment(Opcode.QKV), stop),
+    "pause": (_moment(Opcode.QKV), pause),
+    "vanish": (_moment(Opcode.QKV), vanish),
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    model, session, name = arguments
+    gpu = HostileGpu(Path(model), session)
+    # That the TEE has ended is what it is all for.
+    with contextlib.suppress(PeerDied, ProtocolError):
+        gpu.serve(*MISBEHAVIOURS[name])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
