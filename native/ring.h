@@ -124,6 +124,8 @@ class RingReader {
     // Copies the next record into private memory. The caller has seen available().
     Record take() {
         Record record;
+        // UNTRUSTED: each word is copied once; what the copy says is checked by whoever takes it
+        // (protocol.py).
         for (std::size_t i = 0; i < record.size(); ++i)
             record[i] = words_.word(taken_, i).load(std::memory_order_relaxed);
         ++taken_;

@@ -45,7 +45,7 @@ class HostileTee:
     @classmethod
     @contextlib.contextmanager
     def session(cls, model: Path, name: str) -> Iterator[HostileTee]:
-        """Begins a session as an honest TEE does; leaves the block when the GPU process has ended."""
+        """Begins a session as an honest TEE does."""
         plan = Plan.derive(ModelSpec.from_folder(model), LIMITS)
         with contextlib.ExitStack() as stack:
             session = stack.enter_context(Session.begin(name))
@@ -60,27 +60,21 @@ class HostileTee:
             tee.submit(Opcode.READY)
             tee.answer()
             yield tee
-            with contextlib.suppress(TsqpError):
-                tee.until_the_gpu_ends()
 
-    def record(self, opcode: Opcode, **fields: int) -> Record:
+    def record(self, opcode: Opcode, /, **fields: int) -> Record:
         self._submitted += 1
         return Record(self._submitted, self.arena.epoch, opcode)._replace(**fields)
 
-    def submit(self, opcode: Opcode, **fields: int) -> None:
+    def submit(self, opcode: Opcode, /, **fields: int) -> None:
         self._doorbell.send(self.record(opcode, **fields).pack())
 
     def answer(self) -> Record:
         return Record.unpack(self._doorbell.receive(self._watch, 5.0, "an answer"))
 
-    def call(self, opcode: Opcode, **fields: int) -> int:
+    def call(self, opcode: Opcode, /, **fields: int) -> int:
         """Submits and waits. Returns the status."""
         self.submit(opcode, **fields)
         return self.answer().status
-
-    def until_the_gpu_ends(self) -> None:
-        while True:
-            self._doorbell.receive(self._watch, None, "its end")
 
     def slot(self, name: str) -> np.ndarray[Any, Any]:
         return slot_array(self.arena, self.plan.slot(name))
@@ -237,7 +231,7 @@ MISBEHAVIOURS: dict[str, Misbehaviour] = {
 
 
 def misbehave(model: Path, session: str, name: str) -> None:
-    """Runs a session with one misbehaviour; returns when the GPU process has ended."""
+    """Runs a session with one misbehaviour."""
     with contextlib.suppress(TsqpError), HostileTee.session(model, session) as tee:
         MISBEHAVIOURS[name](tee)
         # Whatever it made of that, an honest end would only hide it.

@@ -248,6 +248,7 @@ def _require_own(name: str, fd: int) -> None:
 
 
 def _read_header(name: str, buffer: mmap.mmap, plan: Plan) -> int:
+    # UNTRUSTED: each word is read once and only compared; the size and the layout are the own plan's.
     # SYNC POINT: load_word acquires; pairs with the release store of the version in `publish`.
     version = _native.load_word(buffer, layout.HEADER_VERSION_OFFSET_BYTES)
     if version == 0:

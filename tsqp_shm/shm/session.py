@@ -92,11 +92,8 @@ class Session:
         self.folder = folder
         self._lock_fd: int | None = lock_fd
         self._has_arena = False
-<<<<<<< HEAD
         self._arenas = 0
-=======
         _begun.add(self)
->>>>>>> ec13997 (A truncated arena is an error and no signal; the socket is a bounded stream; non-finite results are named)
 
     @classmethod
     def begin(cls, name: str | None = None, *, sweeps: bool = True) -> Session:

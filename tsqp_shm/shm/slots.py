@@ -29,6 +29,7 @@ class Slots:
     def __init__(self, arena: Arena) -> None:
         self.plan: Plan = arena.plan
         self.table = slot_table(arena)
+        # UNTRUSTED: for `view` alone.
         self._arrays = {slot.index: slot_array(arena, slot) for slot in self.plan.slots}
         # For each slot, what is lent, the oldest first: (first_row, end_row, operation).
         self._lent: list[deque[tuple[int, int, str]]] = [deque() for _ in self.plan.slots]
@@ -61,6 +62,8 @@ class Slots:
 
     def view(self, slot: Slot, first_row: int = 0, rows: int | None = None) -> npt.NDArray[Any]:
         """The rows as a numpy array over the arena, without a copy; bfloat16 shows as uint16.
+
+        UNTRUSTED: an element may change between two looks at it. The engine takes none: its kernels read each once.
 
         Shapes: [rows, row_elements].
 
@@ -109,6 +112,8 @@ def slot_table(arena: Arena) -> _native.SlotTable:
 
 def slot_array(arena: Arena, slot: Slot) -> npt.NDArray[Any]:
     """A slot's rows over the arena, whoever owns them, without a copy; the array holds the mapping.
+
+    UNTRUSTED: in the TEE process only for who looks at the bytes from outside of the model, a test or a benchmark.
 
     Shapes: [num_rows, row_elements]; bfloat16 shows as uint16.
     """
