@@ -111,8 +111,8 @@ def _never(gpu: HostileGpu, record: Record) -> bool:
     return False
 
 
-def _moment(opcode: Opcode, step: int = FAULT_STEP) -> Moment:
-    return lambda gpu, record: gpu.step == step and record.opcode == opcode
+def _moment(opcode: Opcode, step: int = FAULT_STEP, layer: int = 0) -> Moment:
+    return lambda gpu, record: gpu.step == step and (record.opcode, record.layer) == (opcode, layer)
 
 
 def beside(act: Callable[[], object]) -> None:
@@ -312,6 +312,7 @@ MISBEHAVIOURS: dict[str, tuple[Moment, Misbehaviour]] = {
     "nan": (_moment(Opcode.QKV), not_finite("nan")),
     "nan-scores": (_moment(Opcode.SCORES), not_finite("nan")),
     "infinity": (_moment(Opcode.GATE_UP), not_finite("infinity")),
+    "infinity-later": (_moment(Opcode.DOWN, layer=1), not_finite("infinity")),
     "nan-logits": (_moment(Opcode.LM_HEAD), not_finite("nan")),
     "scribble-slots": (_moment(Opcode.EMBED), scribble(layout.SLOTS_OFFSET_BYTES, None)),
     "scribble-rings": (_moment(Opcode.EMBED), scribble(layout.CONTROL_OFFSET_BYTES, layout.SLOTS_OFFSET_BYTES)),

@@ -144,17 +144,17 @@ def test_no_token_is_drawn_from_what_is_not_finite(against, misbehaviour):
     against(misbehaviour, ends_with(ProtocolError, "logits: expected finite numbers"))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize(
-    ("misbehaviour", "where"),
+    ("misbehaviour", "dtype", "where"),
     [
-        ("nan", "result of QKV in layer 0"),
-        ("nan-scores", "result of SCORES in layer 0"),
-        ("infinity", "result of GATE_UP in layer 0"),
-        ("nan-logits", "result of LM_HEAD: "),
+        ("nan", "bfloat16", "result of QKV in layer 0"),
+        ("nan-scores", "float32", "result of SCORES in layer 0"),
+        ("infinity", "float32", "result of GATE_UP in layer 0"),
+        ("infinity-later", "bfloat16", "result of DOWN in layer 1"),
+        ("nan-logits", "bfloat16", "result of LM_HEAD: "),
     ],
 )
-def test_check_finite_names_the_operation_that_began_it(against, misbehaviour, where, dtype):
+def test_check_finite_names_the_operation_that_began_it(against, misbehaviour, dtype, where):
     against(misbehaviour, ends_with(ProtocolError, where), check_finite=True, dtype=dtype)
 
 
