@@ -108,7 +108,7 @@ def test_false_results_are_not_noticed(against, doorbell):
     ("misbehaviour", "doorbell", "expected"),
     [
         ("late", "adaptive", ends_with(PeerTimeout, "waiting for QKV on slot qk")),
-        ("silent", "zmq", ends_with(PeerTimeout, "waiting for SCORES on slot scores.0")),
+        ("silent", "zmq", ends_with(PeerTimeout, "waiting for SCORES on slot scores.")),
         ("failed", "adaptive", ends_with(PeerDied, "DOWN failed")),
         ("vanish", "adaptive", ends_with(PeerDied, "no heartbeat")),
         ("stop", "zmq", ends_with(PeerDied, "was stopped")),
