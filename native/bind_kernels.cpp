@@ -147,6 +147,7 @@ void softmax(HeldSlots& slots, Index slot, Index offset_elements, Index num_head
                            scale,
                            not_negative("first_valid_end", first_valid_end),
                            not_negative("window", window.value_or(0))};
+    if (elements == 0) return;  // nothing of the slot bounds the number of columns here
     struct alignas(64) Block {
         float lane[kLanes];
     };

@@ -370,6 +370,12 @@ def test_a_bad_argument_is_refused_before_memory_is_touched(error, kernel, argum
     assert not any(view.any() for view in arena.view)
 
 
+@pytest.mark.parametrize(("heads", "rows"), [(0, 1), (1, 0)])
+def test_softmax_of_nothing_takes_no_memory_for_its_columns(heads, rows):
+    arena = Arena((4, 16, BF16))
+    _native.softmax(arena.slots, 0, 0, heads, rows, 2**60, 1.0, 1, None)
+
+
 @pytest.mark.parametrize(
     ("error", "entry"),
     [

@@ -1,9 +1,11 @@
 """Sessions: a name belongs to one live process, and nothing of a dead one stays."""
 
 import fcntl
+import json
 import os
 import secrets
 import signal
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -229,6 +231,38 @@ def test_whoever_waits_for_an_invitation_is_told_once(name, forked):
 def test_waiting_in_vain_ends_with_the_command_to_run(name):
     with pytest.raises(ArenaNotReady, match=f"tsqp-shm tee MODEL --session {name}"):
         wait_for_invitation(name, 0.05, ignore)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"doorbell": "loud"},
+        {"doorbell": None},
+        {"endpoint": 7},
+        {"endpoint": "tcp://192.168.0.1:80"},
+        {"endpoint": "ipc:///tmp/\udc80"},
+        {"arena": ["/a"]},
+        {"spin_us": "2"},
+        {"yield_us": -1},
+        {"geometry": []},
+        {"limits": {}},
+        {"limits": None},
+        {"tee_pid": 1.5},
+        {"more": 1},
+    ],
+)
+def test_an_invitation_with_a_field_that_is_not_allowed_is_one_clear_error(name, fields):
+    written = json.loads(json.dumps(asdict(invitation(name))))
+    with pytest.raises(TsqpError, match="cannot be read; do both run the same version"):
+        Invitation.parse(json.dumps({**written, **fields}).encode())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\xff", b"[" * 100_000, b"7", b"[[1, 2]]", b"1" * 5000])
+def test_an_invitation_that_is_no_json_object_is_one_clear_error(name, content):
+    with Session.begin(name) as session:
+        (session.folder / SESSION_FILE).write_bytes(content)
+        with pytest.raises(TsqpError, match="cannot be read; do both run the same version"):
+            wait_for_invitation(name, 0.0, ignore)
 
 
 def test_a_session_that_is_not_published_is_waited_for(name):

@@ -15,6 +15,7 @@ from tsqp_shm.errors import ConfigError
 
 DTYPES = ("bfloat16", "float32")
 DOORBELLS = ("adaptive", "zmq", "spin")
+MAX_WAIT_US = 10_000_000
 MODE = "plain"
 MODE_WARNING = (
     "mode plain: activations cross in clear. It protects nothing from whoever controls the GPU process: "
@@ -90,8 +91,8 @@ class EngineConfig:
             raise ConfigError("device", self.device, "auto, cpu, cuda or cuda:N")
         require_choice("dtype", self.dtype, DTYPES)
         require_choice("doorbell", self.doorbell, DOORBELLS)
-        require_range("spin_us", self.spin_us, 0, 10_000_000)
-        require_range("yield_us", self.yield_us, 0, 10_000_000)
+        require_range("spin_us", self.spin_us, 0, MAX_WAIT_US)
+        require_range("yield_us", self.yield_us, 0, MAX_WAIT_US)
         if not 0 < self.timeout_s <= 86400:
             raise ConfigError("timeout", self.timeout_s, "seconds, more than 0 and at most 86400")
         require_range("restart_gpu", self.restart_gpu, 0, 1_000_000)
@@ -102,9 +103,8 @@ class EngineConfig:
             require_range("max_model_len", self.max_model_len, 1, 1 << 20)
         if self.session is not None:
             require_session_name(self.session)
-        if self.endpoint is not None and not re.fullmatch(r"ipc://.+|tcp://127\.0\.0\.1:\d+", self.endpoint):
-            # Only this machine: a record names slots of an arena that no other machine maps.
-            raise ConfigError("endpoint", self.endpoint, "ipc://PATH or tcp://127.0.0.1:PORT")
+        if self.endpoint is not None:
+            require_endpoint(self.endpoint)
         self._limits(self.max_model_len or 1)
 
     def limits(self, max_position_embeddings: int) -> Limits:
@@ -174,6 +174,13 @@ def require_choice(field: str, value: str, allowed: tuple[str, ...]) -> None:
 def require_range(field: str, value: int, lowest: int, highest: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
         raise ConfigError(field, value, f"a whole number from {lowest} to {highest}")
+
+
+def require_endpoint(endpoint: str) -> None:
+    # Only this machine: a record names slots of an arena that no other machine maps. Printable: what is not cannot be
+    # encoded as a path, or hides in a message.
+    if not endpoint.isprintable() or not re.fullmatch(r"ipc://.+|tcp://127\.0\.0\.1:[0-9]+", endpoint):
+        raise ConfigError("endpoint", endpoint, "ipc://PATH or tcp://127.0.0.1:PORT")
 
 
 def require_session_name(name: str) -> None:

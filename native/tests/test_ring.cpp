@@ -7,32 +7,17 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <cstring>
 #include <mutex>
 #include <random>
 #include <thread>
 
 #include "check.h"
+#include "pages.h"
 #include "ring.h"
 
 using namespace tsqp;
 
 namespace {
-
-// The fixed pages of an arena, and no byte more: an address past them is one that ASan reports.
-class Pages {
-  public:
-    Pages() : base_(static_cast<std::byte*>(::operator new(kSlotsOffset, std::align_val_t{kPageBytes}))) {
-        std::memset(base_, 0, kSlotsOffset);
-    }
-    ~Pages() { ::operator delete(base_, std::align_val_t{kPageBytes}); }
-    Pages(const Pages&) = delete;
-    Pages& operator=(const Pages&) = delete;
-    std::byte* base() const { return base_; }
-
-  private:
-    std::byte* base_;
-};
 
 // What a side sleeps on; stands in for the socket.
 class Bell {

@@ -24,7 +24,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tsqp_shm.config import SESSION_NAME, Limits, require_session_name
+from tsqp_shm.config import (
+    DOORBELLS,
+    MAX_WAIT_US,
+    SESSION_NAME,
+    Limits,
+    require_choice,
+    require_endpoint,
+    require_range,
+    require_session_name,
+)
 from tsqp_shm.errors import ArenaError, ArenaNotReady, ConfigError, SessionBusy, SessionFolderError, TsqpError
 from tsqp_shm.shm.arena import Arena, unlink_arena
 from tsqp_shm.shm.plan import Plan
@@ -68,17 +77,28 @@ class Invitation:
     geometry: dict[str, Any]
     tee_pid: int
 
+    def __post_init__(self) -> None:
+        for field, kind in (("arena", str), ("endpoint", str), ("geometry", dict)):
+            if not isinstance(getattr(self, field), kind):
+                raise ConfigError(field, getattr(self, field), f"a {kind.__name__}")
+        require_endpoint(self.endpoint)
+        require_choice("doorbell", self.doorbell, DOORBELLS)
+        require_range("spin_us", self.spin_us, 0, MAX_WAIT_US)
+        require_range("yield_us", self.yield_us, 0, MAX_WAIT_US)
+        require_range("tee_pid", self.tee_pid, 1, 1 << 31)
+
     @classmethod
-    def parse(cls, text: str) -> Invitation:
+    def parse(cls, content: bytes) -> Invitation:
         """Reads what `Session.invite` wrote.
 
         Raises:
-            TsqpError: another version of this package wrote it.
+            TsqpError: another version of this package wrote it, or something else did.
         """
         try:
-            values = json.loads(text)
+            # UNTRUSTED: a broken TEE process must end in one clear line here; every field is checked when it is made.
+            values = json.loads(content)
             return cls(**{**values, "limits": Limits(**values["limits"])})
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, RecursionError) as error:
             raise TsqpError(
                 f"{SESSION_FILE} of the TEE process cannot be read; do both run the same version of tsqp-shm? ({error})"
             ) from error
@@ -231,7 +251,7 @@ def wait_for_invitation(name: str, timeout_s: float, notify: Callable[[str], Non
         # look at that lock is not in the way of a TEE process that is about to take it.
         with contextlib.suppress(FileNotFoundError), _root_lock(root):
             if not _is_dead(folder):
-                return Invitation.parse((folder / SESSION_FILE).read_text())
+                return Invitation.parse((folder / SESSION_FILE).read_bytes())
         if time.monotonic() > deadline:
             raise ArenaNotReady(
                 arena_name(name),

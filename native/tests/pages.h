@@ -1,0 +1,26 @@
+// The fixed pages of an arena, and no byte more: an address past them is one that ASan reports.
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+#include <new>
+
+#include "layout.h"
+
+namespace tsqp {
+
+class Pages {
+  public:
+    Pages() : base_(static_cast<std::byte*>(::operator new(kSlotsOffset, std::align_val_t{kPageBytes}))) {
+        std::memset(base_, 0, kSlotsOffset);
+    }
+    ~Pages() { ::operator delete(base_, std::align_val_t{kPageBytes}); }
+    Pages(const Pages&) = delete;
+    Pages& operator=(const Pages&) = delete;
+    std::byte* base() const { return base_; }
+
+  private:
+    std::byte* base_;
+};
+
+}  // namespace tsqp

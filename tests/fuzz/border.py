@@ -1,0 +1,155 @@
+"""Fuzz targets for what Python reads of the other side: completions, submissions, the header, session.json.
+
+Each takes bytes and fails by an exception. What must come of them is worked out a second time, in other words than the
+package's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+from tsqp_shm.config import DOORBELLS, Limits
+from tsqp_shm.errors import ArenaError, ProtocolError, TsqpError
+from tsqp_shm.shm import layout
+from tsqp_shm.shm.arena import Arena
+from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.protocol import (
+    ECHOED_BYTES,
+    NO_SLOT,
+    Opcode,
+    Record,
+    Status,
+    SubmissionRules,
+    check_completion,
+    operands,
+)
+from tsqp_shm.shm.session import Invitation, arena_name
+
+LIMITS = Limits(dtype="bfloat16", max_model_len=40, max_num_seqs=3, max_batch_tokens=20, tile_rows=8, tiles_in_flight=2)
+MODEL = SimpleNamespace(
+    num_layers=4, hidden_size=8, intermediate_size=12, num_heads=2, num_kv_heads=1, head_dim=4, vocab_size=11,
+    windows=(None,) * 4,
+)  # fmt: skip
+PLAN = Plan.derive(MODEL, LIMITS)
+EPOCH = 0xFEED_0000_0000_0001
+# The parent removes it if this process is killed; see run.py.
+ARENA = arena_name(os.environ.get("TSQP_SHM_FUZZ_SESSION", f"fuzz-{os.getpid()}"))
+
+
+def completion(data: bytes) -> None:
+    """A submission's 64 bytes, then what came back."""
+    submitted, completed = data[: layout.RECORD_BYTES].ljust(layout.RECORD_BYTES, b"\0"), data[layout.RECORD_BYTES :]
+    is_allowed = False
+    if len(completed) == layout.RECORD_BYTES and completed[:ECHOED_BYTES] == submitted[:ECHOED_BYTES]:
+        status, reserved = struct.unpack_from("<II", completed, ECHOED_BYTES)
+        is_allowed = status in list(Status) and reserved == 0
+    try:
+        outcome = check_completion(submitted, completed)
+    except ProtocolError:
+        assert not is_allowed
+    else:
+        assert is_allowed
+        assert struct.pack("<IIQQ", *outcome) == completed[ECHOED_BYTES:]
+
+
+def submission(data: bytes) -> None:
+    """Records one after the other, as the GPU process takes them from a TEE process that may be broken."""
+    rules = SubmissionRules(PLAN, EPOCH, MODEL.num_layers)
+    for number, start in enumerate(range(0, len(data), layout.RECORD_BYTES), 1):
+        packed = data[start : start + layout.RECORD_BYTES]
+        try:
+            record = Record.unpack(packed)
+            rules.check(record)
+        except ProtocolError:
+            return
+        assert record.pack() == packed
+        assert (record.sequence, record.epoch) == (number, EPOCH)
+        _require_inside_the_plan(record)
+
+
+def _require_inside_the_plan(record: Record) -> None:
+    allowed = operands(PLAN)[Opcode(record.opcode)]
+    assert record.layer < (MODEL.num_layers if allowed.layered else 1)
+    for index, names in ((record.in_slot, allowed.in_slots), (record.out_slot, allowed.out_slots)):
+        if index == NO_SLOT:
+            assert not names or None in names
+            continue
+        slot = PLAN.slots[index]
+        assert slot.name in names
+        if not slot.name.startswith("scores."):
+            assert 0 < record.rows <= slot.num_rows - record.first_row
+    segments = PLAN.slot("segments").num_rows
+    assert record.first_segment + record.num_segments <= (segments if allowed.segmented else 0)
+    assert (record.status, record.reserved, record.busy_ns, record.value) == (0, 0, 0, 0)
+
+
+def header(data: bytes) -> None:
+    """A real arena of a drawn size whose first page holds drawn bytes, and a side that attaches to it."""
+    size_bytes = PLAN.total_bytes
+    if len(data) > layout.HEADER_BYTES:
+        size_bytes = int.from_bytes(data[layout.HEADER_BYTES :][:4], "little") % (2 * PLAN.total_bytes)
+    head = data[: min(layout.HEADER_BYTES, size_bytes)]
+    with contextlib.ExitStack() as stack:
+        # Arena.create backs and maps it; what is attached to is what a hostile creator would leave instead.
+        stack.enter_context(Arena.create(ARENA, PLAN, EPOCH))
+        fd = os.open(Path("/dev/shm") / ARENA.removeprefix("/"), os.O_RDWR)
+        stack.callback(os.close, fd)
+        os.ftruncate(fd, size_bytes)
+        os.pwrite(fd, head, 0)
+        words = struct.unpack("<4Q32s", head.ljust(layout.HEADER_BYTES, b"\0"))
+        is_allowed = size_bytes == PLAN.total_bytes and words == (
+            layout.MAGIC, layout.VERSION, words[2], PLAN.total_bytes, PLAN.digest,
+        )  # fmt: skip
+        try:
+            with Arena.attach(ARENA, PLAN) as attached:
+                assert is_allowed
+                assert attached.epoch == words[2]
+        except ArenaError:
+            assert not is_allowed
+
+
+def session(data: bytes) -> None:
+    """session.json as the GPU process finds it."""
+    try:
+        invitation = Invitation.parse(data)
+    except TsqpError:
+        return
+    assert all(isinstance(text, str) for text in (invitation.arena, invitation.endpoint))
+    assert invitation.doorbell in DOORBELLS
+    assert invitation.spin_us >= 0
+    assert invitation.yield_us >= 0
+    assert type(invitation.tee_pid) is int
+    assert isinstance(invitation.geometry, dict)
+    Plan.derive(MODEL, invitation.limits)
+
+
+TARGETS = {target.__name__: target for target in (completion, submission, header, session)}
+
+
+def seeds() -> dict[str, dict[str, bytes]]:
+    """Inputs that pass, to begin a corpus with: libFuzzer breaks them by itself."""
+    index = {slot.name: slot.index for slot in PLAN.slots}
+    records = []
+    for number, (opcode, allowed) in enumerate(operands(PLAN).items(), 1):
+        in_slot = index[allowed.in_slots[0]] if allowed.in_slots else NO_SLOT
+        out_slot = index[allowed.out_slots[0]] if allowed.out_slots else NO_SLOT
+        rows = 2 if in_slot != NO_SLOT else 0
+        records.append(
+            Record(number, EPOCH, opcode, 0, in_slot, out_slot, 0, rows, 0, 1 if allowed.segmented else 0).pack()
+        )
+    published = struct.pack("<4Q32s", layout.MAGIC, layout.VERSION, EPOCH, PLAN.total_bytes, PLAN.digest)
+    invitation = Invitation(ARENA, "ipc:///tmp/doorbell", "adaptive", 2, 2000, LIMITS, PLAN.geometry, 1)
+    tcp = Invitation(ARENA, "tcp://127.0.0.1:5555", "zmq", 0, 0, LIMITS, {}, 1)
+    completed = records[2][:ECHOED_BYTES] + struct.pack("<IIQQ", 1, 0, 5000, 7)
+    return {
+        "completion": {"ok": records[2] * 2, "failed": records[2] + completed},
+        "submission": {"every-opcode": b"".join(records)},
+        "header": {"published": published, "longer": published + struct.pack("<I", PLAN.total_bytes + 4096)},
+        "session": {name: json.dumps(asdict(it)).encode() for name, it in (("ipc", invitation), ("tcp", tcp))},
+    }
