@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+"""Show what mode `plain` hides from whoever has the GPU process: nothing.
+
+Runs beside a live session, as the same user, and only reads: it maps the session's arena from outside and follows the
+doorbell. It rebuilds the conversation twice:
+
+  token ids    from the slot in which they cross
+  activations  from the rows that the first Linear reads, which are normalised embeddings: each is compared with every
+               row of the model's embedding table, and the nearest one names the token
+
+  python scripts/read_arena.py --session demo --expect "The capital of France is" &
+  tsqp-shm launch --session demo --prompt "The capital of France is"
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import mmap
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tsqp_shm.errors import TsqpError
+from tsqp_shm.model.demo import demo_model_folder
+from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.model.tokenizer import Tokenizer
+from tsqp_shm.model.weights import Checkpoint, bfloat16_to_float32
+from tsqp_shm.shm import layout
+from tsqp_shm.shm.arena import SHM_FOLDER
+from tsqp_shm.shm.plan import Plan, Slot
+from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record
+from tsqp_shm.shm.session import wait_for_invitation
+from tsqp_shm.shm.slots import NUMPY_DTYPES
+
+# Between two looks. A layer takes longer.
+LOOK_S = 20e-6
+COMPARED_AT_ONCE = 64
+SUBMISSION_TAIL, COMPLETION_TAIL = layout.CONTROL_OFFSET_BYTES, layout.CONTROL_OFFSET_BYTES + 3 * 128
+
+Rows = npt.NDArray[np.float32]
+
+
+@dataclass
+class Step:
+    """What crossed of one forward pass: where each row belongs, its token, and its activations if they were caught."""
+
+    places: list[tuple[int, int]]
+    token_ids: list[int]
+    activations: Rows | None
+
+
+@dataclass
+class Reader:
+    """A session's arena, mapped for reading only."""
+
+    fd: int
+    plan: Plan
+    steps: list[Step] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._memory = mmap.mmap(self.fd, self.plan.total_bytes, prot=mmap.PROT_READ)
+        self._words = memoryview(self._memory).cast("Q")
+
+    def follow(self) -> None:
+        """Reads what crosses until the session has removed its arena."""
+        read = 0
+        while os.fstat(self.fd).st_nlink:
+            for _ in range(1000):
+                submitted = self._word(SUBMISSION_TAIL)
+                read = max(read, submitted - layout.RING_DEPTH)
+                while read < submitted:
+                    record = self._record(read)
+                    read += 1
+                    if (record.opcode, record.layer) == (Opcode.QKV, 0) and record.sequence == read:
+                        self._read_step(record)
+                time.sleep(LOOK_S)
+
+    def _read_step(self, qkv: Record) -> None:
+        rows = slice(qkv.first_row, qkv.first_row + qkv.rows)
+        x = self._slot("x")[rows].copy()
+        is_whole = not self._is_over(qkv)
+        token_ids = self._slot("tokens")[rows, 0].tolist()
+        places: list[tuple[int, int]] = []
+        for sequence, position, _, count in self._slot("segments").tolist():
+            places += [(sequence, position + row) for row in range(count)]
+            if len(places) >= qkv.rows:
+                break
+        activations = bfloat16_to_float32(x) if x.dtype == np.uint16 else x
+        self.steps.append(Step(places, token_ids, activations if is_whole else None))
+
+    def _is_over(self, qkv: Record) -> bool:
+        """Whether x may hold the layer's second norm by now: the layer's attention is complete."""
+        for position in range(qkv.sequence, self._word(SUBMISSION_TAIL)):
+            record = self._record(position)
+            if record.sequence != position + 1 or record.opcode not in (Opcode.SCORES, Opcode.CONTEXT):
+                return True
+            if record.opcode == Opcode.CONTEXT and record.out_slot != NO_SLOT:
+                return self._word(COMPLETION_TAIL) >= record.sequence
+        return False
+
+    def _word(self, offset_bytes: int) -> int:
+        return self._words[offset_bytes // 8]
+
+    def _record(self, position: int) -> Record:
+        start = layout.SUBMISSION_RING_OFFSET_BYTES + position % layout.RING_DEPTH * layout.RECORD_BYTES
+        return Record.unpack(self._memory[start : start + layout.RECORD_BYTES])
+
+    def _slot(self, name: str) -> npt.NDArray[np.generic]:
+        slot: Slot = self.plan.slot(name)
+        count = slot.num_rows * slot.row_elements
+        flat = np.frombuffer(self._memory, NUMPY_DTYPES[slot.dtype], count, slot.offset_bytes)
+        return flat.reshape(slot.num_rows, slot.row_elements)
+
+
+class EmbeddingTable:
+    """The model's embedding rows as the first Linear would see them: weighted by its norm, of length one."""
+
+    def __init__(self, model: Path, spec: ModelSpec) -> None:
+        with Checkpoint.open(model) as checkpoint:
+            rows = checkpoint.tensor("model.embed_tokens.weight", (spec.vocab_size, spec.hidden_size)).to_float32()
+            norm = checkpoint.tensor("model.layers.0.input_layernorm.weight", (spec.hidden_size,)).to_float32()
+        scale = np.sqrt(np.mean(rows * rows, axis=1, keepdims=True) + spec.rms_norm_eps)
+        self._rows = rows / scale * norm
+        self._rows /= np.linalg.norm(self._rows, axis=1, keepdims=True) + 1e-30
+
+    def nearest(self, activations: Rows) -> list[int]:
+        """The token of each row. Shapes: activations [T, C]."""
+        found: list[int] = []
+        for first in range(0, len(activations), COMPARED_AT_ONCE):
+            found += np.argmax(activations[first : first + COMPARED_AT_ONCE] @ self._rows.T, axis=1).tolist()
+        return found
+
+
+def conversation(tokens: dict[tuple[int, int], int]) -> list[int]:
+    """Token ids in the order of sequence and position."""
+    return [tokens[place] for place in sorted(tokens)]
+
+
+def recovered(expected: list[int], found: list[int]) -> float:
+    """How much of the expected ids was found, in its order."""
+    blocks = difflib.SequenceMatcher(None, expected, found, autojunk=False).get_matching_blocks()
+    return sum(block.size for block in blocks) / len(expected)
+
+
+def report(title: str, ids: list[int], tokenizer: Tokenizer, expect: str | None) -> None:
+    text = tokenizer.decode(ids) if ids else "nothing was caught"
+    print(f"{title}: {len(ids)} tokens: {text!r}")
+    if expect:
+        print(f"{title}: {recovered(tokenizer.encode(expect), ids):.1%} of the expected text's tokens")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", type=Path, metavar="MODEL", help="the session's model (the demo model)")
+    parser.add_argument("--session", required=True, metavar="NAME", help="the session to read, live or about to begin")
+    parser.add_argument("--expect", metavar="TEXT", help="say how much of this text's tokens was found")
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="for the session to begin (60)")
+    arguments = parser.parse_args()
+    say = lambda line: print(f"read_arena: {line}", file=sys.stderr)  # noqa: E731
+    try:
+        model = arguments.model or demo_model_folder(say)
+        spec, tokenizer = ModelSpec.from_folder(model), Tokenizer.from_folder(model)
+        invitation = wait_for_invitation(arguments.session, arguments.timeout, say)
+        plan = Plan.derive(spec, invitation.limits)
+        fd = os.open(Path(SHM_FOLDER) / invitation.arena.removeprefix("/"), os.O_RDONLY)
+        if os.fstat(fd).st_size != plan.total_bytes:
+            raise TsqpError("the session runs another model; name its folder")
+        if invitation.doorbell == "zmq":
+            raise TsqpError("a session with --doorbell zmq has no records in its arena to follow")
+        say(f"reading {invitation.arena}, {plan.total_bytes:,} bytes, until the session ends")
+        reader = Reader(fd, plan)
+        reader.follow()
+        table = EmbeddingTable(model, spec)
+    except (TsqpError, OSError) as error:
+        say(f"error: {error}")
+        return 1
+    ids: dict[tuple[int, int], int] = {}
+    seen: dict[tuple[int, int], int] = {}
+    for step in reader.steps:
+        ids.update(zip(step.places, step.token_ids, strict=False))
+        if step.activations is not None:
+            seen.update(zip(step.places, table.nearest(step.activations), strict=False))
+    report("token ids", conversation(ids), tokenizer, arguments.expect)
+    report("activations", conversation(seen), tokenizer, arguments.expect)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
