@@ -48,7 +48,7 @@ Rows = npt.NDArray[np.float32]
 
 @dataclass
 class Step:
-    """What crossed of one forward pass: where each row belongs, its token, and its activations if they were caught."""
+    """A block of a forward pass: where each row belongs, its token, and its activations if they were caught."""
 
     places: list[tuple[int, int]]
     token_ids: list[int]
@@ -87,20 +87,22 @@ class Reader:
         is_whole = not self._is_over(qkv)
         token_ids = self._slot("tokens")[rows, 0].tolist()
         places: list[tuple[int, int]] = []
-        for sequence, position, _, count in self._slot("segments").tolist():
-            places += [(sequence, position + row) for row in range(count)]
-            if len(places) >= qkv.rows:
+        for sequence, position, first_row, count in self._slot("segments").tolist():
+            # What lies behind the step's last segment is of an earlier step.
+            if first_row != len(places) or len(places) >= rows.stop:
                 break
+            places += [(sequence, position + row) for row in range(count)]
         activations = bfloat16_to_float32(x) if x.dtype == np.uint16 else x
-        self.steps.append(Step(places, token_ids, activations if is_whole else None))
+        self.steps.append(Step(places[rows], token_ids, activations if is_whole else None))
 
     def _is_over(self, qkv: Record) -> bool:
-        """Whether x may hold the layer's second norm by now: the layer's attention is complete."""
+        """Whether x may hold the layer's second norm by now: the attention of these rows is complete."""
         for position in range(qkv.sequence, self._word(SUBMISSION_TAIL)):
             record = self._record(position)
-            if record.sequence != position + 1 or record.opcode not in (Opcode.SCORES, Opcode.CONTEXT):
+            if record.sequence != position + 1 or record.opcode == Opcode.EMBED:
                 return True
-            if record.opcode == Opcode.CONTEXT and record.out_slot != NO_SLOT:
+            is_last = record.opcode == Opcode.CONTEXT and record.out_slot != NO_SLOT
+            if is_last and record.first_row == qkv.first_row:
                 return self._word(COMPLETION_TAIL) >= record.sequence
         return False
 

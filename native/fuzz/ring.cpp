@@ -4,7 +4,7 @@
 #include "ring.h"
 
 #include "engine.h"
-#include "pages.h"
+#include "fixed_pages.h"
 
 using namespace tsqp;
 
@@ -115,7 +115,7 @@ class Session {
         pages_.base()[kCompletionRingOffset + at] = input.take<std::byte>();
     }
 
-    Pages pages_;
+    FixedPages pages_;
     RingWriter writer_;
     RingReader reader_;
     std::uint64_t written_ = 0, rung_ = 0, taken_ = 0, last_park_ = 0;

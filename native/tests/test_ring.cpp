@@ -12,7 +12,7 @@
 #include <thread>
 
 #include "check.h"
-#include "pages.h"
+#include "fixed_pages.h"
 #include "ring.h"
 
 using namespace tsqp;
@@ -62,7 +62,7 @@ bool violates(Act act) {
 }
 
 void test_records_come_in_order_around_the_ring() {
-    const Pages pages;
+    const FixedPages pages;
     RingWriter writer(pages.base(), kSubmissionRing);
     RingReader reader(pages.base(), kSubmissionRing);
     for (const std::size_t burst : {std::size_t{1}, kRingDepth, std::size_t{5}, kRingDepth - 1, kRingDepth}) {
@@ -77,7 +77,7 @@ void test_records_come_in_order_around_the_ring() {
 }
 
 void test_positions_out_of_range_are_violations() {
-    const Pages pages;
+    const FixedPages pages;
     RingWriter writer(pages.base(), kSubmissionRing);
     RingReader reader(pages.base(), kSubmissionRing);
     const RingWords words(pages.base(), kSubmissionRing);
@@ -99,7 +99,7 @@ void test_positions_out_of_range_are_violations() {
 }
 
 void test_a_park_is_rung_once() {
-    const Pages pages;
+    const FixedPages pages;
     RingWriter writer(pages.base(), kCompletionRing);
     RingReader reader(pages.base(), kCompletionRing);
     for (int i = 0; i < 3; ++i) {
@@ -130,7 +130,7 @@ Record receive(RingReader& reader, Bell& bell, std::uint64_t spin_ns) {
 // Two sides as in a session: records are echoed, a few in flight, and each side sleeps when it has nothing to
 // do.
 void test_no_wake_up_is_lost(std::uint64_t count, std::uint64_t in_flight, std::uint64_t spin_ns) {
-    const Pages pages;
+    const FixedPages pages;
     Bell submitted, completed;
     std::thread worker([&] {
         RingReader reader(pages.base(), kSubmissionRing);
@@ -150,7 +150,7 @@ void test_no_wake_up_is_lost(std::uint64_t count, std::uint64_t in_flight, std::
 // Whatever the other side scribbles over the control page, a side has records or a violation, and its own
 // bounds.
 void test_a_scribbling_peer_gets_violations_only() {
-    const Pages pages;
+    const FixedPages pages;
     std::atomic<bool> stop{false};
     std::thread peer([&] {
         std::mt19937_64 random(1);

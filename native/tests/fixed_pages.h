@@ -9,14 +9,15 @@
 
 namespace tsqp {
 
-class Pages {
+class FixedPages {
   public:
-    Pages() : base_(static_cast<std::byte*>(::operator new(kSlotsOffset, std::align_val_t{kPageBytes}))) {
+    FixedPages()
+        : base_(static_cast<std::byte*>(::operator new(kSlotsOffset, std::align_val_t{kPageBytes}))) {
         std::memset(base_, 0, kSlotsOffset);
     }
-    ~Pages() { ::operator delete(base_, std::align_val_t{kPageBytes}); }
-    Pages(const Pages&) = delete;
-    Pages& operator=(const Pages&) = delete;
+    ~FixedPages() { ::operator delete(base_, std::align_val_t{kPageBytes}); }
+    FixedPages(const FixedPages&) = delete;
+    FixedPages& operator=(const FixedPages&) = delete;
     std::byte* base() const { return base_; }
 
   private:
