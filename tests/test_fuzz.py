@@ -3,13 +3,24 @@
 `scripts/fuzz` looks for new ones; the native targets run their corpus there, under the sanitizers.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fuzz import border, kernels
 
+from tsqp_shm import _native
+
 CORPUS = Path(border.__file__).parent / "corpus"
 TARGETS = {**border.TARGETS, "kernels": kernels.kernels}
+
+
+@pytest.fixture(autouse=True)
+def instruction_set() -> Iterator[None]:
+    """The inputs for the kernels choose one, in this process."""
+    chosen = _native.active_instruction_set()
+    yield
+    _native.use_instruction_set(chosen)
 
 
 @pytest.mark.parametrize("name", TARGETS)
