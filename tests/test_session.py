@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tsqp_shm.config import Limits
-from tsqp_shm.errors import ArenaError, ArenaNotReady, ConfigError, SessionBusy, SessionFolderError
+from tsqp_shm.errors import ArenaError, ArenaNotReady, ConfigError, SessionBusy, SessionFolderError, TsqpError
 from tsqp_shm.shm import session as session_module
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan

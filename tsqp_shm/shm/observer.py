@@ -69,11 +69,11 @@ class Observer:
     def __init__(self, session: str) -> None:
         self.session = session
         try:
-            text = (sessions_folder() / session / SESSION_FILE).read_text()
+            content = (sessions_folder() / session / SESSION_FILE).read_bytes()
             self._fd = posix_ipc.SharedMemory(arena_name(session), read_only=True).fd
         except (FileNotFoundError, posix_ipc.ExistentialError):
             raise ArenaNotReady(arena_name(session), f"session {session!r} has none at the moment") from None
-        self.invitation = Invitation.parse(text)
+        self.invitation = Invitation.parse(content)
         self.plan = Plan.derive(SimpleNamespace(**self.invitation.geometry), self.invitation.limits)
 
     @property
