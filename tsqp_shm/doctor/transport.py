@@ -22,7 +22,7 @@ from tsqp_shm.doctor.peer import TRIAL_PLAN, TRIAL_TIMEOUT_S
 from tsqp_shm.errors import PeerDied, TsqpError
 from tsqp_shm.resources import NEEDED_DESCRIPTORS, NEEDED_THREADS, require_descriptors, require_threads
 from tsqp_shm.shm import layout
-from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
+from tsqp_shm.shm.doorbell import Doorbell, open_doorbell, require_usable
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, LOOK_INTERVAL_S, PeerWatch
 from tsqp_shm.shm.session import Session
 
@@ -113,6 +113,8 @@ def run_trial(mode: str, endpoint: str | None, config: EngineConfig) -> Trial:
         arena = stack.enter_context(session.create_arena(TRIAL_PLAN, secrets.randbits(63) | 1))
         stack.callback(_native.Heartbeat(arena.buffer, "tee", HEARTBEAT_INTERVAL_MS).release)
         endpoint = endpoint or session.default_endpoint
+        # The other process binds it, and would say so in words that are not read here.
+        require_usable(endpoint, "gpu")
         doorbell = open_doorbell(mode, arena, "tee", endpoint, config.spin_us, config.yield_us)
         stack.callback(doorbell.close)
         arena.publish()

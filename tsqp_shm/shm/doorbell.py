@@ -140,7 +140,7 @@ class _Socket:
         # Routing ids of whoever is connected; the first is the peer, and the others are not heard.
         self._connections: list[bytes] = []
         try:
-            _require_usable(endpoint, role)
+            require_usable(endpoint, role)
             if role == "gpu":
                 self._socket.bind(endpoint)
             else:
@@ -307,7 +307,7 @@ class ZmqDoorbell(Doorbell):
         self._socket.close(LAST_RECORD_LINGER_MS)
 
 
-def _require_usable(endpoint: str, role: str) -> None:
+def require_usable(endpoint: str, role: str) -> None:
     """What libzmq would not say: the TEE's would try without end, the GPU process's unlinks what lies at the path.
 
     Raises:

@@ -6,10 +6,8 @@ Whoever controls the GPU process sees them too; they tell it nothing that it cou
 from __future__ import annotations
 
 import struct
-from mmap import mmap
 from typing import NamedTuple
 
-from tsqp_shm import _native
 from tsqp_shm.shm import layout
 
 
@@ -29,11 +27,6 @@ class Progress(NamedTuple):
     step_ended_ns: int = 0
     round_trip_p50_ns: int = 0
     round_trip_p99_ns: int = 0
-
-    def store(self, arena: mmap) -> None:
-        """Each word whole; a reader may see words of two moments."""
-        for index, value in enumerate(self):
-            _native.store_word(arena, layout.PROGRESS_OFFSET_BYTES + 8 * index, value)
 
     @classmethod
     def load(cls, arena: bytes) -> Progress:

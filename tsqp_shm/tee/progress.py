@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from itertools import islice
 
+from tsqp_shm import _native
+from tsqp_shm.shm import layout
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.progress import Progress
 from tsqp_shm.tee.statistics import Statistics
@@ -47,4 +49,6 @@ class ProgressWriter:
             waiting=waiting,
             **moment,
         )
-        self._progress.store(self._arena.buffer)
+        # Each word whole; a reader may see words of two moments.
+        for index, value in enumerate(self._progress):
+            _native.store_word(self._arena.buffer, layout.PROGRESS_OFFSET_BYTES + 8 * index, value)
