@@ -32,12 +32,16 @@ void configure(std::size_t upper_rows, std::size_t lower_rows) {
 template <bool Lower>
 [[gnu::always_inline]] inline void block(const PanelArgs& a, std::size_t panel, std::size_t row,
                                          std::size_t upper_rows, std::size_t lower_rows,
-                                         const PanelStore& store) {
+                                         const PanelStore& store, bool first) {
     const std::uint16_t* weights = a.panels + panel * a.panel_stride;
     const std::uint16_t* upper = a.a + row * a.a_stride;
     const std::uint16_t* lower = upper + 16 * a.a_stride;
     const std::size_t a_bytes = a.a_stride * 2;
     constexpr std::size_t kPairBytes = kPanelColumns * 4;
+    std::uint16_t* out = a.out + row * a.out_stride + panel * kPanelColumns;
+    // The TEE read these lines last: they come over while the sums are made (docs/performance.md).
+    for (std::size_t r = 0; r < upper_rows + lower_rows; ++r)
+        asm volatile("prefetchw %0" ::"m"(out[r * a.out_stride]));
     _tile_zero(0);
     _tile_zero(1);
     if constexpr (Lower) {
@@ -45,6 +49,10 @@ template <bool Lower>
         _tile_zero(3);
     }
     for (std::size_t k = 0; k < a.depth; k += kDepthBlock) {
+        // And it wrote these; after the first panel they are here.
+        if (first)
+            for (std::size_t r = 0; r < upper_rows + lower_rows; ++r)
+                _mm_prefetch(upper + r * a.a_stride + k + 2 * kDepthBlock, _MM_HINT_T0);
         _tile_loadd(6, weights + k * kPanelColumns, kPairBytes);
         _tile_loadd(4, upper + k, a_bytes);
         _tile_dpbf16ps(0, 4, 6);
@@ -63,7 +71,6 @@ template <bool Lower>
         _tile_stored(2, sums[2], 64);
         _tile_stored(3, sums[3], 64);
     }
-    std::uint16_t* out = a.out + row * a.out_stride + panel * kPanelColumns;
     for (std::size_t r = 0; r < upper_rows; ++r)
         store(out + r * a.out_stride, _mm512_load_ps(sums[0][r]), _mm512_load_ps(sums[1][r]));
     if constexpr (Lower)
@@ -77,7 +84,8 @@ void product(const PanelArgs& a, std::size_t begin, std::size_t end) noexcept {
         configure(16, 16);
         for (std::size_t panel = begin; panel < end; ++panel) {
             const PanelStore store(a, panel);
-            for (std::size_t row = 0; row < whole; row += 32) block<true>(a, panel, row, 16, 16, store);
+            for (std::size_t row = 0; row < whole; row += 32)
+                block<true>(a, panel, row, 16, 16, store, panel == begin);
         }
     }
     if (rest > 0) {
@@ -86,9 +94,9 @@ void product(const PanelArgs& a, std::size_t begin, std::size_t end) noexcept {
         for (std::size_t panel = begin; panel < end; ++panel) {
             const PanelStore store(a, panel);
             if (lower > 0)
-                block<true>(a, panel, whole, upper, lower, store);
+                block<true>(a, panel, whole, upper, lower, store, false);
             else
-                block<false>(a, panel, whole, upper, 0, store);
+                block<false>(a, panel, whole, upper, 0, store, false);
         }
     }
     _tile_release();
