@@ -154,6 +154,12 @@ def environment_variable(field: str) -> str:
     return f"TSQP_SHM_{field.removesuffix('_s').upper()}"
 
 
+def default_tee_threads() -> int:
+    """Half the cores this process may use: while the TEE works on one block of rows, a GPU process on the same machine
+    works on another, and two whole sets of threads would stand in each other's way (docs/performance.md)."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
 def _parse(variable: str, text: str, kind: str) -> Any:
     if kind.startswith("str"):
         return text

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tsqp_shm import _native
-from tsqp_shm.config import EngineConfig
+from tsqp_shm.config import EngineConfig, default_tee_threads
 from tsqp_shm.errors import (
     ConfigError,
     ModelFileError,
@@ -75,7 +75,7 @@ class LLM:
         **config: Any,
     ) -> None:
         self.config = _engine_config(config)
-        threads = self.config.tee_threads or _default_tee_threads()
+        threads = self.config.tee_threads or default_tee_threads()
         require_resources(threads)
         self.model = Path(model)
         self.spec = ModelSpec.from_folder(self.model)
@@ -343,12 +343,6 @@ def _engine_config(values: dict[str, Any]) -> EngineConfig:
     if unknown:
         raise ConfigError(unknown[0], values[unknown[0]], "one of " + ", ".join(EngineConfig.__dataclass_fields__))
     return EngineConfig.from_environment(values)
-
-
-def _default_tee_threads() -> int:
-    import os
-
-    return max(1, len(os.sched_getaffinity(0)))
 
 
 def _has_tokenizer(model: Path) -> bool:

@@ -18,7 +18,8 @@ class Ours:
 
     def __init__(self, job: Job, stack: ExitStack) -> None:
         self._job = job
-        threads = {"tee_threads": job.threads, "gpu_threads": job.threads}
+        # As the defaults are: the TEE process has half as many, and all share the same cores.
+        threads = {"tee_threads": max(1, job.threads // 2), "gpu_threads": job.threads}
         settings: dict[str, Any] = {**threads, **job.settings}
         self._llm = stack.enter_context(
             LLM(

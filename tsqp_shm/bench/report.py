@@ -157,7 +157,7 @@ def print_table(document: dict[str, Any], out: TextIO) -> None:
     lengths = ", ".join(f"{tokens:,}" for tokens in settings["tokens"])
     print(
         f"{settings['case']}, {lengths} tokens of prompt; {settings['model']}, {settings['dtype']}; "
-        f"{settings['threads']} threads a process, {settings['runs']} runs in turns; "
+        f"{settings['threads']} threads a process, half for the TEE process; {settings['runs']} runs in turns; "
         f"every number for one {rows[0]['per']}",
         file=out,
     )

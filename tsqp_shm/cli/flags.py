@@ -105,7 +105,7 @@ def arena_flags() -> Parser:
     model.add_argument(
         "--block-rows", type=int, metavar="N", help=f"rows that go through the layers together ({defaults.block_rows})"
     )
-    model.add_argument("--tee-threads", type=int, metavar="N", help="threads of the TEE's kernels (one per core)")
+    model.add_argument("--tee-threads", type=int, metavar="N", help="threads of the TEE's kernels (one for two cores)")
     model.add_argument(
         "--restart-gpu", type=int, metavar="N",
         help=f"go on with another GPU process where one dies, up to N times ({defaults.restart_gpu})",
