@@ -5,6 +5,12 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace tsqp {
 namespace {
 
@@ -20,6 +26,26 @@ const KernelTable& find(std::string_view name, std::string_view asked_by) {
                                 "', but this machine has: " + names);
 }
 
+#if defined(__x86_64__)
+// Tiles are for the GPU process's products (panels.h); the TEE's kernels are those of AVX-512.
+const KernelTable kAmxKernels{"amx", kAvx512Kernels.bf16, kAvx512Kernels.f32, kAvx512Kernels.exp_nonpositive};
+
+// The processor has tiles, and the kernel lets this process keep their eight KiB of state.
+bool has_tiles() {
+#if defined(__linux__)
+    unsigned eax, ebx, ecx, edx;
+    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+    if ((edx & kBf16) == 0 || (edx & kTile) == 0) return false;
+    // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA.
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+#endif
+
 }  // namespace
 
 std::vector<const KernelTable*> supported_kernels() {
@@ -28,8 +54,11 @@ std::vector<const KernelTable*> supported_kernels() {
     // The builtin also asks the operating system whether it saves the wide registers.
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(&kAvx2Kernels);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
         tables.push_back(&kAvx512Kernels);
+        static const bool tiles = has_tiles();
+        if (tiles && __builtin_cpu_supports("avx512bf16")) tables.push_back(&kAmxKernels);
+    }
 #endif
     return tables;
 }

@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 #include <vector>
 
 namespace tsqp {
@@ -52,8 +53,8 @@ extern const PanelKernels kAvx2Panels, kAvx512Bf16Panels, kAmxPanels;
 // What this machine can run, slowest first; may be none.
 std::vector<const PanelKernels*> supported_panel_kernels();
 
-// The fastest of them that goes with the instruction set in use (dispatch.h): "scalar" has none, "avx2" has
-// its own, "avx512" what is there beyond. Null: a GEMM library does better.
+// What goes with an instruction set that this machine has (dispatch.h). Null: a GEMM library does better.
+const PanelKernels* panel_kernels_of(std::string_view instruction_set);
 const PanelKernels* active_panel_kernels();
 
 // weight [N, K], row-major, as B = weight^T  ->  panels, num_panels(N) * K * 32 elements.

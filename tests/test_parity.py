@@ -22,6 +22,8 @@ from models import (
     transformers_model,
 )
 
+from tsqp_shm import _native
+
 FLOAT32_TOLERANCE = 1e-4
 BFLOAT16_TOLERANCE = 1.1
 MAX_MODEL_LEN = 300
@@ -200,15 +202,19 @@ distance(a, b): return ((a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2) ** 0.5"""
 
 
 @pytest.mark.slow
-def test_demo_model_logits_on_text_are_those_of_transformers(demo_model, record_property):
+def test_demo_model_logits_on_text_are_those_of_transformers(demo_model, monkeypatch):
     from tsqp_shm import LLM
 
     limits = {"max_model_len": 256, "max_batch_tokens": 256}
     with LLM(demo_model, dtype="float32", **limits) as llm:
         token_ids = tuple(llm.tokenizer.encode(TEXT))
         float32 = llm.logits(token_ids)
-    with LLM(demo_model, **limits) as llm:
-        bfloat16 = llm.logits(token_ids)
+    bfloat16 = {}
+    for name in _native.instruction_sets():
+        # The GPU process's products differ, in the order of additions; the TEE's kernels do not.
+        monkeypatch.setenv("TSQP_SHM_ISA", name)
+        with LLM(demo_model, **limits) as llm:
+            bfloat16[name] = rms_distance(llm.logits(token_ids), transformers_logits(demo_model, token_ids))
 
     truth = transformers_logits(demo_model, token_ids)
     theirs = [
@@ -217,9 +223,7 @@ def test_demo_model_logits_on_text_are_those_of_transformers(demo_model, record_
     ]
     # 135 million parameters, three times over.
     transformers_model.cache_clear()
-    print(
-        f"demo: float32 {relative_distance(float32, truth):.2e}; ours {rms_distance(bfloat16, truth)}, theirs {theirs}"
-    )
+    print(f"demo: float32 {relative_distance(float32, truth):.2e}; ours {bfloat16}, theirs {theirs}")
     assert len(token_ids) > 150
     assert relative_distance(float32, truth) < FLOAT32_TOLERANCE
-    assert rms_distance(bfloat16, truth) <= BFLOAT16_TOLERANCE * min(theirs)
+    assert max(bfloat16.values()) <= BFLOAT16_TOLERANCE * min(theirs)
