@@ -75,15 +75,33 @@ struct CpuProducts::Tile {
         const Segment* segment;
         KeyRange keys;
         std::size_t offset;  // of the block in the slot, in elements
-        std::size_t first_task, rows_each, tasks_each;
+        std::size_t first_task, heads_each, tasks_each;
+    };
+    // Rows [row, row + rows) of `heads` heads from `head` on; in decode each head is a row.
+    struct Task {
+        const Part& part;
+        const Segment& segment;
+        std::size_t piece, head, row, rows;
+        bool is_decode;
+        std::size_t visible;  // how many of the part's keys the last row sees
     };
     std::vector<Part> parts;
     std::size_t num_tasks = 0;
 
-    const Part& part_of(std::size_t task) const {
-        auto after = std::upper_bound(parts.begin(), parts.end(), task,
-                                      [](std::size_t at, const Part& part) { return at < part.first_task; });
-        return *std::prev(after);
+    Task task(std::size_t index) const {
+        const auto after =
+            std::upper_bound(parts.begin(), parts.end(), index,
+                             [](std::size_t at, const Part& part) { return at < part.first_task; });
+        const Part& part = *std::prev(after);
+        const Segment& segment = *part.segment;
+        const std::size_t product = (index - part.first_task) / part.tasks_each;
+        const std::size_t piece = (index - part.first_task) % part.tasks_each;
+        const std::size_t head = product * part.heads_each;
+        if (segment.rows == 1)
+            return {part, segment, piece, head, 0, part.heads_each, true, part.keys.columns};
+        const std::size_t row = piece * kScoreRows, rows = std::min(kScoreRows, segment.rows - row);
+        return {part, segment, piece, head,
+                row,  rows,    false, segment.position + row + rows - part.keys.start};
     }
 };
 
@@ -165,7 +183,7 @@ void CpuProducts::begin_step(std::vector<Segment> segments, std::vector<std::vec
         for (std::size_t i = 0; i < segments.size(); ++i) {
             const KeyRange keys = of_window[i];
             const std::size_t end = segments[i].position + segments[i].rows;
-            require(keys.start % 64 == 0 && keys.columns % 64 == 0 && keys.start < end &&
+            require(keys.start % 64 == 0 && keys.columns % 64 == 0 && keys.start <= segments[i].position &&
                         keys.columns <= g.max_keys && keys.start <= g.max_keys - keys.columns &&
                         end <= keys.start + keys.columns,
                     "keys outside the cache");
@@ -238,8 +256,7 @@ CpuProducts::Tile CpuProducts::tile(std::size_t window, std::size_t first_segmen
         const std::size_t tasks_each = is_decode ? ceil_div(seen[i].columns, kDecodePanels * kPanelColumns)
                                                  : ceil_div(segment.rows, kScoreRows);
         tile.parts.push_back({&segment, seen[i], offset, tile.num_tasks,
-                              is_decode ? geometry_.num_heads / geometry_.num_kv_heads : segment.rows,
-                              tasks_each});
+                              is_decode ? geometry_.num_heads / geometry_.num_kv_heads : 1, tasks_each});
         tile.num_tasks += products * tasks_each;
         offset += geometry_.num_heads * segment.rows * seen[i].columns;
         require(offset <= slot.rows * slot.row_elements, "the tile does not fit its slot");
@@ -280,15 +297,8 @@ void CpuProducts::scores(std::size_t layer, std::size_t window, std::size_t firs
     for (const Tile::Part& part : tile.parts) append(layer, *part.segment, elements(qk));
     parallel_rows(tile.num_tasks, 1, get_num_threads(), [&](std::size_t, std::size_t begin, std::size_t end) {
         for (std::size_t task = begin; task < end; ++task) {
-            const Tile::Part& part = tile.part_of(task);
-            const Segment& segment = *part.segment;
-            const std::size_t of_part = task - part.first_task;
-            const std::size_t product = of_part / part.tasks_each, piece = of_part % part.tasks_each;
-            const bool is_decode = segment.rows == 1;
-            const std::size_t heads_each = is_decode ? part.rows_each : 1, head = product * heads_each;
-            const std::size_t row = is_decode ? 0 : piece * kScoreRows;
-            const std::size_t rows = is_decode ? part.rows_each : std::min(kScoreRows, segment.rows - row);
-            PanelArgs args{
+            const auto& [part, segment, piece, head, row, rows, is_decode, visible] = tile.task(task);
+            const PanelArgs args{
                 .a = elements(qk) + (segment.first_row + row) * width + head * g.head_dim,
                 .a_stride = is_decode ? g.head_dim : width,
                 .panels = keys(layer, segment.sequence, head * g.num_kv_heads / g.num_heads) +
@@ -301,13 +311,11 @@ void CpuProducts::scores(std::size_t layer, std::size_t window, std::size_t firs
                 .depth = g.head_dim,
                 .columns = part.keys.columns};
             const std::size_t panels = part.keys.columns / kPanelColumns;
-            if (is_decode) {
-                kernels_.product(args, piece * kDecodePanels, std::min((piece + 1) * kDecodePanels, panels));
-            } else {
-                // Softmax looks at no key behind its row's own.
-                const std::size_t visible = segment.position + row + rows - part.keys.start;
-                kernels_.product(args, 0, std::min(ceil_div(visible, kPanelColumns), panels));
-            }
+            // Of a prompt, softmax looks at no key behind its row's own.
+            const std::size_t first = is_decode ? piece * kDecodePanels : 0;
+            const std::size_t end_panel =
+                is_decode ? first + kDecodePanels : ceil_div(visible, kPanelColumns);
+            kernels_.product(args, first, std::min(end_panel, panels));
         }
     });
 }
@@ -320,18 +328,9 @@ void CpuProducts::context(std::size_t layer, std::size_t window, std::size_t fir
     const Tile tile = this->tile(window, first_segment, num_segments, probabilities);
     parallel_rows(tile.num_tasks, 1, get_num_threads(), [&](std::size_t, std::size_t begin, std::size_t end) {
         for (std::size_t task = begin; task < end; ++task) {
-            const Tile::Part& part = tile.part_of(task);
-            const Segment& segment = *part.segment;
-            const std::size_t of_part = task - part.first_task;
-            const std::size_t product = of_part / part.tasks_each, piece = of_part % part.tasks_each;
-            const bool is_decode = segment.rows == 1;
+            const auto& [part, segment, piece, head, row, rows, is_decode, visible] = tile.task(task);
             // A sum over keys is not split: the first of the pieces that scored has all of it.
             if (is_decode && piece > 0) continue;
-            const std::size_t heads_each = is_decode ? part.rows_each : 1, head = product * heads_each;
-            const std::size_t row = is_decode ? 0 : piece * kScoreRows;
-            const std::size_t rows = is_decode ? part.rows_each : std::min(kScoreRows, segment.rows - row);
-            const std::size_t visible =
-                is_decode ? part.keys.columns : segment.position + row + rows - part.keys.start;
             const PanelArgs args{
                 .a = elements(probabilities) + part.offset + (head * segment.rows + row) * part.keys.columns,
                 .a_stride = part.keys.columns,
