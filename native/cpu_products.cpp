@@ -160,14 +160,20 @@ Bf16* CpuProducts::values(std::size_t layer, std::size_t sequence, std::size_t g
 
 void CpuProducts::clear_values(std::size_t sequence, std::size_t begin, std::size_t end) {
     const CpuGeometry& g = geometry_;
-    require(sequence < g.max_sequences && begin <= end && end <= g.max_keys, "no such keys in the cache");
+    require(sequence < g.max_sequences && begin <= end && end <= g.max_keys && end % 2 == 0,
+            "no such keys in the cache");
     for (std::size_t layer = 0; layer < g.num_layers; ++layer)
         for (std::size_t group = 0; group < g.num_kv_heads; ++group)
             for (std::size_t panel = 0; panel < g.head_dim / kPanelColumns; ++panel) {
                 Bf16* const of_panel = values(layer, sequence, group) + panel * g.max_keys * kPanelColumns;
-                for (std::size_t key = begin; key < end; ++key)
+                std::size_t key = begin;
+                // The second of a pair of keys lies between values that stay.
+                if (key % 2 == 1 && key < end) {
                     for (std::size_t d = 0; d < kPanelColumns; ++d)
-                        of_panel[(key / 2 * kPanelColumns + d) * 2 + key % 2] = 0;
+                        of_panel[(key / 2 * kPanelColumns + d) * 2 + 1] = 0;
+                    ++key;
+                }
+                std::memset(of_panel + key * kPanelColumns, 0, (end - key) * kPanelColumns * sizeof(Bf16));
             }
 }
 

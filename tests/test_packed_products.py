@@ -185,6 +185,37 @@ def test_a_prompt_then_decode_of_several_sequences(sides, model):
             attention(sides, spec, decode, (0, 3), layer, seed=100 + layer)
 
 
+@pytest.mark.parametrize("position", [0, 1, 6, 63, 64, 99])
+def test_what_a_longer_sequence_left_is_gone_and_what_stays_is_kept(sides, model, position):
+    """NaN behind a new end would come through probabilities that are zero."""
+    spec, _ = model
+
+    def append(segment, scale):
+        step(sides, [segment])
+        fill(sides, "x", (segment.rows, spec.hidden_size), scale, seed=segment.rows)
+        fill(sides, "qk", (segment.rows, (spec.num_heads + spec.num_kv_heads) * spec.head_dim))
+        for side in sides:
+            side.products.qkv(side.record(0, "x", "qk", (0, segment.rows)))
+            side.products.scores(side.record(0, "qk", "scores.0", (0, segment.rows)))
+
+    with torch.inference_mode():
+        append(Segment(0, 0, 0, 64), 1.0)
+        append(Segment(0, 64, 0, 36), 1.0)
+        append(Segment(0, position, 0, 30), float("nan"))
+        last = Segment(0, position, 0, 1)
+        append(last, 1.0)
+        seen = key_range(last, spec.windows[0])
+        visible = np.arange(seen.columns) + seen.start <= position
+        weights = torch.from_numpy(np.broadcast_to(visible / 128, (spec.num_heads, seen.columns)).copy())
+        for side in sides:
+            flat = side.arrays["scores.0"].reshape(-1)
+            flat[: weights.numel()] = weights.bfloat16().view(torch.uint16).numpy().reshape(-1)
+            side.products.context(side.record(0, "scores.0", "hidden"))
+    hidden = [to_float(side.arrays["hidden"][:1]) for side in sides]
+    assert np.isfinite(hidden[0]).all()
+    np.testing.assert_allclose(hidden[1], hidden[0], rtol=2**-5, atol=2**-6 * np.abs(hidden[0]).max())
+
+
 @pytest.mark.parametrize("num_threads", [2, 3])
 def test_any_number_of_threads_gives_the_same_bits(sides, model, num_threads):
     spec, _ = model
