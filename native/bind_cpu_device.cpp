@@ -31,8 +31,12 @@ CpuProducts::Linear linear_named(std::string_view name) {
     throw py::value_error("no Linear is called '" + std::string(name) + "'");
 }
 
-PackedLinear packed(const Weight& weight, const std::optional<Weight>& bias) {
+void require_matrix(const Weight& weight) {
     if (weight.ndim() != 2) throw py::value_error("weight: expected a matrix");
+}
+
+PackedLinear packed(const Weight& weight, const std::optional<Weight>& bias) {
+    require_matrix(weight);
     if (bias && (bias->ndim() != 1 || bias->shape(0) != weight.shape(0)))
         throw py::value_error("bias: expected as many elements as weight has rows");
     const std::uint16_t* weights = weight.data();
@@ -53,12 +57,11 @@ class HeldProducts {
         products_.set_linear(layer, linear_named(name), packed(weight, bias));
     }
     void set_lm_head(const Weight& weight) { products_.set_lm_head(packed(weight, std::nullopt)); }
-    void set_embedding(Weight embedding, std::size_t vocabulary, std::size_t hidden) {
-        if (embedding.ndim() != 2 || static_cast<std::size_t>(embedding.shape(0)) != vocabulary ||
-            static_cast<std::size_t>(embedding.shape(1)) != hidden)
-            throw py::value_error("embedding: another shape");
+    void set_embedding(Weight embedding) {
+        require_matrix(embedding);
+        products_.set_embedding(embedding.data(), static_cast<std::size_t>(embedding.shape(0)),
+                                static_cast<std::size_t>(embedding.shape(1)));
         embedding_ = std::move(embedding);
-        products_.set_embedding(embedding_.data());
     }
     void clear_values(std::size_t sequence, std::size_t begin, std::size_t end) {
         products_.clear_values(sequence, begin, end);
@@ -149,7 +152,7 @@ void bind_cpu_device(py::module_& module) {
              py::keep_alive<1, 2>())
         .def("set_linear", &HeldProducts::set_linear, "layer"_a, "name"_a, "weight"_a, "bias"_a.none(true))
         .def("set_lm_head", &HeldProducts::set_lm_head, "weight"_a)
-        .def("set_embedding", &HeldProducts::set_embedding, "embedding"_a, "vocabulary"_a, "hidden"_a)
+        .def("set_embedding", &HeldProducts::set_embedding, "embedding"_a)
         .def("clear_values", &HeldProducts::clear_values, "sequence"_a, "begin"_a, "end"_a)
         .def("begin_step", &HeldProducts::begin_step, "segments"_a, "keys"_a)
         .def("embed", &HeldProducts::embed, "in_slot"_a, "out_slot"_a, "first_row"_a, "rows"_a)

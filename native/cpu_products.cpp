@@ -142,6 +142,11 @@ void CpuProducts::set_linear(std::size_t layer, Linear which, PackedLinear linea
     layers_.at(layer).linears[static_cast<std::size_t>(which)] = std::move(linear);
 }
 
+void CpuProducts::set_embedding(const Bf16* embedding, std::size_t rows, std::size_t columns) {
+    require(rows == geometry_.vocabulary && columns == geometry_.hidden, "an embedding of another shape");
+    embedding_ = embedding;
+}
+
 void CpuProducts::set_lm_head(PackedLinear linear) {
     require(linear.columns() == geometry_.vocabulary && linear.depth() == geometry_.hidden,
             "a weight of another shape");

@@ -58,8 +58,8 @@ class CpuProducts {
 
     // Raises invalid_argument unless weight [N, K] has the shape of that Linear.
     void set_linear(std::size_t layer, Linear which, PackedLinear linear);
-    // embedding [V, C] must outlive this object.
-    void set_embedding(const std::uint16_t* embedding) { embedding_ = embedding; }
+    // embedding [V, C], row-major, must outlive this object. Raises invalid_argument for another shape.
+    void set_embedding(const std::uint16_t* embedding, std::size_t rows, std::size_t columns);
     void set_lm_head(PackedLinear linear);
 
     // Clears the cached values [begin, end) of a sequence in every layer: zero probabilities times what

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tsqp_shm.model.demo import demo_model_folder
-from tsqp_shm.shm.session import arena_name, sessions_folder
+from tsqp_shm.shm.session import arena_name, sessions_folder, sweep_dead_sessions
 
 DEADLINE_S = 60
 SLOW_DEADLINE_S = 300
@@ -65,6 +65,33 @@ def forked() -> Iterator[Callable[..., Forked]]:
     yield fork
     for child in children:
         child.kill()
+
+
+@pytest.fixture
+def held_elsewhere(forked: Callable[..., Forked]) -> Iterator[Callable[[Callable[[], object]], Forked]]:
+    """Begins sessions in children that hold them until they are killed."""
+
+    def hold(begin: Callable[[], object]) -> Forked:
+        begun, tell = os.pipe()
+
+        def begin_and_wait() -> None:
+            held = begin()
+            os.write(tell, b"x")
+            signal.pause()
+            del held
+
+        child = forked(begin_and_wait)
+        os.close(tell)
+        assert os.read(begun, 1) == b"x"
+        os.close(begun)
+        children.append(child)
+        return child
+
+    children: list[Forked] = []
+    yield hold
+    for child in children:
+        child.kill()
+    sweep_dead_sessions()
 
 
 @pytest.fixture(scope="session")

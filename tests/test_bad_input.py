@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from commands import assert_one_line
 from models import RandomModel, edit_config, fast_start
 
 from tsqp_shm import LLM, SamplingParams
@@ -62,16 +63,6 @@ def here(capfd) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
     yield run_here
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-def assert_refused(result: subprocess.CompletedProcess, exit_code: int, *said: str) -> None:
-    assert result.stdout == ""
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("tsqp-shm: ")
-    for text in said:
-        assert text in lines[0]
-    assert result.returncode == exit_code
 
 
 def drop(field: str):
@@ -129,7 +120,7 @@ BROKEN_FOLDERS = [
 @pytest.mark.parametrize(("breaking", "error", "said"), BROKEN_FOLDERS)
 def test_a_broken_model_folder_is_one_line(model, breaking, error, said):
     breaking(model)
-    assert_refused(run("launch", model), 1, said)
+    assert_one_line(run("launch", model), 1, said)
 
 
 @pytest.mark.parametrize(("breaking", "error", "said"), BROKEN_FOLDERS)
@@ -141,13 +132,13 @@ def test_a_broken_model_folder_is_an_exception(model, breaking, error, said):
 
 def test_a_folder_without_a_tokenizer_cannot_take_text(model):
     remove_tokenizer(model)
-    assert_refused(run("launch", model, "-q"), 1, "tokenizer.json")
+    assert_one_line(run("launch", model, "-q"), 1, "tokenizer.json")
 
 
 @pytest.mark.parametrize("path", ["nowhere", "file"])
 def test_a_path_that_is_no_model_folder_is_one_line(tmp_path, path):
     (tmp_path / "file").write_text("no model")
-    assert_refused(run("launch", tmp_path / path), 1, path, "folder")
+    assert_one_line(run("launch", tmp_path / path), 1, path, "folder")
     with pytest.raises(ModelFileError, match=path):
         LLM(tmp_path / path)
 
@@ -178,7 +169,7 @@ def test_a_path_that_is_no_model_folder_is_one_line(tmp_path, path):
     ids=" ".join,
 )
 def test_a_wrong_flag_is_one_line_and_a_usage_error(here, shared_model, flags, said):
-    assert_refused(here("launch", shared_model, *flags), 2, *said)
+    assert_one_line(here("launch", shared_model, *flags), 2, *said)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +181,7 @@ def test_a_wrong_flag_is_one_line_and_a_usage_error(here, shared_model, flags, s
     ids=" ".join,
 )
 def test_a_flag_that_is_wrong_for_this_model_or_machine_is_one_line_too(shared_model, flags, said):
-    assert_refused(run("launch", shared_model, *flags), 2, *said)
+    assert_one_line(run("launch", shared_model, *flags), 2, *said)
 
 
 @pytest.fixture(scope="module")
@@ -202,21 +193,21 @@ def shared_model(tmp_path_factory, demo_model) -> Path:
 
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["launch", "a", "b"]], ids=" ".join)
 def test_a_wrong_verb_is_one_line_and_a_usage_error(here, arguments):
-    assert_refused(here(*arguments), 2)
+    assert_one_line(here(*arguments), 2)
 
 
 def test_a_wrong_environment_variable_is_one_line_and_a_flag_wins_over_it(here, shared_model, monkeypatch):
     monkeypatch.setenv("TSQP_SHM_MAX_MODEL_LEN", "long")
-    assert_refused(here("launch", shared_model), 2, "TSQP_SHM_MAX_MODEL_LEN", "long")
+    assert_one_line(here("launch", shared_model), 2, "TSQP_SHM_MAX_MODEL_LEN", "long")
     monkeypatch.setenv("TSQP_SHM_MAX_MODEL_LEN", "-1")
-    assert_refused(here("launch", shared_model), 2, "max_model_len", "-1")
-    assert_refused(here("launch", shared_model, "--max-model-len", "64", "--top-p", "2"), 2, "top_p")
+    assert_one_line(here("launch", shared_model), 2, "max_model_len", "-1")
+    assert_one_line(here("launch", shared_model, "--max-model-len", "64", "--top-p", "2"), 2, "top_p")
 
 
 @pytest.mark.parametrize("verb", ["launch", "tee", "gpu"])
 def test_an_instruction_set_that_is_not_there_is_one_line(shared_model, monkeypatch, verb):
     monkeypatch.setenv("TSQP_SHM_ISA", "abacus")
-    assert_refused(run(verb, shared_model, "--session", "abacus"), 2, "TSQP_SHM_ISA", "abacus", "scalar")
+    assert_one_line(run(verb, shared_model, "--session", "abacus"), 2, "TSQP_SHM_ISA", "abacus", "scalar")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +219,7 @@ def test_an_instruction_set_that_is_not_there_is_one_line(shared_model, monkeypa
     ids=["empty", "too long"],
 )
 def test_a_wrong_prompt_is_one_line(shared_model, flags, said):
-    assert_refused(run("launch", shared_model, "-q", *flags), 1, *said)
+    assert_one_line(run("launch", shared_model, "-q", *flags), 1, *said)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:7"])
@@ -237,7 +228,7 @@ def test_a_device_that_is_not_there_is_one_line(shared_model, device):
 
     if torch.cuda.device_count() > 7 or (torch.cuda.is_available() and device == "cuda"):
         pytest.skip("the device is there")
-    assert_refused(run("launch", shared_model, "--device", device, "-q"), 1, device)
+    assert_one_line(run("launch", shared_model, "--device", device, "-q"), 1, device)
     with pytest.raises(DeviceError, match=device):
         LLM(shared_model, device=device)
 
@@ -248,7 +239,7 @@ TOO_MUCH = {"max_model_len": 1 << 20, "tiles_in_flight": 16, "tile_rows": 4096}
 def test_too_small_a_shared_memory_filesystem_is_one_line_with_the_figures(model):
     edit_config(model, lambda config: config.update(max_position_embeddings=1 << 20))
     flags = [word for name, value in TOO_MUCH.items() for word in (f"--{name.replace('_', '-')}", value)]
-    assert_refused(run("launch", model, *flags), 1, "shared memory", "/dev/shm", "--shm-size", "bytes")
+    assert_one_line(run("launch", model, *flags), 1, "shared memory", "/dev/shm", "--shm-size", "bytes")
     with pytest.raises(ArenaTooSmall) as caught:
         LLM(model, **TOO_MUCH)
     assert caught.value.needed_bytes > 16 * 4096 * (1 << 20)
@@ -271,7 +262,7 @@ def test_a_nearly_full_shared_memory_filesystem_is_an_exception(shared_model, mo
 def test_a_busy_session_name_is_one_line_with_its_owner(shared_model):
     with Session.begin("busy"):
         refused = run("launch", shared_model, "--session", "busy", "-q")
-        assert_refused(refused, 1, "busy", "in use", str(os.getpid()), "--session")
+        assert_one_line(refused, 1, "busy", "in use", str(os.getpid()), "--session")
         with pytest.raises(SessionBusy) as caught:
             LLM(shared_model, session="busy")
         assert caught.value.owner_pid == os.getpid()
@@ -281,15 +272,15 @@ def test_a_busy_session_name_is_one_line_with_its_owner(shared_model):
 
 
 def test_a_gpu_role_without_a_session_or_a_tee_is_one_line(shared_model):
-    assert_refused(run("gpu", shared_model), 2, "session")
-    assert_refused(
+    assert_one_line(run("gpu", shared_model), 2, "session")
+    assert_one_line(
         run("gpu", shared_model, "--session", "lonely", "--timeout", "0.1", "-q"), 1, "lonely", "tsqp-shm tee"
     )
 
 
 def test_a_tee_role_without_a_gpu_process_is_one_line(shared_model):
     refused = run("tee", shared_model, "--session", "lonely", "--timeout", "0.2", "-q")
-    assert_refused(refused, 3, "timed out", "READY")
+    assert_one_line(refused, 3, "timed out", "READY")
 
 
 @pytest.mark.slow
@@ -303,7 +294,7 @@ def test_a_gpu_role_with_another_model_is_told_so(shared_model, tmp_path):
         ) as tee,
     ):
         refused = run("gpu", other, "--session", "unlike", "-q")
-        assert_refused(refused, 1, "num_layers", "2", "3")
+        assert_one_line(refused, 1, "num_layers", "2", "3")
         tee.terminate()
         assert tee.wait() == 128 + 15
 
@@ -327,7 +318,7 @@ def test_an_llm_stays_usable_after_a_wrong_request(shared_model):
 
 def test_json_is_printed_for_a_sound_request_only(shared_model):
     refused = run("launch", shared_model, "--json", "--prompt", "")
-    assert_refused(refused, 1, "at least one token")
+    assert_one_line(refused, 1, "at least one token")
     accepted = run("launch", shared_model, "--json", "--prompt", "Hello", "--max-new-tokens", "2")
     assert (accepted.returncode, accepted.stderr) == (0, "")
     assert len(json.loads(accepted.stdout)["token_ids"]) == 2
@@ -340,6 +331,6 @@ def test_a_gpu_process_that_dies_while_it_loads_is_quoted(model, monkeypatch):
     weights = load_file(model / "model.safetensors")
     del weights["model.layers.1.mlp.down_proj.weight"]
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    assert_refused(run("launch", model, "-q"), 1, "down_proj")
+    assert_one_line(run("launch", model, "-q"), 1, "down_proj")
     with pytest.raises((ModelFileError, PeerDied), match="down_proj"):
         LLM(model)

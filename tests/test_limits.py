@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import assert_one_line
 from models import RandomModel, with_tokenizer
 
 from tsqp_shm.errors import ArenaError, ConfigError, LimitError
@@ -49,16 +50,6 @@ def name() -> str:
 def tee(model: Path, *flags: object) -> list[object]:
     """The role that makes the arena; whatever is refused is refused before it waits for anyone."""
     return [sys.executable, "-m", "tsqp_shm", "tee", model, "-q", "--timeout", "5", *flags]
-
-
-def assert_one_line(result: subprocess.CompletedProcess, exit_code: int, *said: str) -> None:
-    assert result.stdout == ""
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("tsqp-shm: ")
-    for text in said:
-        assert text in lines[0]
-    assert result.returncode == exit_code
 
 
 MISSING_SHM = """

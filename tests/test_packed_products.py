@@ -59,7 +59,7 @@ class Side:
         self.arrays = {slot.name: slot_array(arena, slot) for slot in self.plan.slots}
         with Checkpoint.open(folder) as checkpoint:
             weights = load_weights(spec, checkpoint, torch.bfloat16, torch.device("cpu"))
-        self.products = kind(spec, self.plan, weights, self.device)
+            self.products = kind(spec, self.plan, weights, self.device)
 
     def record(self, layer=0, source="x", to="x", rows=(0, 1), tile=(0, 1)) -> Record:
         out = NO_SLOT if to is None else self.plan.slot(to).index

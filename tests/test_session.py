@@ -60,32 +60,17 @@ def ignore(line: str) -> None:
 
 
 @pytest.fixture
-def live_elsewhere(forked):
+def live_elsewhere(held_elsewhere):
     """Begins a session, arena and invitation included, in a child that lives until it is killed."""
 
-    children = []
-
     def begin(name):
-        begun, tell = os.pipe()
+        session = Session.begin(name)
+        arena = Arena.create(session.arena_name, PLAN, 1)
+        arena.publish()
+        session.invite(invitation(name))
+        return session, arena
 
-        def hold():
-            session = Session.begin(name)
-            Arena.create(session.arena_name, PLAN, 1).publish()
-            session.invite(invitation(name))
-            os.write(tell, b"x")
-            signal.pause()
-
-        child = forked(hold)
-        os.close(tell)
-        assert os.read(begun, 1) == b"x"
-        os.close(begun)
-        children.append(child)
-        return child
-
-    yield begin
-    for child in children:
-        child.kill()
-    sweep_dead_sessions()
+    return lambda name: held_elsewhere(lambda: begin(name))
 
 
 def test_a_session_that_ends_leaves_nothing(name):

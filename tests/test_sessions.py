@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 from pathlib import Path
 
 import pytest
@@ -24,32 +23,16 @@ def name() -> str:
 
 
 @pytest.fixture
-def begin_elsewhere(forked):
+def begin_elsewhere(held_elsewhere):
     """Begins a session with an arena in a child that lives until it is killed."""
 
-    children = []
-
     def begin(name):
-        begun, tell = os.pipe()
+        session = Session.begin(name, sweeps=False)
+        arena = session.create_arena(PLAN, 1)
+        arena.publish()
+        return session, arena
 
-        def hold():
-            session = Session.begin(name, sweeps=False)
-            arena = session.create_arena(PLAN, 1)
-            arena.publish()
-            os.write(tell, b"x")
-            signal.pause()
-
-        child = forked(hold)
-        os.close(tell)
-        assert os.read(begun, 1) == b"x"
-        os.close(begun)
-        children.append(child)
-        return child
-
-    yield begin
-    for child in children:
-        child.kill()
-    sweep_dead_sessions()
+    return lambda name: held_elsewhere(lambda: begin(name))
 
 
 def arena_file(name: str) -> Path:

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from tsqp_shm.errors import ConfigError
 
@@ -58,6 +58,13 @@ class Limits:
         require_range("block_rows", self.block_rows, 1, 1 << 20)
         if self.max_batch_tokens < self.max_num_seqs:
             raise ConfigError("max_batch_tokens", self.max_batch_tokens, f"at least max_num_seqs ({self.max_num_seqs})")
+
+
+class Threads(NamedTuple):
+    """Of the TEE's kernels, and of a GPU process whose device is the CPU."""
+
+    tee: int
+    gpu: int
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,16 @@ class EngineConfig:
             block_rows=self.block_rows,
         )
 
+    def threads(self) -> Threads:
+        """The numbers of threads, chosen or by default.
+
+        The GPU process takes every core this process may use, the TEE half of them: while it works on one block of
+        rows the GPU process works on another, and two whole sets would stand in each other's way
+        (docs/performance.md).
+        """
+        cores = len(os.sched_getaffinity(0))
+        return Threads(self.tee_threads or max(1, cores // 2), self.gpu_threads or cores)
+
     @classmethod
     def from_environment(cls, overrides: Mapping[str, Any]) -> EngineConfig:
         """Defaults, then `TSQP_SHM_*` variables, then the overrides that are not None.
@@ -152,12 +169,6 @@ class EngineConfig:
 def environment_variable(field: str) -> str:
     """The variable of a field of `EngineConfig`, named as its flag is: --timeout, TSQP_SHM_TIMEOUT."""
     return f"TSQP_SHM_{field.removesuffix('_s').upper()}"
-
-
-def default_tee_threads() -> int:
-    """Half the cores this process may use: while the TEE works on one block of rows, a GPU process on the same machine
-    works on another, and two whole sets of threads would stand in each other's way (docs/performance.md)."""
-    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 def _parse(variable: str, text: str, kind: str) -> Any:

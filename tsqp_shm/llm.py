@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tsqp_shm import _native
-from tsqp_shm.config import EngineConfig, default_tee_threads
+from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import (
     ConfigError,
     ModelFileError,
@@ -75,7 +75,7 @@ class LLM:
         **config: Any,
     ) -> None:
         self.config = _engine_config(config)
-        threads = self.config.tee_threads or default_tee_threads()
+        threads = self.config.threads().tee
         require_resources(threads)
         self.model = Path(model)
         self.spec = ModelSpec.from_folder(self.model)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from processes import beside
 
 from tsqp_shm import _native
 from tsqp_shm.errors import PeerDied, ProtocolError
@@ -113,16 +114,6 @@ def _never(gpu: HostileGpu, record: Record) -> bool:
 
 def _moment(opcode: Opcode, step: int = FAULT_STEP, layer: int = 0) -> Moment:
     return lambda gpu, record: gpu.step == step and (record.opcode, record.layer) == (opcode, layer)
-
-
-def beside(act: Callable[[], object]) -> None:
-    """Does `act` again and again in another process, until this one ends."""
-    parent = os.getpid()
-    if os.fork() == 0:
-        with contextlib.suppress(BaseException):
-            while os.getppid() == parent:
-                act()
-        os._exit(0)
 
 
 # What happens at the moment, instead of an honest answer.

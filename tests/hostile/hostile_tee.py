@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from processes import beside
 
 from tsqp_shm import _native
 from tsqp_shm.config import Limits
@@ -112,16 +113,6 @@ class HostileTee:
 
 
 Misbehaviour = Callable[[HostileTee], object]
-
-
-def beside(act: Callable[[], object]) -> None:
-    """Does `act` again and again in another process, until this one ends."""
-    parent = os.getpid()
-    if os.fork() == 0:
-        with contextlib.suppress(BaseException):
-            while os.getppid() == parent:
-                act()
-        os._exit(0)
 
 
 def wrong(field: str) -> Misbehaviour:

@@ -36,8 +36,7 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
 
         config = engine_config(arguments)
         require_sane(arguments)
-    cores = len(os.sched_getaffinity(0))
-    require_resources((config.tee_threads or cores) + (config.gpu_threads or cores))
+    require_resources(sum(config.threads()))
     roles = {
         "tee": given(arguments, common_flags(), tee_flags()),
         "gpu": given(arguments, common_flags(), gpu_flags()),
@@ -109,7 +108,7 @@ def play_gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     if config.session is None:
         raise ConfigError("session", None, "--session NAME, the name the TEE process uses")
     # Before torch is loaded, which starts threads itself.
-    require_resources(config.gpu_threads or len(os.sched_getaffinity(0)))
+    require_resources(config.threads().gpu)
     # Nothing is held yet, and a handler would wait until torch has loaded.
     handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
@@ -129,7 +128,7 @@ def play_gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
                 model,
                 config.session,
                 config.device,
-                config.gpu_threads,
+                config.threads().gpu,
                 config.timeout_s,
                 reporter(arguments),
                 lifeline.ready,

@@ -57,8 +57,7 @@ def _descriptors() -> Finding:
 
 
 def _threads(config: EngineConfig) -> Finding:
-    cores = len(os.sched_getaffinity(0))
-    needed = (config.tee_threads or cores) + (config.gpu_threads or cores) + NEEDED_THREADS
+    needed = sum(config.threads()) + NEEDED_THREADS
     pids = cgroup_limit("pids", "pids.max", "pids.max")
     try:
         require_threads(needed)

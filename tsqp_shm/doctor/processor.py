@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 from tsqp_shm import _native
-from tsqp_shm.config import EngineConfig, default_tee_threads
+from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding
 from tsqp_shm.doctor.system import cgroup_cores
 from tsqp_shm.errors import ConfigError
@@ -65,7 +65,7 @@ def _cores() -> Finding:
 
 def _threads(config: EngineConfig) -> Finding:
     cores = len(os.sched_getaffinity(0))
-    tee, gpu = config.tee_threads or default_tee_threads(), config.gpu_threads or cores
+    tee, gpu = config.threads()
     found = f"{tee} for the TEE process, {gpu} for a GPU process on the CPU"
     if max(tee, gpu) > cores:
         why = f"more threads than the {cores} core(s) only wait for each other"

@@ -6,14 +6,12 @@ library's own bookkeeping would take longer than the arithmetic of one row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 
 from tsqp_shm import _native
 from tsqp_shm.gpu.device import Device
 from tsqp_shm.gpu.kv_cache import SequenceLengths
-from tsqp_shm.gpu.weights import LayerWeights, Linear, Weights
+from tsqp_shm.gpu.weights import Linear, Weights
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.protocol import NO_SLOT, Record
@@ -57,12 +55,9 @@ class PackedProducts:
             max_sequences=limits["max_num_seqs"],
             max_keys=padded_length(limits["max_model_len"]),
         )
-        self._native.set_embedding(_bits(weights.embedding), spec.vocab_size, spec.hidden_size)
+        self._native.set_embedding(_bits(weights.embedding))
         self._native.set_lm_head(_bits(weights.lm_head.weight))
-        self._pack(weights.layers)
-
-    def _pack(self, layers: Iterable[LayerWeights]) -> None:
-        for index, layer in enumerate(layers):
+        for index, layer in enumerate(weights.layers):
             for name in ("qk", "v", "o", "gate_up", "down"):
                 linear: Linear = getattr(layer, name)
                 bias = None if linear.bias is None else _bits(linear.bias)

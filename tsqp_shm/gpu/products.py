@@ -57,7 +57,7 @@ class GemmProducts:
         dtype = weights.embedding.dtype
         tokens = limits["max_batch_tokens"]
         self._slots = plan.slots
-        self._weights = weights
+        self._embedding, self._layers, self._lm_head = weights.embedding, tuple(weights.layers), weights.lm_head
         self._device = device
         self._windows = spec.windows
         self._cache = KVCache(spec, limits["max_num_seqs"], limits["max_model_len"], dtype, device)
@@ -79,11 +79,11 @@ class GemmProducts:
 
     def embed(self, record: Record) -> None:
         tokens = self._device.input(self._slots[record.in_slot], record.first_row, (record.rows,))
-        torch.index_select(self._weights.embedding, 0, tokens, out=self._rows_out(record))
+        torch.index_select(self._embedding, 0, tokens, out=self._rows_out(record))
 
     def qkv(self, record: Record) -> None:
         torch.set_num_threads(self._threads)
-        layer = self._weights.layers[record.layer]
+        layer = self._layers[record.layer]
         x = self._rows_in(record)
         layer.qk.apply(x, self._rows_out(record))
         layer.v.apply(x, self._values[_rows(record)])
@@ -121,16 +121,16 @@ class GemmProducts:
             offset += probabilities.numel()
         if record.out_slot != NO_SLOT:
             torch.set_num_threads(self._threads)
-            self._weights.layers[record.layer].o.apply(self._heads[_rows(record)], self._rows_out(record))
+            self._layers[record.layer].o.apply(self._heads[_rows(record)], self._rows_out(record))
 
     def gate_up(self, record: Record) -> None:
-        self._linear(self._weights.layers[record.layer].gate_up, record)
+        self._linear(self._layers[record.layer].gate_up, record)
 
     def down(self, record: Record) -> None:
-        self._linear(self._weights.layers[record.layer].down, record)
+        self._linear(self._layers[record.layer].down, record)
 
     def lm_head(self, record: Record) -> None:
-        self._linear(self._weights.lm_head, record)
+        self._linear(self._lm_head, record)
 
     def _tile(self, record: Record) -> list[tuple[Segment, KeyRange]]:
         """The record's segments and the keys that each sees."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -40,9 +40,14 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class Weights:
+    """Attributes:
+    layers: to be taken once; each is loaded when its turn comes, so that who lays it out anew holds it twice, and not
+        the whole model.
+    """
+
     embedding: torch.Tensor
-    layers: tuple[LayerWeights, ...]
     lm_head: Linear
+    layers: Iterator[LayerWeights]
 
 
 def weights_size_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
@@ -63,7 +68,8 @@ def load_weights(
     """Reads the checkpoint from its mapping straight to the device.
 
     Args:
-        progress: called with (layers done, layers) as they are loaded.
+        checkpoint: must stay open until all layers are taken.
+        progress: called with (layers done, layers) as they are taken.
 
     Raises:
         ModelFileError: a tensor is missing or has another shape.
@@ -81,23 +87,25 @@ def load_weights(
             bias = torch.cat([load(f"{prefix}.{part}.bias", rows) for part, rows in parts.items()])
         return Linear(weight, bias)
 
-    embedding = load("model.embed_tokens.weight", spec.vocab_size, hidden)
-    layers = []
-    for layer in range(spec.num_layers):
+    def load_layer(layer: int) -> LayerWeights:
         attention, mlp = f"model.layers.{layer}.self_attn", f"model.layers.{layer}.mlp"
         qkv_bias, mlp_bias = spec.qkv_bias, spec.mlp_bias
-        layers.append(
-            LayerWeights(
-                qk=linear(attention, {"q_proj": q_rows, "k_proj": kv_rows}, hidden, has_bias=qkv_bias),
-                v=linear(attention, {"v_proj": kv_rows}, hidden, has_bias=qkv_bias),
-                o=linear(attention, {"o_proj": hidden}, q_rows, has_bias=spec.o_bias),
-                gate_up=linear(mlp, {"gate_proj": intermediate, "up_proj": intermediate}, hidden, has_bias=mlp_bias),
-                down=linear(mlp, {"down_proj": hidden}, intermediate, has_bias=mlp_bias),
-            )
+        return LayerWeights(
+            qk=linear(attention, {"q_proj": q_rows, "k_proj": kv_rows}, hidden, has_bias=qkv_bias),
+            v=linear(attention, {"v_proj": kv_rows}, hidden, has_bias=qkv_bias),
+            o=linear(attention, {"o_proj": hidden}, q_rows, has_bias=spec.o_bias),
+            gate_up=linear(mlp, {"gate_proj": intermediate, "up_proj": intermediate}, hidden, has_bias=mlp_bias),
+            down=linear(mlp, {"down_proj": hidden}, intermediate, has_bias=mlp_bias),
         )
-        progress(layer + 1, spec.num_layers)
+
+    def load_layers() -> Iterator[LayerWeights]:
+        for layer in range(spec.num_layers):
+            yield load_layer(layer)
+            progress(layer + 1, spec.num_layers)
+
+    embedding = load("model.embed_tokens.weight", spec.vocab_size, hidden)
     lm_head = embedding if spec.tie_word_embeddings else load("lm_head.weight", spec.vocab_size, hidden)
-    return Weights(embedding, tuple(layers), Linear(lm_head, None))
+    return Weights(embedding, Linear(lm_head, None), load_layers())
 
 
 def _to_torch(tensor: Tensor) -> torch.Tensor:

@@ -92,7 +92,7 @@ def serve(
     model: Path,
     session: str,
     device: str,
-    threads: int | None,
+    threads: int,
     timeout_s: float,
     report: Callable[[str], None],
     on_ready: Callable[[], None],
@@ -103,7 +103,7 @@ def serve(
     Args:
         model: a Hugging Face folder; must be the model that the TEE opens.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        threads: for operations on the CPU; None: one per core.
+        threads: for operations on the CPU.
         timeout_s: how long to wait for the TEE process.
         report: takes lines for the operator.
         on_ready: called when submissions are served.
@@ -112,7 +112,6 @@ def serve(
     Raises:
         TsqpError: whatever keeps this role from working, one clear line each.
     """
-    threads = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     _native.set_num_threads(threads, POOL_PATIENCE_US)
     resolve_device(device)
@@ -168,7 +167,7 @@ def _load(spec: ModelSpec, plan: Plan, model: Path, device: Device, report: Call
     try:
         with Checkpoint.open(model) as checkpoint:
             weights = load_weights(spec, checkpoint, dtype, device.torch_device, progress)
-        operations = Operations(plan, make_products(spec, plan, weights, device), device)
+            operations = Operations(plan, make_products(spec, plan, weights, device), device)
     except torch.OutOfMemoryError as error:
         raise DeviceError(device.name, f"out of memory while loading: {error}") from error
     except MemoryError as error:

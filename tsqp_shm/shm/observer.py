@@ -20,15 +20,7 @@ from tsqp_shm.shm import layout
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.progress import Progress
 from tsqp_shm.shm.protocol import Record
-from tsqp_shm.shm.session import (
-    SESSION_FILE,
-    Invitation,
-    _is_dead,
-    _is_session,
-    _root_lock,
-    arena_name,
-    sessions_folder,
-)
+from tsqp_shm.shm.session import SESSION_FILE, Invitation, arena_name, sessions_folder
 
 # The words of native/layout.h's Control, each on a pair of cache lines.
 _CONTROL = struct.Struct("<" + 8 * "Q120x")
@@ -97,11 +89,3 @@ class Observer:
 
     def close(self) -> None:
         os.close(self._fd)
-
-
-def find_sessions() -> dict[str, bool]:
-    """The sessions of this user by name, and whether the TEE process of each lives."""
-    root = sessions_folder()
-    # As in `wait_for_invitation`: a look at a lock is not in the way of a TEE process that is about to take it.
-    with _root_lock(root):
-        return {folder.name: not _is_dead(folder) for folder in sorted(root.iterdir()) if _is_session(folder)}

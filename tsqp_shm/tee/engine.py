@@ -84,6 +84,16 @@ class _Step(NamedTuple):
         return self.segments[tile.first_segment : tile.first_segment + tile.num_segments]
 
 
+class _Scored(NamedTuple):
+    """A tile between its SCORES and its CONTEXT."""
+
+    sequence: int
+    tile: Tile
+    slot: Slot
+    segments: list[Segment]
+    num_bytes: int
+
+
 class Engine:
     """Runs forward passes over ragged batches; holds no state of a sequence but what lies in the GPU's cache."""
 
@@ -171,23 +181,26 @@ class Engine:
         while block.number > 0 and self._scored[block.number - 1] < layer:
             yield None
         window = self._spec.windows[layer]
-        scored: deque[tuple[Tile, Slot, int]] = deque()
+        scored: deque[_Scored] = deque()
         context = 0
         left = deque(block.tiles)
         while left or scored:
             while left and self._free_slots:
                 tile, slot = left.popleft(), self._free_slots.pop()
-                scored.append((tile, slot, self._submit_tile(Opcode.SCORES, step, layer, block, tile, self._qk, slot)))
+                segments = step.segments_of(tile)
+                num_bytes = self._tile_bytes(segments, window)
+                sequence = self._submit_tile(Opcode.SCORES, layer, block, tile, num_bytes, self._qk, slot)
+                scored.append(_Scored(sequence, tile, slot, segments, num_bytes))
             if not left:
                 self._scored[block.number] = layer
             if not scored:
                 yield None
                 continue
-            tile, slot, sequence = scored.popleft()
+            sequence, tile, slot, segments, num_bytes = scored.popleft()
             yield sequence
-            self._ops.softmax(slot, step.segments_of(tile), window)
+            self._ops.softmax(slot, segments, window)
             out = None if left or scored else self._hidden
-            context = self._submit_tile(Opcode.CONTEXT, step, layer, block, tile, slot, out)
+            context = self._submit_tile(Opcode.CONTEXT, layer, block, tile, num_bytes, slot, out)
             self._free_slots.append(slot)
         yield context
 
@@ -197,7 +210,14 @@ class Engine:
         )
 
     def _submit_tile(
-        self, opcode: Opcode, step: _Step, layer: int, block: Block, tile: Tile, in_slot: Slot, out_slot: Slot | None
+        self,
+        opcode: Opcode,
+        layer: int,
+        block: Block,
+        tile: Tile,
+        tile_bytes: int,
+        in_slot: Slot,
+        out_slot: Slot | None,
     ) -> int:
         return self._queue.submit(
             opcode,
@@ -207,7 +227,7 @@ class Engine:
             first_row=block.first_row,
             rows=block.rows,
             tile=tile,
-            tile_bytes=self._tile_bytes(step.segments_of(tile), self._spec.windows[layer]),
+            tile_bytes=tile_bytes,
         )
 
     def _tile_bytes(self, segments: list[Segment], window: int | None) -> int:

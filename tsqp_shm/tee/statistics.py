@@ -63,8 +63,7 @@ class Statistics:
         rows = []
         for side, tallies in (("gpu", self.gpu), ("tee", self.tee)):
             side_ns = sum(tally.total_ns for tally in tallies.values()) or 1
-            # One that was waited for in vain has an entry without a call.
-            for name, tally in ((name, tally) for name, tally in tallies.items() if tally.calls):
+            for name, tally in tallies.items():
                 rows.append(
                     {
                         "operation": name,

@@ -191,7 +191,6 @@ class SubmissionQueue:
 
     def _receive(self, oldest: _InFlight, timeout_s: float) -> Outcome:
         operation, statistics = oldest.operation, self._statistics
-        tally = statistics.gpu[operation]
         slot = oldest.out_slot or oldest.in_slot
         waiting_since_ns = time.perf_counter_ns()
         completed = self._doorbell.receive(self._watch, timeout_s, operation, slot.name if slot else "")
@@ -203,6 +202,7 @@ class SubmissionQueue:
         since_submitted_ns = now_ns - oldest.submitted_ns
         # UNTRUSTED: a claim; it may not exceed what this side saw pass.
         busy_ns = outcome.busy_ns if outcome.busy_ns < since_submitted_ns else since_submitted_ns
+        tally = statistics.gpu[operation]
         tally.calls += 1
         tally.total_ns += busy_ns
         if oldest.alone:

@@ -13,7 +13,8 @@ from rich.live import Live
 from rich.table import Table
 
 from tsqp_shm.errors import ArenaNotReady, ConfigError, TsqpError
-from tsqp_shm.shm.observer import Observer, find_sessions
+from tsqp_shm.shm.observer import Observer
+from tsqp_shm.shm.session import list_sessions
 from tsqp_shm.top.summary import Summary
 
 # Heartbeats are 0.1 s apart; a state is seen at most so late.
@@ -53,7 +54,7 @@ def watch(session: str | None, interval_s: float, *, once: bool, as_json: bool) 
 
 
 def _chosen(session: str | None) -> str:
-    sessions = find_sessions()
+    sessions = {found.name: found.is_alive for found in list_sessions()}
     alive = [name for name, is_alive in sessions.items() if is_alive]
     if session is not None:
         if session in alive:
@@ -87,7 +88,7 @@ def _views(session: str, interval_s: float) -> Iterator[dict[str, Any]]:
                         break
                     time.sleep(min(LOOK_INTERVAL_S, max(0.0, until - time.monotonic())))
                 facts = summary.facts()
-                if facts["tee"]["is_silent"] and not find_sessions().get(session):
+                if facts["tee"]["is_silent"] and not _is_alive(session):
                     raise TsqpError(f"session {session!r} is dead: its TEE process is gone")
                 yield facts
         finally:
@@ -101,12 +102,16 @@ def _views(session: str, interval_s: float) -> Iterator[dict[str, Any]]:
 def _reopened(session: str) -> Observer | None:
     """The arena that takes the place of one that is gone, where the GPU process is started anew."""
     deadline = time.monotonic() + RESTART_TIMEOUT_S
-    while find_sessions().get(session) and time.monotonic() < deadline:
+    while _is_alive(session) and time.monotonic() < deadline:
         try:
             return Observer(session)
         except ArenaNotReady:
             time.sleep(LOOK_INTERVAL_S)
     return None
+
+
+def _is_alive(session: str) -> bool:
+    return any(found.is_alive for found in list_sessions() if found.name == session)
 
 
 def _table(facts: dict[str, Any]) -> Table:
