@@ -30,7 +30,8 @@ if platform.machine() in ("x86_64", "AMD64"):
     avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
     ISA_FLAGS["kernels_avx512.cpp"] = avx512
     ISA_FLAGS["panels_avx2.cpp"] = ["-mavx2", "-mfma"]
-    ISA_FLAGS["panels_avx512bf16.cpp"] = [*avx512, "-mavx512bf16"]
+    for name in ("kernels", "panels"):
+        ISA_FLAGS[f"{name}_avx512bf16.cpp"] = [*avx512, "-mavx512bf16"]
     ISA_FLAGS["panels_amx.cpp"] = [*avx512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
 
 SOURCES = sorted(

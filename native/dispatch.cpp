@@ -27,8 +27,9 @@ const KernelTable& find(std::string_view name, std::string_view asked_by) {
 }
 
 #if defined(__x86_64__)
-// Tiles are for the GPU process's products (panels.h); the TEE's kernels are those of AVX-512.
-const KernelTable kAmxKernels{"amx", kAvx512Kernels.bf16, kAvx512Kernels.f32, kAvx512Kernels.exp_nonpositive};
+// Tiles are for the GPU process's products (panels.h); the TEE's kernels are those of AVX512_BF16.
+const KernelTable kAmxKernels{"amx", kAvx512Bf16Kernels.bf16, kAvx512Bf16Kernels.f32,
+                              kAvx512Bf16Kernels.exp_nonpositive};
 
 // The processor has tiles, and the kernel lets this process keep their eight KiB of state.
 bool has_tiles() {
@@ -56,8 +57,11 @@ std::vector<const KernelTable*> supported_kernels() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
         tables.push_back(&kAvx512Kernels);
-        static const bool tiles = has_tiles();
-        if (tiles && __builtin_cpu_supports("avx512bf16")) tables.push_back(&kAmxKernels);
+        if (__builtin_cpu_supports("avx512bf16")) {
+            tables.push_back(&kAvx512Bf16Kernels);
+            static const bool tiles = has_tiles();
+            if (tiles) tables.push_back(&kAmxKernels);
+        }
     }
 #endif
     return tables;

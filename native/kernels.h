@@ -138,8 +138,9 @@ struct KernelTable {
 
 extern const KernelTable kScalarKernels;  // kernels_scalar.cpp: the oracle
 #if defined(__x86_64__)
-extern const KernelTable kAvx2Kernels;    // kernels_avx2.cpp
-extern const KernelTable kAvx512Kernels;  // kernels_avx512.cpp
+extern const KernelTable kAvx2Kernels;        // kernels_avx2.cpp
+extern const KernelTable kAvx512Kernels;      // kernels_avx512.cpp
+extern const KernelTable kAvx512Bf16Kernels;  // kernels_avx512bf16.cpp
 #endif
 
 }  // namespace tsqp

@@ -88,15 +88,13 @@ struct Kernels {
         return L::clear_if_less(given, lowest, L::scale_by_power_of_two(p, n, biased));
     }
 
-    // 1 / d for d in [1, 2] or NaN, to 2^-23, where a division would take longer than all the rest: a
-    // parabola within 1 %, and two steps of Newton.
-    [[gnu::always_inline]] static V reciprocal(V d) {
-        const V one = L::set(1.0f);
-        V r = L::fma(L::set(0.32323042f), d, L::set(-1.45453965f));
-        r = L::fma(r, d, L::set(2.12120794f));
-        const V negative = L::sub(L::set(0.0f), d);
-        for (int step = 0; step < 2; ++step) r = L::fma(r, L::fma(negative, r, one), r);
-        return r;
+    // -1 / m for m in [-2, -1] or NaN, to 2^-18, where a division would take longer than all the rest: the
+    // cubic whose error is a Chebyshev polynomial, 1 / 577, and a step of Newton, which squares it.
+    [[gnu::always_inline]] static V negated_reciprocal(V m) {
+        V r = L::fma(L::set(128.0f / 577.0f), m, L::set(768.0f / 577.0f));
+        r = L::fma(r, m, L::set(1696.0f / 577.0f));
+        r = L::fma(r, m, L::set(1632.0f / 577.0f));
+        return L::fma(r, L::fma(m, r, L::set(1.0f)), r);
     }
 
     static void exp_kernel(const ExpArgs& args, std::size_t begin, std::size_t end) noexcept {
@@ -242,9 +240,11 @@ struct Kernels {
                 const V gate = L::load(gates + i, part);
                 const V e = exp_nonpositive<E>(L::negative_abs(gate));
                 const V numerator = L::mul(gate, L::where_negative(gate, e, one));
-                const V d = L::add(one, e);
-                const V silu =
-                    sizeof(E) == sizeof(Bf16) ? L::mul(numerator, reciprocal(d)) : L::div(numerator, d);
+                V silu;
+                if constexpr (sizeof(E) == sizeof(Bf16))
+                    silu = L::mul(numerator, negated_reciprocal(L::sub(L::set(-1.0f), e)));
+                else
+                    silu = L::div(numerator, L::add(one, e));
                 L::store(out + i, L::mul(silu, L::load(ups + i, part)), part);
             });
         }

@@ -20,7 +20,7 @@ std::vector<const PanelKernels*> supported_panel_kernels() {
 const PanelKernels* panel_kernels_of([[maybe_unused]] std::string_view instruction_set) {
 #if defined(__x86_64__)
     if (instruction_set == "amx") return &kAmxPanels;
-    if (instruction_set == "avx512" && __builtin_cpu_supports("avx512bf16")) return &kAvx512Bf16Panels;
+    if (instruction_set == "avx512bf16") return &kAvx512Bf16Panels;
     if (instruction_set != "scalar") return &kAvx2Panels;
 #endif
     return nullptr;

@@ -1,0 +1,91 @@
+// 16 lanes as one AVX-512 register (F, BW, DQ, VL), with or without AVX512_BF16.
+#pragma once
+
+// gcc 12 takes the don't-care operand of its own intrinsics for an uninitialised variable (GCC bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+#include "kernels_impl.h"
+
+namespace tsqp {
+namespace {
+
+struct Avx512Lanes {
+    using V = __m512;
+
+    static __mmask16 mask(Partial part) { return static_cast<__mmask16>((1u << part.count) - 1u); }
+
+    // UNTRUSTED: the empty asm makes the loaded value opaque, so that the compiler cannot load it a second
+    // time.
+    static V opaque(V x) {
+        asm("" : "+v"(x));
+        return x;
+    }
+    static V widened(__m256i bits) {
+        asm("" : "+v"(bits));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+    }
+    static V load(const float* from, Full) { return opaque(_mm512_loadu_ps(from)); }
+    static V load(const float* from, Partial part) { return opaque(_mm512_maskz_loadu_ps(mask(part), from)); }
+    static V load(const Bf16* from, Full) {
+        return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    }
+    static V load(const Bf16* from, Partial part) {
+        return widened(_mm256_maskz_loadu_epi16(mask(part), from));
+    }
+
+    static V one_nan(V x) {
+        const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+        return _mm512_mask_mov_ps(x, is_nan, _mm512_castsi512_ps(_mm512_set1_epi32(0x7FC00000)));
+    }
+    static __m256i rounded(V x) {
+#ifdef __AVX512BF16__
+        // The processor's own conversion flushes denormals and keeps a NaN's payload: rare enough for a
+        // branch.
+        constexpr int kQuietNan = 0x01, kDenormal = 0x20, kSignallingNan = 0x80;
+        if (_mm512_fpclass_ps_mask(x, kQuietNan | kDenormal | kSignallingNan) == 0) [[likely]]
+            return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x));
+#endif
+        const __m512i bits = _mm512_castps_si512(x);
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
+        const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+        const __m512i top =
+            _mm512_mask_mov_epi32(_mm512_srli_epi32(sum, 16), is_nan, _mm512_set1_epi32(0x7FC0));
+        return _mm512_cvtepi32_epi16(top);
+    }
+    static void store(float* to, V x, Full) { _mm512_storeu_ps(to, one_nan(x)); }
+    static void store(float* to, V x, Partial part) { _mm512_mask_storeu_ps(to, mask(part), one_nan(x)); }
+    static void store(Bf16* to, V x, Full) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded(x));
+    }
+    static void store(Bf16* to, V x, Partial part) { _mm256_mask_storeu_epi16(to, mask(part), rounded(x)); }
+    static void store_bits(float* to, V x, Full) { _mm512_storeu_ps(to, x); }
+    static void store_bits(float* to, V x, Partial part) { _mm512_mask_storeu_ps(to, mask(part), x); }
+
+    static V set(float x) { return _mm512_set1_ps(x); }
+    static V add(V a, V b) { return _mm512_add_ps(a, b); }
+    static V sub(V a, V b) { return _mm512_sub_ps(a, b); }
+    static V mul(V a, V b) { return _mm512_mul_ps(a, b); }
+    static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+    static V div(V a, V b) { return _mm512_div_ps(a, b); }
+    // The second operand where either is NaN or both are zero.
+    static V max(V a, V b) { return _mm512_max_ps(a, b); }
+    // x, but 0 where a < b.
+    static V clear_if_less(V a, V b, V x) {
+        return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ), x);
+    }
+    static V negative_abs(V a) { return _mm512_or_ps(a, _mm512_set1_ps(-0.0f)); }
+    static V where_negative(V condition, V yes, V no) {
+        return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(condition, _mm512_setzero_ps(), _CMP_LT_OQ), yes);
+    }
+
+    // x * 2^n for integers n, rounded once.
+    static V scale_by_power_of_two(V x, V n, V /*biased*/) { return _mm512_scalef_ps(x, n); }
+};
+
+}  // namespace
+
+}  // namespace tsqp
