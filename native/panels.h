@@ -40,10 +40,19 @@ struct PanelArgs {
     std::uint16_t* out;
     std::size_t out_stride;
     std::size_t rows, depth, columns;
+    // Where K is cut and this is one of its blocks (kernels with `cuts_depth`): the call's sums_elements(),
+    // which go from each block to the next; the last one writes `out`. Null: K is whole.
+    float* sums = nullptr;
+    bool is_first = true, is_last = true;
 };
+
+constexpr std::size_t sums_elements(std::size_t rows, std::size_t panels) {
+    return (rows + 31) / 32 * 32 * panels * kPanelColumns;
+}
 
 struct PanelKernels {
     const char* name;
+    bool cuts_depth;
     // The panels [begin, end) of the product.
     void (*product)(const PanelArgs& args, std::size_t begin, std::size_t end) noexcept;
 };

@@ -29,10 +29,12 @@ void configure(std::size_t upper_rows, std::size_t lower_rows) {
     asm volatile("ldtilecfg %0" ::"m"(config));
 }
 
+constexpr std::size_t kTileFloats = 16 * 16, kTileBytes = 64;
+
 template <bool Lower>
 [[gnu::always_inline]] inline void block(const PanelArgs& a, std::size_t panel, std::size_t row,
                                          std::size_t upper_rows, std::size_t lower_rows,
-                                         const PanelStore& store, bool first) {
+                                         const PanelStore& store, float* so_far, bool first) {
     const std::uint16_t* weights = a.panels + panel * a.panel_stride;
     const std::uint16_t* upper = a.a + row * a.a_stride;
     const std::uint16_t* lower = upper + 16 * a.a_stride;
@@ -40,13 +42,23 @@ template <bool Lower>
     constexpr std::size_t kPairBytes = kPanelColumns * 4;
     std::uint16_t* out = a.out + row * a.out_stride + panel * kPanelColumns;
     // The TEE read these lines last: they come over while the sums are made (docs/performance.md).
-    for (std::size_t r = 0; r < upper_rows + lower_rows; ++r)
-        asm volatile("prefetchw %0" ::"m"(out[r * a.out_stride]));
-    _tile_zero(0);
-    _tile_zero(1);
-    if constexpr (Lower) {
-        _tile_zero(2);
-        _tile_zero(3);
+    if (a.is_last)
+        for (std::size_t r = 0; r < upper_rows + lower_rows; ++r)
+            asm volatile("prefetchw %0" ::"m"(out[r * a.out_stride]));
+    if (a.is_first) {
+        _tile_zero(0);
+        _tile_zero(1);
+        if constexpr (Lower) {
+            _tile_zero(2);
+            _tile_zero(3);
+        }
+    } else {
+        _tile_loadd(0, so_far, kTileBytes);
+        _tile_loadd(1, so_far + kTileFloats, kTileBytes);
+        if constexpr (Lower) {
+            _tile_loadd(2, so_far + 2 * kTileFloats, kTileBytes);
+            _tile_loadd(3, so_far + 3 * kTileFloats, kTileBytes);
+        }
     }
     for (std::size_t k = 0; k < a.depth; k += kDepthBlock) {
         // And it wrote these; after the first panel they are here.
@@ -64,28 +76,36 @@ template <bool Lower>
             _tile_dpbf16ps(3, 5, 7);
         }
     }
-    alignas(64) float sums[4][16][16];
-    _tile_stored(0, sums[0], 64);
-    _tile_stored(1, sums[1], 64);
+    alignas(64) float whole[4 * kTileFloats];
+    float* const sums = a.is_last ? whole : so_far;
+    _tile_stored(0, sums, kTileBytes);
+    _tile_stored(1, sums + kTileFloats, kTileBytes);
     if constexpr (Lower) {
-        _tile_stored(2, sums[2], 64);
-        _tile_stored(3, sums[3], 64);
+        _tile_stored(2, sums + 2 * kTileFloats, kTileBytes);
+        _tile_stored(3, sums + 3 * kTileFloats, kTileBytes);
     }
-    for (std::size_t r = 0; r < upper_rows; ++r)
-        store(out + r * a.out_stride, _mm512_load_ps(sums[0][r]), _mm512_load_ps(sums[1][r]));
+    if (!a.is_last) return;
+    const auto sum = [&](std::size_t tile, std::size_t r) {
+        return _mm512_load_ps(whole + tile * kTileFloats + r * 16);
+    };
+    for (std::size_t r = 0; r < upper_rows; ++r) store(out + r * a.out_stride, sum(0, r), sum(1, r));
     if constexpr (Lower)
         for (std::size_t r = 0; r < lower_rows; ++r)
-            store(out + (16 + r) * a.out_stride, _mm512_load_ps(sums[2][r]), _mm512_load_ps(sums[3][r]));
+            store(out + (16 + r) * a.out_stride, sum(2, r), sum(3, r));
 }
 
 void product(const PanelArgs& a, std::size_t begin, std::size_t end) noexcept {
     const std::size_t whole = a.rows / 32 * 32, rest = a.rows - whole;
+    const auto so_far = [&](std::size_t panel, std::size_t row) {
+        return a.sums == nullptr ? nullptr
+                                 : a.sums + sums_elements(a.rows, panel - begin) + row * kPanelColumns;
+    };
     if (whole > 0) {
         configure(16, 16);
         for (std::size_t panel = begin; panel < end; ++panel) {
             const PanelStore store(a, panel);
             for (std::size_t row = 0; row < whole; row += 32)
-                block<true>(a, panel, row, 16, 16, store, panel == begin);
+                block<true>(a, panel, row, 16, 16, store, so_far(panel, row), panel == begin);
         }
     }
     if (rest > 0) {
@@ -94,9 +114,9 @@ void product(const PanelArgs& a, std::size_t begin, std::size_t end) noexcept {
         for (std::size_t panel = begin; panel < end; ++panel) {
             const PanelStore store(a, panel);
             if (lower > 0)
-                block<true>(a, panel, whole, upper, lower, store, false);
+                block<true>(a, panel, whole, upper, lower, store, so_far(panel, whole), false);
             else
-                block<false>(a, panel, whole, upper, 0, store, false);
+                block<false>(a, panel, whole, upper, 0, store, so_far(panel, whole), false);
         }
     }
     _tile_release();
@@ -104,6 +124,6 @@ void product(const PanelArgs& a, std::size_t begin, std::size_t end) noexcept {
 
 }  // namespace
 
-constinit const PanelKernels kAmxPanels{"amx", product};
+constinit const PanelKernels kAmxPanels{"amx", true, product};
 
 }  // namespace tsqp

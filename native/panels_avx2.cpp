@@ -64,6 +64,6 @@ void product(const PanelArgs& a, std::size_t begin, std::size_t end) noexcept {
 
 }  // namespace
 
-constinit const PanelKernels kAvx2Panels{"avx2", product};
+constinit const PanelKernels kAvx2Panels{"avx2", false, product};
 
 }  // namespace tsqp

@@ -32,6 +32,6 @@ void product(const PanelArgs& a, std::size_t begin, std::size_t end) noexcept {
 
 }  // namespace
 
-constinit const PanelKernels kAvx512Bf16Panels{"avx512bf16", product};
+constinit const PanelKernels kAvx512Bf16Panels{"avx512bf16", false, product};
 
 }  // namespace tsqp
