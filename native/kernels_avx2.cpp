@@ -80,23 +80,18 @@ struct Avx2Lanes {
     static V div(V a, V b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
     // The second operand where either is NaN or both are zero.
     static V max(V a, V b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
-    // x, but 0 where a < b.
-    static V clear_if_less(V a, V b, V x) {
-        return {_mm256_andnot_ps(_mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ), x.low),
-                _mm256_andnot_ps(_mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ), x.high)};
-    }
     static V negative_abs(V a) {
         const __m256 sign = _mm256_set1_ps(-0.0f);
         return {_mm256_or_ps(a.low, sign), _mm256_or_ps(a.high, sign)};
     }
-    static V where_negative(V condition, V yes, V no) {
-        const __m256 zero = _mm256_setzero_ps();
-        return {_mm256_blendv_ps(no.low, yes.low, _mm256_cmp_ps(condition.low, zero, _CMP_LT_OQ)),
-                _mm256_blendv_ps(no.high, yes.high, _mm256_cmp_ps(condition.high, zero, _CMP_LT_OQ))};
+    // x * y where x < 0, else x: blendv looks at the sign alone, and -0 * y is -0.
+    static V mul_where_negative(V x, V y) {
+        return {_mm256_blendv_ps(x.low, _mm256_mul_ps(x.low, y.low), x.low),
+                _mm256_blendv_ps(x.high, _mm256_mul_ps(x.high, y.high), x.high)};
     }
 
     // x * 2^n for integers -150 <= n <= 0 (anything where x is NaN), rounded once: the first product is
-    // exact.
+    // exact. 0 where a < b.
     static __m256 scale_by_power_of_two(__m256 x, __m256 biased) {
         const __m256i bias = _mm256_castps_si256(_mm256_set1_ps(0x1.8p23f));
         const __m256i n = _mm256_sub_epi32(_mm256_castps_si256(biased), bias);
@@ -106,8 +101,10 @@ struct Avx2Lanes {
         const __m256i second = _mm256_add_epi32(one, _mm256_slli_epi32(_mm256_sub_epi32(n, half), 23));
         return _mm256_mul_ps(_mm256_mul_ps(x, _mm256_castsi256_ps(first)), _mm256_castsi256_ps(second));
     }
-    static V scale_by_power_of_two(V x, V /*n*/, V biased) {
-        return {scale_by_power_of_two(x.low, biased.low), scale_by_power_of_two(x.high, biased.high)};
+    static V scale_by_power_of_two(V x, V /*n*/, V biased, V a, V b) {
+        const __m256 low = _mm256_andnot_ps(_mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ), x.low);
+        const __m256 high = _mm256_andnot_ps(_mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ), x.high);
+        return {scale_by_power_of_two(low, biased.low), scale_by_power_of_two(high, biased.high)};
     }
 };
 

@@ -73,17 +73,16 @@ struct Avx512Lanes {
     static V div(V a, V b) { return _mm512_div_ps(a, b); }
     // The second operand where either is NaN or both are zero.
     static V max(V a, V b) { return _mm512_max_ps(a, b); }
-    // x, but 0 where a < b.
-    static V clear_if_less(V a, V b, V x) {
-        return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ), x);
-    }
     static V negative_abs(V a) { return _mm512_or_ps(a, _mm512_set1_ps(-0.0f)); }
-    static V where_negative(V condition, V yes, V no) {
-        return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(condition, _mm512_setzero_ps(), _CMP_LT_OQ), yes);
+    // x * y where x < 0, else x.
+    static V mul_where_negative(V x, V y) {
+        return _mm512_mask_mul_ps(x, _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ), x, y);
     }
 
-    // x * 2^n for integers n, rounded once.
-    static V scale_by_power_of_two(V x, V n, V /*biased*/) { return _mm512_scalef_ps(x, n); }
+    // x * 2^n for integers n, rounded once; 0 where a < b.
+    static V scale_by_power_of_two(V x, V n, V /*biased*/, V a, V b) {
+        return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ), x, n);
+    }
 };
 
 }  // namespace

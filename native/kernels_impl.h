@@ -56,11 +56,8 @@ struct Kernels {
     // own.
     template <class E>
     [[gnu::always_inline]] static V exp_nonpositive(V given) {
-        // Below -104 exp is under 2^-150 and rounds to 0. Such lanes compute exp(0) instead and are cleared
-        // at the end: a product that underflows makes the processor take a slow path, and -inf would turn
-        // into NaN.
-        const V lowest = L::set(-104.0f);
-        const V x = L::clear_if_less(given, lowest, given);
+        // Below -104 exp is under 2^-150 and rounds to 0; -inf would turn into NaN. A NaN stays one.
+        const V lowest = L::set(-104.0f), x = L::max(lowest, given);
         // NOTE(numerics): adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits of the sum.
         const V magic = L::set(0x1.8p23f), one = L::set(1.0f);
         const V biased = L::fma(x, L::set(0x1.715476p+0f), magic);
@@ -85,7 +82,8 @@ struct Kernels {
             p = L::fma(p, r, L::set(5.0000001201e-1f));
             p = L::add(L::fma(p, L::mul(r, r), r), one);
         }
-        return L::clear_if_less(given, lowest, L::scale_by_power_of_two(p, n, biased));
+        // Such lanes are not scaled: a product that underflows makes the processor take a slow path.
+        return L::scale_by_power_of_two(p, n, biased, given, lowest);
     }
 
     // -1 / m for m in [-2, -1] or NaN, to 2^-18, where a division would take longer than all the rest: the
@@ -180,9 +178,9 @@ struct Kernels {
         V maxima = L::set(-infinity);
         // UNTRUSTED: the only read of the row; what follows works on the private copy.
         for_each_block(size, [&](std::size_t i, auto part) {
-            const V y = L::mul(L::load(row + i, part), factor);
-            L::store_bits(scratch + i, y, Full{});
-            if constexpr (part.kAll) maxima = L::max(y, maxima);  // passes over a NaN
+            const V x = L::load(row + i, part);
+            L::store_bits(scratch + i, x, Full{});
+            if constexpr (part.kAll) maxima = L::max(x, maxima);  // passes over a NaN
         });
         const std::size_t padded = softmax_scratch_elements(size);
         for (std::size_t i = size; i < padded; ++i) scratch[i] = -infinity;
@@ -192,10 +190,10 @@ struct Kernels {
             __builtin_memset(row, 0, size * sizeof(E));
             return;
         }
-        const V shift = L::set(maximum);
+        const V shift = L::set(-maximum * scale);
         V sums = L::set(0.0f);
         for (std::size_t i = 0; i < padded; i += kLanes) {
-            const V e = exp_nonpositive<E>(L::sub(L::load(scratch + i, Full{}), shift));
+            const V e = exp_nonpositive<E>(L::fma(L::load(scratch + i, Full{}), factor, shift));
             L::store_bits(scratch + i, e, Full{});
             sums = L::add(sums, e);
         }
@@ -231,7 +229,6 @@ struct Kernels {
     template <class E>
     static void silu_mul(const SiluMulArgs& args, std::size_t begin, std::size_t end) noexcept {
         const std::size_t size = args.features;
-        const V one = L::set(1.0f);
         for (std::size_t item = begin; item < end; ++item) {
             const E* gates = static_cast<const E*>(args.gate_up) + item * 2 * size;
             const E* ups = gates + size;
@@ -239,12 +236,12 @@ struct Kernels {
             for_each_block(size, [&](std::size_t i, auto part) {
                 const V gate = L::load(gates + i, part);
                 const V e = exp_nonpositive<E>(L::negative_abs(gate));
-                const V numerator = L::mul(gate, L::where_negative(gate, e, one));
+                const V numerator = L::mul_where_negative(gate, e);
                 V silu;
                 if constexpr (sizeof(E) == sizeof(Bf16))
                     silu = L::mul(numerator, negated_reciprocal(L::sub(L::set(-1.0f), e)));
                 else
-                    silu = L::div(numerator, L::add(one, e));
+                    silu = L::div(numerator, L::add(L::set(1.0f), e));
                 L::store(out + i, L::mul(silu, L::load(ups + i, part)), part);
             });
         }

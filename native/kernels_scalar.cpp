@@ -81,31 +81,24 @@ struct ScalarLanes {
     static V max(V a, V b) {
         return each(a, b, [](float x, float y) { return x > y ? x : y; });
     }
-    // x, but 0 where a < b.
-    static V clear_if_less(V a, V b, V x) {
-        for (std::size_t i = 0; i < kLanes; ++i)
-            if (a.lane[i] < b.lane[i]) x.lane[i] = 0.0f;
-        return x;
-    }
     static V negative_abs(V a) {
         return each(a, a, [](float x, float) { return from_bits(to_bits(x) | 0x80000000u); });
     }
-    static V where_negative(V condition, V yes, V no) {
-        for (std::size_t i = 0; i < kLanes; ++i)
-            if (!(condition.lane[i] < 0.0f)) yes.lane[i] = no.lane[i];
-        return yes;
+    // x * y where x < 0, else x.
+    static V mul_where_negative(V x, V y) {
+        return each(x, y, [](float a, float b) { return a < 0.0f ? a * b : a; });
     }
 
     // x * 2^n for integers -150 <= n <= 0 (anything where x is NaN), rounded once: the first product is
-    // exact.
-    static V scale_by_power_of_two(V x, V /*n*/, V biased) {
+    // exact. 0 where a < b.
+    static V scale_by_power_of_two(V x, V /*n*/, V biased, V a, V b) {
         for (std::size_t i = 0; i < kLanes; ++i) {
             // Arithmetic modulo 2^32 throughout; halves are taken on n + 256 >= 0.
             const std::uint32_t n = to_bits(biased.lane[i]) - to_bits(0x1.8p23f) + 256u;
             const std::uint32_t half = n >> 1;
             const float first = from_bits((half - 128u + 127u) << 23);
             const float second = from_bits((n - half - 128u + 127u) << 23);
-            x.lane[i] = x.lane[i] * first * second;
+            x.lane[i] = a.lane[i] < b.lane[i] ? 0.0f : x.lane[i] * first * second;
         }
         return x;
     }
