@@ -2,10 +2,11 @@
 
 from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsqp_shm.config import Limits
+from tsqp_shm.config import EngineConfig, Limits
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.tiling import (
     KEY_BLOCK,
@@ -159,3 +160,9 @@ def test_blocks_are_whole_tiles_that_follow_on_each_other(step, block_rows):
         assert next_row == last_segment.first_row + last_segment.rows
     assert all(block.rows >= block_rows for block in blocks[:-1])
     assert next_row == sum(tokens for _, _, tokens in chunks)
+
+
+@pytest.mark.parametrize(("layer_parameters", "expected"), [(1 << 22, 512), (1 << 26, 1024)])
+def test_blocks_are_larger_where_a_layer_is(layer_parameters, expected):
+    assert EngineConfig().limits(4096, layer_parameters).block_rows == expected
+    assert EngineConfig(block_rows=7).limits(4096, layer_parameters).block_rows == 7

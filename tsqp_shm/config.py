@@ -24,6 +24,11 @@ MODE_WARNING = (
 SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 # Where a model states no shorter limit; longer is asked for, because cache and score slots grow with it.
 DEFAULT_MAX_MODEL_LEN = 4096
+# Each block of rows reads a layer's weights once. Where they are many, larger blocks win over more overlap
+# (docs/performance.md).
+BLOCK_ROWS = 512
+LARGE_LAYER_BLOCK_ROWS = 1024
+LARGE_LAYER_PARAMETERS = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Limits:
     max_batch_tokens: int
     tile_rows: int
     tiles_in_flight: int
-    block_rows: int = 256
+    block_rows: int = BLOCK_ROWS
 
     def __post_init__(self) -> None:
         require_choice("dtype", self.dtype, DTYPES)
@@ -81,7 +86,7 @@ class EngineConfig:
     max_batch_tokens: int = 2048
     tile_rows: int = 128
     tiles_in_flight: int = 2
-    block_rows: int = 256
+    block_rows: int | None = None
     doorbell: str = "adaptive"
     spin_us: int = 2
     yield_us: int = 2000
@@ -103,19 +108,19 @@ class EngineConfig:
         if not 0 < self.timeout_s <= 86400:
             raise ConfigError("timeout", self.timeout_s, "seconds, more than 0 and at most 86400")
         require_range("restart_gpu", self.restart_gpu, 0, 1_000_000)
-        for name in ("tee_threads", "gpu_threads"):
+        for name, highest in (("tee_threads", 1024), ("gpu_threads", 1024), ("block_rows", 1 << 20)):
             if getattr(self, name) is not None:
-                require_range(name, getattr(self, name), 1, 1024)
+                require_range(name, getattr(self, name), 1, highest)
         if self.max_model_len is not None:
             require_range("max_model_len", self.max_model_len, 1, 1 << 20)
         if self.session is not None:
             require_session_name(self.session)
         if self.endpoint is not None:
             require_endpoint(self.endpoint)
-        self._limits(self.max_model_len or 1)
+        self._limits(self.max_model_len or 1, self.block_rows or BLOCK_ROWS)
 
-    def limits(self, max_position_embeddings: int) -> Limits:
-        """The limits for a model that knows `max_position_embeddings` positions.
+    def limits(self, max_position_embeddings: int, layer_parameters: int) -> Limits:
+        """The limits for a model of so many positions, and of so many weights in a layer.
 
         Raises:
             ConfigError: max_model_len is longer than the model's positions.
@@ -125,9 +130,10 @@ class EngineConfig:
             length = min(max_position_embeddings, DEFAULT_MAX_MODEL_LEN)
         if length > max_position_embeddings:
             raise ConfigError("max_model_len", length, f"at most the model's {max_position_embeddings} positions")
-        return self._limits(length)
+        block_rows = BLOCK_ROWS if layer_parameters <= LARGE_LAYER_PARAMETERS else LARGE_LAYER_BLOCK_ROWS
+        return self._limits(length, self.block_rows or block_rows)
 
-    def _limits(self, max_model_len: int) -> Limits:
+    def _limits(self, max_model_len: int, block_rows: int) -> Limits:
         return Limits(
             dtype=self.dtype,
             max_model_len=max_model_len,
@@ -135,7 +141,7 @@ class EngineConfig:
             max_batch_tokens=self.max_batch_tokens,
             tile_rows=self.tile_rows,
             tiles_in_flight=self.tiles_in_flight,
-            block_rows=self.block_rows,
+            block_rows=block_rows,
         )
 
     def threads(self) -> Threads:

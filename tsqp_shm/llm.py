@@ -79,7 +79,7 @@ class LLM:
         require_resources(threads)
         self.model = Path(model)
         self.spec = ModelSpec.from_folder(self.model)
-        self._limits = self.config.limits(self.spec.max_position_embeddings)
+        self._limits = self.config.limits(self.spec.max_position_embeddings, self.spec.layer_parameters)
         self.max_model_len = self._limits.max_model_len
         self._tokenizer = Tokenizer.from_folder(self.model) if _has_tokenizer(self.model) else None
         with Checkpoint.open(self.model) as checkpoint:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from tsqp_shm.config import DEFAULT_MAX_MODEL_LEN, DOORBELLS, DTYPES, EngineConfig
+from tsqp_shm.config import (
+    BLOCK_ROWS,
+    DEFAULT_MAX_MODEL_LEN,
+    DOORBELLS,
+    DTYPES,
+    LARGE_LAYER_BLOCK_ROWS,
+    LARGE_LAYER_PARAMETERS,
+    EngineConfig,
+)
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.process import ERROR_PREFIX
 
@@ -103,8 +111,10 @@ def arena_flags() -> Parser:
     model.add_argument("--tile-rows", type=int, metavar="N", help=f"rows of an attention tile ({defaults.tile_rows})")
     model.add_argument("--tiles-in-flight", type=int, metavar="N", help=f"score slots ({defaults.tiles_in_flight})")
     model.add_argument(
-        "--block-rows", type=int, metavar="N", help=f"rows that go through the layers together ({defaults.block_rows})"
-    )
+        "--block-rows", type=int, metavar="N",
+        help=f"rows that go through the layers together ({BLOCK_ROWS}; {LARGE_LAYER_BLOCK_ROWS:,} where a layer has "
+        f"more than {LARGE_LAYER_PARAMETERS >> 20} Mi weights)",
+    )  # fmt: skip
     model.add_argument("--tee-threads", type=int, metavar="N", help="threads of the TEE's kernels (one for two cores)")
     model.add_argument(
         "--restart-gpu", type=int, metavar="N",

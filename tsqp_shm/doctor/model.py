@@ -29,7 +29,7 @@ def examine_model(folder: Path, config: EngineConfig) -> tuple[Finding, Need | N
     """Reads the config and the heads of the weight files."""
     try:
         spec = ModelSpec.from_folder(folder)
-        limits = config.limits(spec.max_position_embeddings)
+        limits = config.limits(spec.max_position_embeddings, spec.layer_parameters)
         Checkpoint.open(folder).close()
     except TsqpError as error:
         return Finding("model", BAD, str(error), "it cannot be run", "name another model or mend its folder"), None

@@ -52,10 +52,8 @@ class Weights:
 
 def weights_size_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
     """Device memory that `load_weights` takes, biases left aside."""
-    hidden, heads, kv_heads, dim = spec.hidden_size, spec.num_heads, spec.num_kv_heads, spec.head_dim
-    layer = hidden * (2 * heads + 2 * kv_heads) * dim + 3 * hidden * spec.intermediate_size
-    embeddings = (1 if spec.tie_word_embeddings else 2) * spec.vocab_size * hidden
-    return (spec.num_layers * layer + embeddings) * dtype.itemsize
+    embeddings = (1 if spec.tie_word_embeddings else 2) * spec.vocab_size * spec.hidden_size
+    return (spec.num_layers * spec.layer_parameters + embeddings) * dtype.itemsize
 
 
 def load_weights(
