@@ -162,7 +162,7 @@ def test_blocks_are_whole_tiles_that_follow_on_each_other(step, block_rows):
     assert next_row == sum(tokens for _, _, tokens in chunks)
 
 
-@pytest.mark.parametrize(("layer_parameters", "expected"), [(1 << 22, 512), (1 << 26, 1024)])
+@pytest.mark.parametrize(("layer_parameters", "expected"), [(1 << 22, 384), (1 << 26, 1024)])
 def test_blocks_are_larger_where_a_layer_is(layer_parameters, expected):
     assert EngineConfig().limits(4096, layer_parameters).block_rows == expected
     assert EngineConfig(block_rows=7).limits(4096, layer_parameters).block_rows == 7

@@ -26,7 +26,7 @@ SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 DEFAULT_MAX_MODEL_LEN = 4096
 # Each block of rows reads a layer's weights once. Where they are many, larger blocks win over more overlap
 # (docs/performance.md).
-BLOCK_ROWS = 512
+BLOCK_ROWS = 384
 LARGE_LAYER_BLOCK_ROWS = 1024
 LARGE_LAYER_PARAMETERS = 8 << 20
 
@@ -85,7 +85,7 @@ class EngineConfig:
     max_num_seqs: int = 8
     max_batch_tokens: int = 2048
     tile_rows: int = 128
-    tiles_in_flight: int = 2
+    tiles_in_flight: int = 3
     block_rows: int | None = None
     doorbell: str = "adaptive"
     spin_us: int = 2
