@@ -124,7 +124,7 @@ def test_doorbells_tell_layer_rows_and_slots(launched):
     assert {ring.args["opcode"] for ring in rings} >= {"EMBED", "QKV", "SCORES", "CONTEXT", "LM_HEAD", "STOP"}
     assert {ring.args["layer"] for ring in rings if ring.args["opcode"] == "QKV"} == {0, 1}
     scores = [ring.args for ring in rings if ring.args["opcode"] == "SCORES"]
-    assert {one["out_slot"] for one in scores} == {"scores.0", "scores.1"}
+    assert {one["out_slot"] for one in scores} == {"scores.0", "scores.1", "scores.2"}
     assert all(one["in_slot"] == "qk" and one["rows"] > 0 and one["segments"] == 1 for one in scores)
 
 

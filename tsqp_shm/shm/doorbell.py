@@ -62,6 +62,10 @@ class Doorbell(ABC):
     def poll(self) -> bytes | None:
         """The next record, waiting for it a fraction of a second at most."""
 
+    def nap(self, nap_ns: int) -> None:  # noqa: B027
+        """Leaves the core to others for so long, as nothing will come; not where waiting is a matter of spinning or of
+        sleeping alone."""
+
     @abstractmethod
     def close(self) -> None:
         """Lets go of sockets and of the arena."""
@@ -250,6 +254,9 @@ class AdaptiveDoorbell(Doorbell):
         if self._rings.write(record):
             # A message that cannot be sent is only a later wake-up: a sleeper looks at the ring by itself too.
             self._socket.try_send(record)
+
+    def nap(self, nap_ns: int) -> None:
+        time.sleep(nap_ns / 1e9)
 
     def poll(self) -> bytes | None:
         # After a sleep that nothing ended, the next record may be long in coming: an idle session only sleeps.

@@ -26,6 +26,7 @@ from tsqp_shm.shm.protocol import (
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.tiling import Tile
 from tsqp_shm.tee.interrupts import raise_held_interrupt
+from tsqp_shm.tee.naps import Naps
 from tsqp_shm.tee.statistics import Statistics
 
 # How long the exit of a GPU process that reported a failure is waited for, to quote its last words.
@@ -42,6 +43,7 @@ class _InFlight(NamedTuple):
     operation: str
     in_slot: Slot | None
     out_slot: Slot | None
+    size_bytes: int
     submitted_ns: int
     alone: bool
     # With check_finite: slot, first element and elements that the operation writes.
@@ -87,6 +89,7 @@ class SubmissionQueue:
         self._statistics = statistics
         self._tiles = {slot.index for slot in slots.plan.score_slots}
         self._check_finite = check_finite
+        self._naps = Naps()
         self._submitted = 0
         self._in_flight: deque[_InFlight] = deque()
 
@@ -133,14 +136,19 @@ class SubmissionQueue:
         # Rung first: what is written down here, it is while the peer reads the record.
         self._doorbell.send(record)
         operation, statistics = _NAMES[opcode], self._statistics
+        to_gpu = to_tee = 0
         if in_slot is not None:
-            statistics.bytes_to_gpu += self._lend(in_slot, first_row, rows, tile_bytes, operation)
+            to_gpu = self._lend(in_slot, first_row, rows, tile_bytes, operation)
+            statistics.bytes_to_gpu += to_gpu
         if out_slot is not None:
-            statistics.bytes_to_tee += self._lend(out_slot, first_row, rows, tile_bytes, operation)
+            to_tee = self._lend(out_slot, first_row, rows, tile_bytes, operation)
+            statistics.bytes_to_tee += to_tee
         result = None
         if self._check_finite and out_slot is not None:
             result = self._result(out_slot, first_row, rows, tile_bytes)
-        self._in_flight.append(_InFlight(sequence, record, operation, in_slot, out_slot, submitted_ns, alone, result))
+        self._in_flight.append(
+            _InFlight(sequence, record, operation, in_slot, out_slot, to_gpu + to_tee, submitted_ns, alone, result)
+        )
         statistics.doorbells += 1
         return sequence
 
@@ -193,13 +201,20 @@ class SubmissionQueue:
         operation, statistics = oldest.operation, self._statistics
         slot = oldest.out_slot or oldest.in_slot
         waiting_since_ns = time.perf_counter_ns()
+        size_bytes, submitted_ns = oldest.size_bytes, oldest.submitted_ns
+        looked_ns = waiting_since_ns
+        nap_ns = self._naps.nap_ns(operation, size_bytes, submitted_ns, waiting_since_ns)
+        if nap_ns:
+            self._doorbell.nap(nap_ns)
+            looked_ns = time.perf_counter_ns()
         completed = self._doorbell.receive(self._watch, timeout_s, operation, slot.name if slot else "")
         now_ns = time.perf_counter_ns()
+        self._naps.completed(operation, size_bytes, submitted_ns, nap_ns > 0, looked_ns, now_ns)
         outcome = check_completion(oldest.record, completed)
         if outcome.status:
             self._raise_refusal(outcome.status, operation)
         statistics.waiting_ns += now_ns - waiting_since_ns
-        since_submitted_ns = now_ns - oldest.submitted_ns
+        since_submitted_ns = now_ns - submitted_ns
         # UNTRUSTED: a claim; it may not exceed what this side saw pass.
         busy_ns = outcome.busy_ns if outcome.busy_ns < since_submitted_ns else since_submitted_ns
         tally = statistics.gpu[operation]

@@ -16,7 +16,8 @@ from tsqp_shm.trace.recorder import ROLES, Event, Recording
 _TITLES = {"tee": "TEE process", "gpu": "GPU process (untrusted; its own word)"}
 _THREADS = {"tee": "kernels and waits", "gpu": "operations and waits"}
 _CATEGORIES = {
-    "ring": "doorbell", "wait": "wait", "spin": "wait", "yield": "wait", "park": "wait", "run": "operation",
+    "ring": "doorbell", "run": "operation",
+    "wait": "wait", "nap": "wait", "spin": "wait", "yield": "wait", "park": "wait",
 }  # fmt: skip
 _OPCODES = {int(opcode): opcode.name for opcode in Opcode}
 

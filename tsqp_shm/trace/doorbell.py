@@ -61,6 +61,11 @@ class _TracedDoorbell(Doorbell):
     def poll(self) -> bytes | None:
         return self._bell.poll()
 
+    def nap(self, nap_ns: int) -> None:
+        begin_ns = time.perf_counter_ns()
+        self._bell.nap(nap_ns)
+        self._recorder.slice("nap", begin_ns, time.perf_counter_ns())
+
     def close(self) -> None:
         self._bell.close()
 
