@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -54,7 +55,15 @@ class Soak:
         self._draw = draw
         self.done: Counter[str] = Counter()
         self.endings: Counter[str] = Counter()
-        self.samples: list[dict[str, float]] = []
+        # Flat, as a list of dicts would grow by a megabyte an hour in the process that is measured.
+        self._names: tuple[str, ...] = ()
+        self._numbers = array("d")
+
+    @property
+    def samples(self) -> list[dict[str, float]]:
+        width = max(1, len(self._names))
+        rows = (self._numbers[at : at + width] for at in range(0, len(self._numbers), width))
+        return [dict(zip(self._names, row, strict=True)) for row in rows]
 
     def run(self, seconds: float, show: Callable[[str], None]) -> None:
         uses = [self.batch, self.closed_stream, self.two_streams, self.deadline, self.ctrl_c, self.wrong]
@@ -67,7 +76,9 @@ class Soak:
             self.done[use.__name__] += 1
             if now - sampled > min(2.0, seconds / 40):
                 sampled = now
-                self.samples.append({"at_s": now - started, **self.look()})
+                sample = {"at_s": now - started, **self.look()}
+                self._names = tuple(sample)
+                self._numbers.extend(sample.values())
                 show(f"{now - started:.0f}/{seconds:.0f} s {dict(self.done)}")
 
     def batch(self) -> None:
