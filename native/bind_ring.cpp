@@ -201,6 +201,8 @@ void bind_ring(py::module_& module) {
              }),
              py::arg("arena"), py::arg("ring"))
         .def("read", &read_record, py::arg("spin_ns"), py::arg("yield_ns"))
+        .def("available",
+             [](HeldReader& held) { return held.use([](RingReader& reader) { return reader.available(); }); })
         .def("park",
              [](HeldReader& held) { return held.use([](RingReader& reader) { return reader.park(); }); })
         .def("unpark", [](HeldReader& reader) { reader->unpark(); })

@@ -31,6 +31,13 @@ std::size_t ceil_div(std::size_t size, std::size_t block) { return (size + block
 
 Bf16* elements(const Rows& rows) { return reinterpret_cast<Bf16*>(rows.data); }
 
+// Kept by each thread of the pool, as pages that are new each time would cost more than the sums.
+float* this_threads_sums() {
+    static_assert(sizeof(float) == 2 * sizeof(Bf16));
+    thread_local const Pages pages(2 * sums_elements(kCutRowBlock, kCutPanels), false);
+    return reinterpret_cast<float*>(pages.data());
+}
+
 void require(bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(what);
 }
@@ -44,14 +51,6 @@ PackedLinear::PackedLinear(const Bf16* weight, std::size_t columns, std::size_t 
     if (bias != nullptr) bias_.assign(bias, bias + columns);
 }
 
-// Kept by each thread of the pool, as pages that are new each time would cost more than the sums.
-static float* this_threads_sums(std::size_t elements) {
-    static_assert(sizeof(float) == 2 * sizeof(Bf16));
-    thread_local Pages pages;
-    if (pages.size() < 2 * elements) pages = Pages(2 * elements, false);
-    return reinterpret_cast<float*>(pages.data());
-}
-
 void PackedLinear::apply(const PanelKernels& kernels, const Bf16* x, std::size_t rows, Bf16* out) const {
     const std::size_t panels = num_panels(columns_), panel_stride = depth_ * kPanelColumns;
     const bool few = rows <= kFewRows, is_cut = !few && kernels.cuts_depth && depth_ > kWholeDepth;
@@ -61,12 +60,11 @@ void PackedLinear::apply(const PanelKernels& kernels, const Bf16* x, std::size_t
     const std::size_t largest = is_cut ? kCutPanels : kPanelBlockBytes / (panel_stride * sizeof(Bf16));
     const std::size_t panel_block =
         std::max<std::size_t>(1, few ? kPanelBytes / (panel_stride * sizeof(Bf16))
-                                     : std::max(kBlockDepth / depth_, std::min(even, largest)));
+                                     : std::min(largest, std::max(kBlockDepth / depth_, even)));
     const std::size_t depth_block = is_cut ? kDepthCut : depth_;
     parallel_rows(row_blocks * ceil_div(panels, panel_block), 1, threads,
                   [&](std::size_t, std::size_t begin, std::size_t end) {
-                      float* const sums =
-                          is_cut ? this_threads_sums(sums_elements(row_block, panel_block)) : nullptr;
+                      float* const sums = is_cut ? this_threads_sums() : nullptr;
                       for (std::size_t task = begin; task < end; ++task) {
                           // A block of panels stays in the second-level cache while all rows go over it.
                           const std::size_t panel = task / row_blocks * panel_block,

@@ -190,10 +190,10 @@ struct Kernels {
             __builtin_memset(row, 0, size * sizeof(E));
             return;
         }
-        const V shift = L::set(-maximum * scale);
+        const V highest = L::set(maximum);
         V sums = L::set(0.0f);
         for (std::size_t i = 0; i < padded; i += kLanes) {
-            const V e = exp_nonpositive<E>(L::fma(L::load(scratch + i, Full{}), factor, shift));
+            const V e = exp_nonpositive<E>(L::mul(L::sub(L::load(scratch + i, Full{}), highest), factor));
             L::store_bits(scratch + i, e, Full{});
             sums = L::add(sums, e);
         }

@@ -77,6 +77,7 @@ class Soak:
             if now - sampled > min(2.0, seconds / 40):
                 sampled = now
                 sample = {"at_s": now - started, **self.look()}
+                assert self._names in ((), tuple(sample))
                 self._names = tuple(sample)
                 self._numbers.extend(sample.values())
                 show(f"{now - started:.0f}/{seconds:.0f} s {dict(self.done)}")

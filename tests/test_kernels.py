@@ -163,6 +163,17 @@ def test_rope_rotates_pairs_of_half_a_head(isa, code, half, rng):
     assert_close(arena.view[0], exact, 1, 2.0**-22 * np.abs(x).max())
 
 
+@pytest.mark.parametrize("score", [1.01469e11, 1.0265e12, 3e38])
+def test_the_largest_score_has_all_of_it_however_large(isa, code, score):
+    arena = Arena((1, 20, code))
+    scores = np.full(20, -score)
+    scores[7] = score
+    arena.view[0][0] = narrow(scores, code)
+    # No power of two: a product with it is rounded.
+    _native.softmax(arena.slots, 0, 0, 1, 1, 20, 128**-0.5, 20, None)
+    np.testing.assert_array_equal(widen(arena.view[0][0]), np.arange(20) == 7)
+
+
 @pytest.mark.parametrize("columns", SIZES)
 @pytest.mark.parametrize("window", [None, 1, 16, 40])
 def test_softmax_agrees_with_float64(isa, code, columns, window, rng):

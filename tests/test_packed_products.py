@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -52,8 +53,8 @@ def instruction_set(request):
 class Side:
     """Products of one kind on slots of their own."""
 
-    def __init__(self, kind, spec, folder) -> None:
-        self.plan = Plan.derive(spec, LIMITS)
+    def __init__(self, kind, spec, folder, limits=LIMITS) -> None:
+        self.plan = Plan.derive(spec, limits)
         arena = SimpleNamespace(plan=self.plan, buffer=mmap.mmap(-1, self.plan.total_bytes))
         self.device = Device(torch.device("cpu"), arena)
         self.arrays = {slot.name: slot_array(arena, slot) for slot in self.plan.slots}
@@ -70,6 +71,33 @@ class Side:
 def model(tmp_path_factory):
     folder = RandomModel("qwen2", FIELDS).write(tmp_path_factory.mktemp("packed"))
     return ModelSpec.from_folder(folder), folder
+
+
+@pytest.fixture(scope="module")
+def deep_model(tmp_path_factory):
+    """One whose DOWN sums over more inputs than are taken at once, in runs and a rest."""
+    fields = {**FIELDS, "hidden_size": 544, "intermediate_size": 4128, "num_hidden_layers": 1, "max_window_layers": 0}
+    folder = RandomModel("qwen2", fields).write(tmp_path_factory.mktemp("deep"))
+    return ModelSpec.from_folder(folder), folder
+
+
+@pytest.mark.parametrize("rows", [33, 256, 300])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_product_of_deep_sums_is_that_of_the_gemm(instruction_set, deep_model, rows, threads):
+    spec, folder = deep_model
+    limits = replace(LIMITS, max_batch_tokens=300)
+    sides = [Side(kind, spec, folder, limits) for kind in (GemmProducts, PackedProducts)]
+    before = _native.get_num_threads()
+    _native.set_num_threads(threads)
+    try:
+        fill(sides, "act", (rows, spec.intermediate_size))
+        for side in sides:
+            side.products.down(side.record(0, "act", "hidden", (0, rows)))
+        assert_same(sides, "hidden", rows * spec.hidden_size)
+    finally:
+        _native.set_num_threads(before)
+        for side in sides:
+            side.device.close()
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from tsqp_shm.errors import ConfigError
 DTYPES = ("bfloat16", "float32")
 DOORBELLS = ("adaptive", "zmq", "spin")
 MAX_WAIT_US = 10_000_000
+# Of the native thread pool.
+MAX_THREADS = 256
 MODE = "plain"
 MODE_WARNING = (
     "mode plain: activations cross in clear. It protects nothing from whoever controls the GPU process: "
@@ -108,7 +110,7 @@ class EngineConfig:
         if not 0 < self.timeout_s <= 86400:
             raise ConfigError("timeout", self.timeout_s, "seconds, more than 0 and at most 86400")
         require_range("restart_gpu", self.restart_gpu, 0, 1_000_000)
-        for name, highest in (("tee_threads", 1024), ("gpu_threads", 1024), ("block_rows", 1 << 20)):
+        for name, highest in (("tee_threads", MAX_THREADS), ("gpu_threads", MAX_THREADS), ("block_rows", 1 << 20)):
             if getattr(self, name) is not None:
                 require_range(name, getattr(self, name), 1, highest)
         if self.max_model_len is not None:
@@ -151,7 +153,7 @@ class EngineConfig:
         rows the GPU process works on another, and two whole sets would stand in each other's way
         (docs/performance.md).
         """
-        cores = len(os.sched_getaffinity(0))
+        cores = min(MAX_THREADS, len(os.sched_getaffinity(0)))
         return Threads(self.tee_threads or max(1, cores // 2), self.gpu_threads or cores)
 
     @classmethod

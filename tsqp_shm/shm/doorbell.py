@@ -62,9 +62,14 @@ class Doorbell(ABC):
     def poll(self) -> bytes | None:
         """The next record, waiting for it a fraction of a second at most."""
 
-    def nap(self, nap_ns: int) -> None:  # noqa: B027
-        """Leaves the core to others for so long, as nothing will come; not where waiting is a matter of spinning or of
-        sleeping alone."""
+    def nap(self, nap_ns: int) -> bool:
+        """Leaves the core to others for so long, as nothing is expected; not where a record is there already, or where
+        waiting is a matter of spinning or of sleeping alone.
+
+        Returns:
+            Whether it did.
+        """
+        return False
 
     @abstractmethod
     def close(self) -> None:
@@ -255,8 +260,11 @@ class AdaptiveDoorbell(Doorbell):
             # A message that cannot be sent is only a later wake-up: a sleeper looks at the ring by itself too.
             self._socket.try_send(record)
 
-    def nap(self, nap_ns: int) -> None:
+    def nap(self, nap_ns: int) -> bool:
+        if not self._yield_ns or self._rings.reader.available():
+            return False
         time.sleep(nap_ns / 1e9)
+        return True
 
     def poll(self) -> bytes | None:
         # After a sleep that nothing ended, the next record may be long in coming: an idle session only sleeps.

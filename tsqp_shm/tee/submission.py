@@ -109,7 +109,7 @@ class SubmissionQueue:
 
         Args:
             tile: the segments the operation works on.
-            tile_bytes: how much of a score slot they take, for the statistics.
+            tile_bytes: how much of a score slot they take.
 
         Returns:
             The sequence number to wait for.
@@ -204,12 +204,12 @@ class SubmissionQueue:
         size_bytes, submitted_ns = oldest.size_bytes, oldest.submitted_ns
         looked_ns = waiting_since_ns
         nap_ns = self._naps.nap_ns(operation, size_bytes, submitted_ns, waiting_since_ns)
-        if nap_ns:
-            self._doorbell.nap(nap_ns)
+        napped = nap_ns > 0 and self._doorbell.nap(nap_ns)
+        if napped:
             looked_ns = time.perf_counter_ns()
         completed = self._doorbell.receive(self._watch, timeout_s, operation, slot.name if slot else "")
         now_ns = time.perf_counter_ns()
-        self._naps.completed(operation, size_bytes, submitted_ns, nap_ns > 0, looked_ns, now_ns)
+        self._naps.completed(operation, size_bytes, submitted_ns, napped, looked_ns, now_ns)
         outcome = check_completion(oldest.record, completed)
         if outcome.status:
             self._raise_refusal(outcome.status, operation)

@@ -61,11 +61,6 @@ class _TracedDoorbell(Doorbell):
     def poll(self) -> bytes | None:
         return self._bell.poll()
 
-    def nap(self, nap_ns: int) -> None:
-        begin_ns = time.perf_counter_ns()
-        self._bell.nap(nap_ns)
-        self._recorder.slice("nap", begin_ns, time.perf_counter_ns())
-
     def close(self) -> None:
         self._bell.close()
 
@@ -83,6 +78,13 @@ class SubmittingDoorbell(_TracedDoorbell):
         self._recorder.slice("ring", begin_ns, time.perf_counter_ns(), record)
         self._recorder.rung = record
         self._in_flight.append(record)
+
+    def nap(self, nap_ns: int) -> bool:
+        begin_ns = time.perf_counter_ns()
+        napped = self._bell.nap(nap_ns)
+        if napped:
+            self._recorder.slice("nap", begin_ns, time.perf_counter_ns())
+        return napped
 
     def receive(self, watch: Watch, timeout_s: float | None, operation: str, slot: str = "") -> bytes:
         begin_ns = time.perf_counter_ns()
