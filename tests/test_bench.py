@@ -428,3 +428,17 @@ def test_a_start_without_text_says_why_in_the_last_words(tmp_path, capsys):
     (tmp_path / "tokenizer.json").write_text("{}")
     assert main(["bench", "launch", str(tmp_path), "--runs", "1", "--vs", "none"]) == 1
     assert "config.json" in capsys.readouterr().err
+
+
+def test_an_idle_session_is_measured_on_both_sides(tiny_model):
+    run = bench("idle", tiny_model, "--seconds", "0.3", "--device", "cpu", "--json", "-")
+    assert run.returncode == 0, run.stderr
+    shares = json.loads(run.stdout)["core_share"]
+    assert set(shares) == {"tee", "gpu"}
+    assert all(0 <= share < 100 for share in shares.values())
+
+
+def test_an_idle_time_that_is_none_is_refused(tiny_model):
+    run = bench("idle", tiny_model, "--seconds", "0")
+    assert run.returncode == 2
+    assert "seconds" in run.stderr

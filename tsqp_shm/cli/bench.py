@@ -26,6 +26,7 @@ def add_cases(verb: Parser) -> None:
         ("decode", _whole, [_length_flag(512), *whole], "one sequence, token by token"),
         ("batch", _whole, [_length_flag(128), *whole], "eight sequences against one, token by token"),
         ("launch", _launch, [_contender_flags(), _output_flags(), model_argument()], "process start to first text"),
+        ("idle", _idle, [_idle_flags(), _output_flags(), model_argument()], "what a session takes while nobody asks"),
         ("latency", _latency, [_latency_flags(), _output_flags()], "one hand-over, beside ZeroMQ and a bare ping-pong"),
         ("waits", _waits, [_waits_flags(), _plot_flag(), _output_flags()], "a doorbell for each pair of thresholds"),
         ("kernels", _kernels, [_kernels_flags(), _output_flags()], "the TEE's kernels, beside a copy and torch"),
@@ -56,6 +57,13 @@ def _launch(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
         from tsqp_shm.bench.first_token import LaunchOptions, run_launch
 
     return run_launch(_options(LaunchOptions, arguments), lambda: model_folder(arguments))
+
+
+def _idle(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
+    with blocked_interrupts():
+        from tsqp_shm.bench.idle import IdleOptions, run_idle
+
+    return run_idle(_options(IdleOptions, arguments), lambda: model_folder(arguments))
 
 
 def _latency(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
@@ -130,6 +138,16 @@ def _contender_flags() -> Parser:
         ("--dtype", {"metavar": "|".join(DTYPES), "help": f"of slots and arithmetic ({defaults.dtype})"}),
         ("--device", {"metavar": "auto|cpu|cuda[:N]", "help": f"where it computes ({defaults.device})"}),
         ("--timeout", {**_number("longest wait for an answer", "S", float), "dest": "timeout_s"}),
+    )
+
+
+def _idle_flags() -> Parser:
+    defaults = EngineConfig()
+    return _flags(
+        "session",
+        ("--seconds", _number("how long it is left alone (20)", "S", float)),
+        ("--dtype", {"metavar": "|".join(DTYPES), "help": f"of slots and arithmetic ({defaults.dtype})"}),
+        ("--device", {"metavar": "auto|cpu|cuda[:N]", "help": f"where it computes ({defaults.device})"}),
     )
 
 

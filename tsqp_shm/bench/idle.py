@@ -1,0 +1,84 @@
+"""`tsqp-shm bench idle`: what a session takes of a core while nobody asks it anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tsqp_shm.bench.progress import Progress
+from tsqp_shm.bench.report import STDOUT, environment, require_writable
+from tsqp_shm.config import DTYPES, EngineConfig, require_choice
+from tsqp_shm.errors import ConfigError
+from tsqp_shm.llm import LLM, SamplingParams
+
+# Until both sides have parked.
+SETTLE_S = 1.0
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class IdleOptions:
+    """What was asked for. Units: seconds."""
+
+    model: str | None = None
+    seconds: float = 20.0
+    dtype: str = EngineConfig.dtype
+    device: str = EngineConfig.device
+    json_file: str | None = None
+    quiet: bool = False
+
+
+def run_idle(options: IdleOptions, demo_model: Callable[[], Path]) -> int:
+    """Returns the exit code.
+
+    Raises:
+        ConfigError: an option is not allowed; before any work.
+        TsqpError: the session cannot be begun, or ends.
+    """
+    require_choice("dtype", options.dtype, DTYPES)
+    require_writable("json", options.json_file)
+    if not 0 < options.seconds <= 3600:
+        raise ConfigError("seconds", options.seconds, "more than 0 and at most 3,600")
+    folder = (demo_model() if options.model is None else Path(options.model)).absolute()
+    with Progress(options.quiet) as progress:
+        progress.show(f"an idle session for {options.seconds:g} s")
+        shares = _core_shares(folder, options)
+    document = {
+        "environment": environment(),
+        "model": folder.name,
+        "dtype": options.dtype,
+        "seconds": options.seconds,
+        "core_share": shares,
+    }
+    if options.json_file == STDOUT:
+        print(json.dumps(document, indent=2))
+        return 0
+    print(f"{folder.name}, {options.dtype}, idle for {options.seconds:g} s; CPU time, of one core")
+    for process, share in shares.items():
+        print(f"{process:<4} {share:7.2%}")
+    if options.json_file:
+        Path(options.json_file).write_text(json.dumps(document, indent=2) + "\n")
+    return 0
+
+
+def _core_shares(folder: Path, options: IdleOptions) -> dict[str, float]:
+    """The CPU time of each process while a session that has worked is idle, divided by the time that passed."""
+    with LLM(folder, dtype=options.dtype, device=options.device) as llm:
+        llm.generate([[1, 2, 3]], SamplingParams(max_tokens=4, ignore_eos=True))
+        pids = {"tee": os.getpid(), "gpu": llm.bring_up()["processes"]["gpu"]["pid"]}
+        time.sleep(SETTLE_S)
+        began = time.monotonic()
+        before = {process: _cpu_s(pid) for process, pid in pids.items()}
+        time.sleep(options.seconds)
+        passed_s = time.monotonic() - began
+        return {process: (_cpu_s(pid) - before[process]) / passed_s for process, pid in pids.items()}
+
+
+def _cpu_s(pid: int) -> float:
+    """User and system time of all threads. Source: proc(5), /proc/PID/stat."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
