@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tsqp_shm.bench.child import processor_seconds
 from tsqp_shm.bench.progress import Progress
 from tsqp_shm.bench.report import STDOUT, environment, require_writable
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice
@@ -17,7 +18,6 @@ from tsqp_shm.llm import LLM, SamplingParams
 
 # Until both sides have parked.
 SETTLE_S = 1.0
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,7 @@ def _core_shares(folder: Path, options: IdleOptions) -> dict[str, float]:
         pids = {"tee": os.getpid(), "gpu": llm.bring_up()["processes"]["gpu"]["pid"]}
         time.sleep(SETTLE_S)
         began = time.monotonic()
-        before = {process: _cpu_s(pid) for process, pid in pids.items()}
+        before = {process: processor_seconds(pid) for process, pid in pids.items()}
         time.sleep(options.seconds)
         passed_s = time.monotonic() - began
-        return {process: (_cpu_s(pid) - before[process]) / passed_s for process, pid in pids.items()}
-
-
-def _cpu_s(pid: int) -> float:
-    """User and system time of all threads. Source: proc(5), /proc/PID/stat."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+        return {process: (processor_seconds(pid) - before[process]) / passed_s for process, pid in pids.items()}

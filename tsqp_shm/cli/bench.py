@@ -129,23 +129,23 @@ def _length_flag(default: int) -> Parser:
 
 
 def _contender_flags() -> Parser:
-    defaults = EngineConfig()
     names = "transformers-sdpa, transformers-eager, serialized (prefill only), or none (transformers-sdpa)"
     return _flags(
         "contenders",
         ("--vs", {"metavar": "NAME,...", "help": names}),
         ("--runs", _number("counted repetitions of each contender, in turns (5)")),
-        ("--dtype", {"metavar": "|".join(DTYPES), "help": f"of slots and arithmetic ({defaults.dtype})"}),
-        ("--device", {"metavar": "auto|cpu|cuda[:N]", "help": f"where it computes ({defaults.device})"}),
+        *_arithmetic_flags(),
         ("--timeout", {**_number("longest wait for an answer", "S", float), "dest": "timeout_s"}),
     )
 
 
 def _idle_flags() -> Parser:
+    return _flags("session", ("--seconds", _number("how long it is left alone (20)", "S", float)), *_arithmetic_flags())
+
+
+def _arithmetic_flags() -> tuple[tuple[str, dict[str, Any]], ...]:
     defaults = EngineConfig()
-    return _flags(
-        "session",
-        ("--seconds", _number("how long it is left alone (20)", "S", float)),
+    return (
         ("--dtype", {"metavar": "|".join(DTYPES), "help": f"of slots and arithmetic ({defaults.dtype})"}),
         ("--device", {"metavar": "auto|cpu|cuda[:N]", "help": f"where it computes ({defaults.device})"}),
     )

@@ -2,8 +2,8 @@
 
 A thread that yields between looks still takes its fair share of a core that it has to share, which on two cores was a
 quarter of what the GPU process could have had (docs/performance.md). So an operation that is expected to last is slept
-through in part. What is expected is what this side has seen; a peer that changes its pace costs at most
-MAX_NAP_NS an operation.
+through in part. What is expected is what this side has seen; a peer that changes its pace costs at most MAX_NAP_NS
+an operation.
 """
 
 from __future__ import annotations
