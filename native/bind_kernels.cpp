@@ -42,6 +42,33 @@ void run(HeldSlots& slots, std::size_t items, std::size_t item_elements,
         [&](std::size_t, std::size_t begin, std::size_t end) { kernel(args, begin, end); });
 }
 
+// What the kernels may cross the border for: see words.h.
+void need_whole_words(std::size_t slot, std::size_t size_bytes, const char* what) {
+    if (!is_whole_words(size_bytes))
+        throw py::value_error("slot " + std::to_string(slot) + ": " + what + " " +
+                              std::to_string(size_bytes) + " bytes, expected whole words of 8");
+}
+
+// Private floats of `elements` for each thread; kept, so that nothing is allocated once the largest was asked
+// for.
+class Scratch {
+  public:
+    Scratch(std::size_t num_workers, std::size_t elements) : stride_((elements + kLanes - 1) / kLanes) {
+        if (blocks_.size() < num_workers * stride_) blocks_.resize(num_workers * stride_);
+        first_ = blocks_.data();
+    }
+    float* of(std::size_t worker) const { return first_[worker * stride_].lane; }
+
+  private:
+    struct alignas(64) Block {
+        float lane[kLanes];
+    };
+    static thread_local std::vector<Block> blocks_;
+    std::size_t stride_;
+    Block* first_;
+};
+thread_local std::vector<Scratch::Block> Scratch::blocks_;
+
 void add_rms_norm(HeldSlots& slots, Index out_slot, Index out_first_row, std::optional<Index> delta_slot,
                   const py::array& residual, const std::optional<py::array>& row_index, Index first_row,
                   Index rows, const py::array& weight, float eps) {
@@ -67,6 +94,7 @@ void add_rms_norm(HeldSlots& slots, Index out_slot, Index out_first_row, std::op
     const std::size_t out_slot_index = not_negative("out_slot", out_slot);
     const std::size_t out_first = not_negative("out_first_row", out_first_row);
     const Rows out = slots.rows(out_slot_index, out_first, items, hidden);
+    need_whole_words(out_slot_index, out.row_bytes(), "a row takes");
     const void* delta = nullptr;
     if (delta_slot) {
         const Rows added = slots.rows(not_negative("delta_slot", *delta_slot), 0, end, hidden);
@@ -79,16 +107,22 @@ void add_rms_norm(HeldSlots& slots, Index out_slot, Index out_first_row, std::op
         AddRmsNormArgs{delta, out.data, stream, indices, first, weights, hidden, eps});
 }
 
-// An i32 slot is copied to and from int32 arrays; the f32 `load` moves 32-bit elements without touching a
-// bit.
+Rows rows_from_a_word(const HeldSlots& slots, Index slot, Index first_row, Index rows) {
+    const std::size_t index = not_negative("slot", slot), first = not_negative("first_row", first_row);
+    const Rows found = slots.rows(index, first, not_negative("rows", rows));
+    need_whole_words(index, first * found.row_bytes(), "before the first row lie");
+    return found;
+}
+
+// UNTRUSTED: what is copied is numbers; an i32 slot's go to and from int32 arrays.
 void load_rows(HeldSlots& slots, Index slot, Index first_row, Index rows, const py::array& out) {
-    const Rows from = slots.rows(not_negative("slot", slot), not_negative("first_row", first_row),
-                                 not_negative("rows", rows));
+    const Rows from = rows_from_a_word(slots, slot, first_row, rows);
     const std::initializer_list<Index> shape{rows, static_cast<Index>(from.row_elements)};
     const std::size_t elements = from.rows * from.row_elements;
     if (from.dtype == Dtype::i32) {
-        auto* to = reinterpret_cast<float*>(data_of<std::int32_t>(out, "out", shape, true));
-        run(slots, elements, 1, active_kernels().f32.load, LoadArgs{from.data, to});
+        read_words(data_of<std::int32_t>(out, "out", shape, true), from.data,
+                   elements * sizeof(std::int32_t));
+        slots.require_intact();
     } else {
         run(slots, elements, 1, kernels_for(from).load,
             LoadArgs{from.data, data_of<float>(out, "out", shape, true)});
@@ -96,13 +130,13 @@ void load_rows(HeldSlots& slots, Index slot, Index first_row, Index rows, const 
 }
 
 void store_rows(HeldSlots& slots, Index slot, Index first_row, Index rows, const py::array& values) {
-    const Rows to = slots.rows(not_negative("slot", slot), not_negative("first_row", first_row),
-                               not_negative("rows", rows));
+    const Rows to = rows_from_a_word(slots, slot, first_row, rows);
     const std::initializer_list<Index> shape{rows, static_cast<Index>(to.row_elements)};
     const std::size_t elements = to.rows * to.row_elements;
     if (to.dtype == Dtype::i32) {
-        const auto* from = data_of<const std::int32_t>(values, "values", shape);
-        run(slots, elements, 1, active_kernels().f32.load, LoadArgs{from, reinterpret_cast<float*>(to.data)});
+        write_words(to.data, data_of<const std::int32_t>(values, "values", shape),
+                    elements * sizeof(std::int32_t));
+        slots.require_intact();
     } else {
         const auto* from = data_of<const float>(values, "values", shape);
         run(slots, elements, 1, kernels_for(to).store, StoreArgs{from, to.data});
@@ -123,8 +157,15 @@ void rope(HeldSlots& slots, Index qk_slot, Index first_row, Index rows, const py
     if (dim == 0 || qk.row_elements % dim != 0 || qk.row_elements / dim != heads)
         throw py::value_error("the slot's rows have " + std::to_string(qk.row_elements) +
                               " elements, expected num_heads * head_dim");
-    run(slots, items, qk.row_elements, kernels_for(qk).rope,
-        RopeArgs{qk.data, at, cosines, sines, heads, dim});
+    const auto kernel = kernels_for(qk).rope;
+    need_whole_words(static_cast<std::size_t>(qk_slot), dim * element_bytes(qk.dtype), "a head takes");
+    const RopeArgs args{qk.data, at, cosines, sines, heads, dim};
+    const std::size_t num_workers = get_num_threads();
+    const Scratch scratch(num_workers, dim);
+    run(slots, items, qk.row_elements, num_workers,
+        [&](std::size_t worker, std::size_t begin, std::size_t end) {
+            kernel(args, scratch.of(worker), begin, end);
+        });
 }
 
 void softmax(HeldSlots& slots, Index slot, Index offset_elements, Index num_heads, Index rows,
@@ -139,28 +180,24 @@ void softmax(HeldSlots& slots, Index slot, Index offset_elements, Index num_head
         throw py::index_error("the tile does not lie inside slot " + std::to_string(slot) + ", which has " +
                               std::to_string(scores.rows * scores.row_elements) + " elements");
     const auto kernel = kernels_for(scores).softmax;
-    const std::size_t element_bytes = scores.dtype == Dtype::bf16 ? 2 : 4;
+    const std::size_t offset_bytes = offset * element_bytes(scores.dtype);
+    need_whole_words(static_cast<std::size_t>(slot), offset_bytes, "before the tile lie");
+    if (columns % kLanes != 0)
+        throw py::value_error("num_columns: got " + std::to_string(columns) + ", expected a multiple of " +
+                              std::to_string(kLanes));
     // SAFETY: offset <= end, which is inside the slot.
-    const SoftmaxArgs args{scores.data + offset * element_bytes,
+    const SoftmaxArgs args{scores.data + offset_bytes,
                            height,
                            columns,
                            scale,
                            not_negative("first_valid_end", first_valid_end),
                            not_negative("window", window.value_or(0))};
     if (elements == 0) return;  // nothing of the slot bounds the number of columns here
-    struct alignas(64) Block {
-        float lane[kLanes];
-    };
-    static thread_local std::vector<Block>
-        scratch;  // kept: nothing is allocated once the largest tile was seen
     const std::size_t num_workers = get_num_threads();
-    const std::size_t blocks_each = softmax_scratch_elements(columns) / kLanes;
-    if (scratch.size() < num_workers * blocks_each) scratch.resize(num_workers * blocks_each);
-    Block* const blocks = scratch.data();
-    run(slots, items, columns, num_workers,
-        [=, &args](std::size_t worker, std::size_t begin, std::size_t finish) {
-            kernel(args, reinterpret_cast<float*>(blocks + worker * blocks_each), begin, finish);
-        });
+    const Scratch scratch(num_workers, columns);
+    run(slots, items, columns, num_workers, [&](std::size_t worker, std::size_t begin, std::size_t finish) {
+        kernel(args, scratch.of(worker), begin, finish);
+    });
 }
 
 bool all_finite(HeldSlots& slots, Index slot, Index offset_elements, Index num_elements) {
@@ -173,6 +210,8 @@ bool all_finite(HeldSlots& slots, Index slot, Index offset_elements, Index num_e
                               ") of slot " + std::to_string(slot) + ", which has " +
                               std::to_string(elements));
     if (rows.dtype == Dtype::i32) throw py::type_error("the slot holds i32, expected bf16 or f32");
+    need_whole_words(static_cast<std::size_t>(slot), offset * element_bytes(rows.dtype),
+                     "before the elements lie");
     std::atomic<bool> finite{true};
     run(slots, count, 1, get_num_threads(), [&](std::size_t, std::size_t begin, std::size_t end) {
         // SAFETY: offset + end <= offset + count, which is inside the slot.
@@ -193,6 +232,7 @@ void silu_mul(HeldSlots& slots, Index gate_up_slot, Index out_slot, Index first_
     const Rows gate_up =
         slots.rows(not_negative("gate_up_slot", gate_up_slot), first, items, 2 * out.row_elements);
     need_same_dtype(gate_up, out);
+    need_whole_words(static_cast<std::size_t>(out_slot), out.row_bytes(), "a row takes");
     run(slots, items, gate_up.row_elements, kernels_for(out).silu_mul,
         SiluMulArgs{gate_up.data, out.data, out.row_elements});
 }

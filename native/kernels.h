@@ -10,8 +10,9 @@
 // Rounding to bf16 is to nearest, ties to even. Denormals are kept, and cost time:
 // a softmax tile whose every probability is denormal takes about fifteen times as long.
 //
-// UNTRUSTED: every slot element is loaded once into a register or private memory, and only ever used as a
-// number.
+// UNTRUSTED: every word of a slot is read once into a register or private memory, whole and aligned
+// (words.h), and what is in it is only ever used as a number. So what a kernel works on in a slot begins at a
+// word, as does each of its rows; bind_kernels.cpp sees to it. Writes are of whole words too.
 //
 // Every function works on items [begin, end) of its arguments, so that threads and pipelines can split them.
 #pragma once
@@ -45,12 +46,14 @@ struct AddRmsNormArgs {
 };
 
 // Widens slot elements into private memory: from [items] E, to [items] f32. Exact, NaN payloads included.
+// begin is whole words.
 struct LoadArgs {
     const void* from;
     float* to;
 };
 
-// Rounds private f32 into a slot: from [items] f32, to [items] E.
+// Rounds private f32 into a slot: from [items] f32, to [items] E. begin is whole words; what is left of the
+// last word becomes 0.
 struct StoreArgs {
     const float* from;
     void* to;
@@ -58,9 +61,10 @@ struct StoreArgs {
 
 // Rotates query and key heads in place.
 //
-//   Shapes:   qk [items, num_heads, head_dim] E; positions [items] i32, each in [0, P); cos, sin [P, head_dim
-//   / 2] f32. Numerics: x1' = E(x1 * cos - x2 * sin), x2' = E(x2 * cos + x1 * sin) for the pairs (i, i +
-//   head_dim / 2). Source:   transformers LlamaRotaryEmbedding, rotate_half.
+//   Shapes:   qk [items, num_heads, head_dim] E; positions [items] i32, each in [0, P);
+//             cos, sin [P, head_dim / 2] f32; scratch: head_dim f32, private, one per thread.
+//   Numerics: x1' = E(x1 * cos - x2 * sin), x2' = E(x2 * cos + x1 * sin) for the pairs (i, i + head_dim / 2).
+//   Source:   transformers LlamaRotaryEmbedding, rotate_half.
 struct RopeArgs {
     void* qk;
     const std::int32_t* positions;
@@ -72,11 +76,12 @@ struct RopeArgs {
 
 // Softmax of a score tile in place, under a causal and window mask.
 //
-//   Shapes:   scores [H, rows, num_columns] E, dense; item i is row i % rows of head i / rows.
-//             scratch: softmax_scratch_elements(num_columns) f32, private, one per thread.
+//   Shapes:   scores [H, rows, num_columns] E, dense, num_columns a multiple of kLanes; item i is row i %
+//   rows of
+//             head i / rows. scratch: num_columns f32, private, one per thread.
 //   Mask:     row r sees columns [lo, hi): hi = min(first_valid_end + r, num_columns), lo = max(0, hi -
 //   window), or 0
-//             where window is 0. The other columns are not read and are written as 0.
+//             where window is 0. The other columns are not used and are written as 0.
 //   Numerics: y = scale * score; e = exp(y - max(y)); out = E(e * (1 / sum(e))); y, e and the sum in f32.
 //             For bf16 e is within 2^-17 of exact, for f32 within 1 ULP.
 //             No column, or only -inf: zeros. A NaN or a +inf in [lo, hi): the columns [lo, hi) are NaN, as
@@ -90,10 +95,6 @@ struct SoftmaxArgs {
     std::size_t first_valid_end;
     std::size_t window;
 };
-
-inline constexpr std::size_t softmax_scratch_elements(std::size_t num_columns) {
-    return (num_columns + kLanes - 1) / kLanes * kLanes;
-}
 
 // The gate of a feed-forward block.
 //
@@ -124,7 +125,7 @@ struct ElementKernels {
     void (*add_rms_norm)(const AddRmsNormArgs&, std::size_t begin, std::size_t end) noexcept;
     void (*load)(const LoadArgs&, std::size_t begin, std::size_t end) noexcept;
     void (*store)(const StoreArgs&, std::size_t begin, std::size_t end) noexcept;
-    void (*rope)(const RopeArgs&, std::size_t begin, std::size_t end) noexcept;
+    void (*rope)(const RopeArgs&, float* scratch, std::size_t begin, std::size_t end) noexcept;
     void (*softmax)(const SoftmaxArgs&, float* scratch, std::size_t begin, std::size_t end) noexcept;
     void (*silu_mul)(const SiluMulArgs&, std::size_t begin, std::size_t end) noexcept;
 };

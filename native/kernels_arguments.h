@@ -47,7 +47,7 @@ class HeldSlots {
         if (PyObject_GetBuffer(buffer.ptr(), &view_, PyBUF_SIMPLE | PyBUF_WRITABLE) != 0)
             throw py::error_already_set();
         try {
-            if (reinterpret_cast<std::uintptr_t>(view_.buf) % sizeof(float) != 0)
+            if (reinterpret_cast<std::uintptr_t>(view_.buf) % kWordBytes != 0)
                 throw py::value_error("the arena's memory is not aligned");
             const auto size_bytes = static_cast<std::size_t>(view_.len);
             // A row larger than the arena is refused before its size in bytes could wrap.

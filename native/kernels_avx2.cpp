@@ -13,28 +13,28 @@ struct Avx2Lanes {
         __m256 low, high;
     };
 
-    // UNTRUSTED: the empty asm makes the loaded value opaque, so that the compiler cannot load it a second
-    // time.
-    static __m256i loaded(const void* from) {
+    // UNTRUSTED: the empty asm makes what was read opaque, so that the compiler cannot read it a second time;
+    // of whole words only a private copy is used.
+    static __m256i four_words(const void* from) {
         __m256i bits = _mm256_loadu_si256(static_cast<const __m256i*>(from));
         asm("" : "+x"(bits));
         return bits;
     }
-    static V load(const float* from, Full) {
-        return {_mm256_castsi256_ps(loaded(from)), _mm256_castsi256_ps(loaded(from + 8))};
+    static V read(const float* from, Full) {
+        return {_mm256_castsi256_ps(four_words(from)), _mm256_castsi256_ps(four_words(from + 8))};
     }
-    static V load(const Bf16* from, Full) {
-        const __m256i bits = loaded(from);
+    static V read(const Bf16* from, Full) {
+        const __m256i bits = four_words(from);
         const __m256i low = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(bits));
         const __m256i high = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(bits, 1));
         return {_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
                 _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
     }
     template <class E>
-    static V load(const E* from, Partial part) {
+    static V read(const E* from, Partial part) {
         alignas(32) E block[kLanes] = {};
-        for (std::size_t i = 0; i < part.count; ++i) __atomic_load(from + i, block + i, __ATOMIC_RELAXED);
-        return load(block, Full{});
+        read_words(block, from, part.count * sizeof(E));
+        return read(block, Full{});
     }
 
     static __m256 one_nan(__m256 x) {
@@ -48,26 +48,49 @@ struct Avx2Lanes {
         const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
         return _mm256_blendv_epi8(_mm256_srli_epi32(sum, 16), _mm256_set1_epi32(0x7FC0), is_nan);
     }
-    static void store(float* to, V x, Full) { store_bits(to, {one_nan(x.low), one_nan(x.high)}, Full{}); }
-    static void store(Bf16* to, V x, Full) {
+    static void write(float* to, V x, Full) { store(to, {one_nan(x.low), one_nan(x.high)}, Full{}); }
+    static void write(Bf16* to, V x, Full) {
         // packus works within 128-bit halves; the permutation puts the quarters back in order.
         const __m256i packed = _mm256_packus_epi32(rounded(x.low), rounded(x.high));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(packed, 0xD8));
     }
     template <class E>
-    static void store(E* to, V x, Partial part) {
+    static void write(E* to, V x, Partial part) {
         alignas(32) E block[kLanes];
-        store(block, x, Full{});
-        for (std::size_t i = 0; i < part.count; ++i) to[i] = block[i];
+        write(block, x, Full{});
+        write_words(to, block, part.count * sizeof(E));
     }
-    static void store_bits(float* to, V x, Full) {
+
+    // PRIVATE: load and store.
+    static V load(const float* from, Full) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
+    static V load(const float* from, Partial part) {
+        alignas(32) float block[kLanes] = {};
+        for (std::size_t i = 0; i < part.count; ++i) block[i] = from[i];
+        return load(block, Full{});
+    }
+    static void store(float* to, V x, Full) {
         _mm256_storeu_ps(to, x.low);
         _mm256_storeu_ps(to + 8, x.high);
     }
-    static void store_bits(float* to, V x, Partial part) {
+    static void store(float* to, V x, Partial part) {
         alignas(32) float block[kLanes];
-        store_bits(block, x, Full{});
+        store(block, x, Full{});
         for (std::size_t i = 0; i < part.count; ++i) to[i] = block[i];
+    }
+
+    static V opaque(V x) {
+        asm("" : "+x"(x.low), "+x"(x.high));
+        return x;
+    }
+    static __m256 select(__m256 x, __m256 other, __m256i lane, Between seen) {
+        const __m256i before = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(seen.begin)), lane);
+        const __m256i inside = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(seen.end)), lane);
+        return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(_mm256_andnot_si256(before, inside)));
+    }
+    static V select(V x, V other, Between seen) {
+        const __m256i low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        const __m256i high = _mm256_add_epi32(low, _mm256_set1_epi32(8));
+        return {select(x.low, other.low, low, seen), select(x.high, other.high, high, seen)};
     }
 
     static V set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }

@@ -15,10 +15,13 @@ namespace {
 struct Avx512Lanes {
     using V = __m512;
 
-    static __mmask16 mask(Partial part) { return static_cast<__mmask16>((1u << part.count) - 1u); }
+    static __mmask16 lanes(std::size_t count) { return static_cast<__mmask16>((1u << count) - 1u); }
+    // One bit for each word that holds one of `count` elements.
+    template <class E>
+    static __mmask8 words(std::size_t count) {
+        return static_cast<__mmask8>((1u << (count * sizeof(E) + kWordBytes - 1) / kWordBytes) - 1u);
+    }
 
-    // UNTRUSTED: the empty asm makes the loaded value opaque, so that the compiler cannot load it a second
-    // time.
     static V opaque(V x) {
         asm("" : "+v"(x));
         return x;
@@ -27,13 +30,18 @@ struct Avx512Lanes {
         asm("" : "+v"(bits));
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
     }
-    static V load(const float* from, Full) { return opaque(_mm512_loadu_ps(from)); }
-    static V load(const float* from, Partial part) { return opaque(_mm512_maskz_loadu_ps(mask(part), from)); }
-    static V load(const Bf16* from, Full) {
+    // UNTRUSTED: the empty asm makes what was read opaque, so that the compiler cannot read it a second time.
+    static V read(const float* from, Full) { return opaque(_mm512_loadu_ps(from)); }
+    static V read(const float* from, Partial part) {
+        const __m512i bits = _mm512_maskz_loadu_epi64(words<float>(part.count), from);
+        return _mm512_maskz_mov_ps(lanes(part.count), opaque(_mm512_castsi512_ps(bits)));
+    }
+    static V read(const Bf16* from, Full) {
         return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     }
-    static V load(const Bf16* from, Partial part) {
-        return widened(_mm256_maskz_loadu_epi16(mask(part), from));
+    static V read(const Bf16* from, Partial part) {
+        const __m256i bits = _mm256_maskz_loadu_epi64(words<Bf16>(part.count), from);
+        return _mm512_maskz_mov_ps(lanes(part.count), widened(bits));
     }
 
     static V one_nan(V x) {
@@ -56,14 +64,29 @@ struct Avx512Lanes {
             _mm512_mask_mov_epi32(_mm512_srli_epi32(sum, 16), is_nan, _mm512_set1_epi32(0x7FC0));
         return _mm512_cvtepi32_epi16(top);
     }
-    static void store(float* to, V x, Full) { _mm512_storeu_ps(to, one_nan(x)); }
-    static void store(float* to, V x, Partial part) { _mm512_mask_storeu_ps(to, mask(part), one_nan(x)); }
-    static void store(Bf16* to, V x, Full) {
+    static void write(float* to, V x, Full) { _mm512_storeu_ps(to, one_nan(x)); }
+    static void write(float* to, V x, Partial part) {
+        const __m512 elements = _mm512_maskz_mov_ps(lanes(part.count), one_nan(x));
+        _mm512_mask_storeu_epi64(to, words<float>(part.count), _mm512_castps_si512(elements));
+    }
+    static void write(Bf16* to, V x, Full) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded(x));
     }
-    static void store(Bf16* to, V x, Partial part) { _mm256_mask_storeu_epi16(to, mask(part), rounded(x)); }
-    static void store_bits(float* to, V x, Full) { _mm512_storeu_ps(to, x); }
-    static void store_bits(float* to, V x, Partial part) { _mm512_mask_storeu_ps(to, mask(part), x); }
+    static void write(Bf16* to, V x, Partial part) {
+        const __m256i elements = _mm256_maskz_mov_epi16(lanes(part.count), rounded(x));
+        _mm256_mask_storeu_epi64(to, words<Bf16>(part.count), elements);
+    }
+
+    // PRIVATE: load and store.
+    static V load(const float* from, Full) { return _mm512_loadu_ps(from); }
+    static V load(const float* from, Partial part) { return _mm512_maskz_loadu_ps(lanes(part.count), from); }
+    static void store(float* to, V x, Full) { _mm512_storeu_ps(to, x); }
+    static void store(float* to, V x, Partial part) { _mm512_mask_storeu_ps(to, lanes(part.count), x); }
+
+    static V select(V x, V other, Between seen) {
+        const auto inside = static_cast<__mmask16>(lanes(seen.end) & ~lanes(seen.begin));
+        return _mm512_mask_mov_ps(other, inside, x);
+    }
 
     static V set(float x) { return _mm512_set1_ps(x); }
     static V add(V a, V b) { return _mm512_add_ps(a, b); }

@@ -1,5 +1,7 @@
 // The kernels of kernels.h over a type `L` of 16 f32 lanes; each kernels_<isa>.cpp brings its own `L`.
 //
+// `L::read` and `L::write` cross the border, by whole words; `L::load` and `L::store` are for private memory.
+//
 // Everything is in an anonymous namespace, and nothing of std is called: a function with external linkage
 // that several instruction sets compile would be merged by the linker into one copy, which might use AVX-512
 // on a machine without.
@@ -9,20 +11,22 @@
 #include <cstdint>
 
 #include "kernels.h"
+#include "words.h"
 
 namespace tsqp {
 namespace {
 
 using Bf16 = std::uint16_t;
 
-// How many lanes of a block are memory: all, or the first `count`. The other lanes load as 0 and are not
-// stored.
-struct Full {
-    static constexpr bool kAll = true;
-};
+// How many lanes of a block are elements: all, or the first `count`. The other lanes come as 0. They are not
+// stored to private memory; `write` writes them as 0 where a word holds both.
+struct Full {};
 struct Partial {
-    static constexpr bool kAll = false;
     std::size_t count;
+};
+// Lanes [begin, end) of a block that is all memory.
+struct Between {
+    std::size_t begin, end;
 };
 
 template <class Body>
@@ -32,13 +36,25 @@ template <class Body>
     if (i < size) body(i, Partial{size - i});
 }
 
+// The blocks of a row that hold elements [lo, hi); where the row begins, a block does.
+template <class Body>
+[[gnu::always_inline]] inline void for_each_block(std::size_t lo, std::size_t hi, Body body) {
+    std::size_t i = lo / kLanes * kLanes;
+    if (i < lo) {
+        body(i, Between{lo - i, hi - i < kLanes ? hi - i : kLanes});
+        i += kLanes;
+    }
+    for (; i + kLanes <= hi; i += kLanes) body(i, Full{});
+    if (i < hi) body(i, Between{0, hi - i});
+}
+
 template <class L>
 struct Kernels {
     using V = typename L::V;
 
     static float sum_lanes(V lanes) {
         float v[kLanes];
-        L::store_bits(v, lanes, Full{});
+        L::store(v, lanes, Full{});
         for (std::size_t width = kLanes / 2; width > 0; width /= 2)
             for (std::size_t i = 0; i < width; ++i) v[i] = v[i] + v[i + width];
         return v[0];
@@ -46,7 +62,7 @@ struct Kernels {
 
     static float max_lanes(V lanes) {
         float v[kLanes];
-        L::store_bits(v, lanes, Full{});
+        L::store(v, lanes, Full{});
         for (std::size_t i = 1; i < kLanes; ++i) v[0] = v[i] > v[0] ? v[i] : v[0];
         return v[0];
     }
@@ -112,7 +128,7 @@ struct Kernels {
             if (args.delta) {
                 const E* delta = static_cast<const E*>(args.delta) + row * size;
                 for_each_block(size, [&](std::size_t i, auto part) {
-                    const V x = L::add(L::load(residual + i, part), L::load(delta + i, part));
+                    const V x = L::add(L::load(residual + i, part), L::read(delta + i, part));
                     L::store(residual + i, x, part);
                     squares = L::add(squares, L::mul(x, x));
                 });
@@ -127,7 +143,7 @@ struct Kernels {
             E* out = static_cast<E*>(args.out) + item * size;
             for_each_block(size, [&](std::size_t i, auto part) {
                 const V normed = L::mul(L::load(residual + i, part), inverse);
-                L::store(out + i, L::mul(normed, L::load(args.weight + i, part)), part);
+                L::write(out + i, L::mul(normed, L::load(args.weight + i, part)), part);
             });
         }
     }
@@ -136,7 +152,7 @@ struct Kernels {
     static void load(const LoadArgs& args, std::size_t begin, std::size_t end) noexcept {
         const E* from = static_cast<const E*>(args.from) + begin;
         for_each_block(end - begin, [&](std::size_t i, auto part) {
-            L::store_bits(args.to + begin + i, L::load(from + i, part), part);
+            L::store(args.to + begin + i, L::read(from + i, part), part);
         });
     }
 
@@ -144,63 +160,80 @@ struct Kernels {
     static void store(const StoreArgs& args, std::size_t begin, std::size_t end) noexcept {
         E* to = static_cast<E*>(args.to) + begin;
         for_each_block(end - begin, [&](std::size_t i, auto part) {
-            L::store(to + i, L::load(args.from + begin + i, part), part);
+            L::write(to + i, L::load(args.from + begin + i, part), part);
         });
     }
 
     template <class E>
-    static void rope(const RopeArgs& args, std::size_t begin, std::size_t end) noexcept {
-        const std::size_t half = args.head_dim / 2;
+    static void rope(const RopeArgs& args, float* scratch, std::size_t begin, std::size_t end) noexcept {
+        const std::size_t size = args.head_dim, half = size / 2;
+        float* const first = scratch;
+        float* const second = scratch + half;
         for (std::size_t item = begin; item < end; ++item) {
             const std::size_t position = static_cast<std::size_t>(args.positions[item]);
             const float* cos = args.cos + position * half;
             const float* sin = args.sin + position * half;
-            E* row = static_cast<E*>(args.qk) + item * args.num_heads * args.head_dim;
-            for (std::size_t head = 0; head < args.num_heads; ++head) {
-                E* first = row + head * args.head_dim;
-                E* second = first + half;
+            E* row = static_cast<E*>(args.qk) + item * args.num_heads * size;
+            for (std::size_t head = 0; head < args.num_heads; ++head, row += size) {
+                // A private copy: half a head may end inside a word.
+                for_each_block(size, [&](std::size_t i, auto part) {
+                    L::store(scratch + i, L::read(row + i, part), part);
+                });
                 for_each_block(half, [&](std::size_t i, auto part) {
                     const V c = L::load(cos + i, part), s = L::load(sin + i, part);
                     const V x1 = L::load(first + i, part), x2 = L::load(second + i, part);
                     L::store(first + i, L::sub(L::mul(x1, c), L::mul(x2, s)), part);
                     L::store(second + i, L::add(L::mul(x2, c), L::mul(x1, s)), part);
                 });
+                for_each_block(size, [&](std::size_t i, auto part) {
+                    L::write(row + i, L::load(scratch + i, part), part);
+                });
             }
         }
     }
 
-    // Softmax of `size` > 0 elements in place. Lanes past the end hold -inf in the scratch, so exp makes them
-    // 0.
     template <class E>
-    static void softmax_row(E* row, std::size_t size, float scale, float* scratch) {
+    static void clear(E* row, std::size_t begin, std::size_t end) {
+        // Opaque, or the compiler would call memset, which chooses its own pieces.
+        const V zero = L::opaque(L::set(0.0f));
+        for (std::size_t i = begin; i < end; i += kLanes) L::write(row + i, zero, Full{});
+    }
+
+    // `x` in the lanes of `seen`, `other` in the rest.
+    static V keep(V x, V, Full) { return x; }
+    static V keep(V x, V other, Between seen) { return L::select(x, other, seen); }
+
+    // Softmax of elements [lo, hi), lo < hi, of a row of whole blocks, in place; the others become 0.
+    template <class E>
+    static void softmax_row(E* row, std::size_t lo, std::size_t hi, std::size_t size, float scale,
+                            float* scratch) {
         const float infinity = __builtin_inff();
-        const V factor = L::set(scale);
-        V maxima = L::set(-infinity);
-        // UNTRUSTED: the only read of the row; what follows works on the private copy.
-        for_each_block(size, [&](std::size_t i, auto part) {
-            const V x = L::load(row + i, part);
-            L::store_bits(scratch + i, x, Full{});
-            if constexpr (part.kAll) maxima = L::max(x, maxima);  // passes over a NaN
+        const V factor = L::set(scale), none = L::set(-infinity), zero = L::set(0.0f);
+        V maxima = none;
+        // UNTRUSTED: the only read of the row; what follows works on the private copy. Lanes outside hold
+        // -inf, so exp makes them 0.
+        for_each_block(lo, hi, [&](std::size_t i, auto seen) {
+            const V x = keep(L::read(row + i, Full{}), none, seen);
+            L::store(scratch + i, x, Full{});
+            maxima = L::max(x, maxima);  // passes over a NaN
         });
-        const std::size_t padded = softmax_scratch_elements(size);
-        for (std::size_t i = size; i < padded; ++i) scratch[i] = -infinity;
-        if (size < padded) maxima = L::max(L::load(scratch + padded - kLanes, Full{}), maxima);
         const float maximum = max_lanes(maxima);
-        if (maximum == -infinity && !any_nan(scratch, size)) {
-            __builtin_memset(row, 0, size * sizeof(E));
-            return;
-        }
+        if (maximum == -infinity && !any_nan(scratch + lo, hi - lo)) return clear(row, 0, size);
+        const std::size_t begin = lo / kLanes * kLanes, end = (hi + kLanes - 1) / kLanes * kLanes;
         const V highest = L::set(maximum);
-        V sums = L::set(0.0f);
-        for (std::size_t i = 0; i < padded; i += kLanes) {
+        V sums = zero;
+        for (std::size_t i = begin; i < end; i += kLanes) {
             const V e = exp_nonpositive<E>(L::mul(L::sub(L::load(scratch + i, Full{}), highest), factor));
-            L::store_bits(scratch + i, e, Full{});
+            L::store(scratch + i, e, Full{});
             sums = L::add(sums, e);
         }
         const V inverse = L::set(1.0f / sum_lanes(sums));
-        for_each_block(size, [&](std::size_t i, auto part) {
-            L::store(row + i, L::mul(L::load(scratch + i, Full{}), inverse), part);
+        clear(row, 0, begin);
+        for_each_block(lo, hi, [&](std::size_t i, auto seen) {
+            // The sum may be NaN, and zero times NaN would be.
+            L::write(row + i, keep(L::mul(L::load(scratch + i, Full{}), inverse), zero, seen), Full{});
         });
+        clear(row, end, size);
     }
 
     static bool any_nan(const float* x, std::size_t size) {
@@ -220,9 +253,10 @@ struct Kernels {
             const bool all = args.first_valid_end >= columns || r >= columns - args.first_valid_end;
             const std::size_t hi = all ? columns : args.first_valid_end + r;
             const std::size_t lo = args.window != 0 && hi > args.window ? hi - args.window : 0;
-            if (lo > 0) __builtin_memset(row, 0, lo * sizeof(E));
-            if (hi > lo) softmax_row(row + lo, hi - lo, args.scale, scratch);
-            if (columns > hi) __builtin_memset(row + hi, 0, (columns - hi) * sizeof(E));
+            if (hi > lo)
+                softmax_row(row, lo, hi, columns, args.scale, scratch);
+            else
+                clear(row, 0, columns);
         }
     }
 
@@ -234,7 +268,7 @@ struct Kernels {
             const E* ups = gates + size;
             E* out = static_cast<E*>(args.out) + item * size;
             for_each_block(size, [&](std::size_t i, auto part) {
-                const V gate = L::load(gates + i, part);
+                const V gate = L::read(gates + i, part);
                 const V e = exp_nonpositive<E>(L::negative_abs(gate));
                 const V numerator = L::mul_where_negative(gate, e);
                 V silu;
@@ -242,7 +276,7 @@ struct Kernels {
                     silu = L::mul(numerator, negated_reciprocal(L::sub(L::set(-1.0f), e)));
                 else
                     silu = L::div(numerator, L::add(L::set(1.0f), e));
-                L::store(out + i, L::mul(silu, L::load(ups + i, part)), part);
+                L::write(out + i, L::mul(silu, L::read(ups + i, part)), part);
             });
         }
     }

@@ -14,40 +14,51 @@ struct ScalarLanes {
     static float from_bits(std::uint32_t bits) { return __builtin_bit_cast(float, bits); }
     static std::uint32_t to_bits(float x) { return __builtin_bit_cast(std::uint32_t, x); }
 
-    // UNTRUSTED: an atomic load is what keeps the compiler from reading a slot element a second time.
-    static float load_one(const float* from) {
-        float x;
-        __atomic_load(from, &x, __ATOMIC_RELAXED);
+    static std::size_t count(Full) { return kLanes; }
+    static std::size_t count(Partial part) { return part.count; }
+
+    static float widened(float x) { return x; }
+    static float widened(Bf16 x) { return from_bits(std::uint32_t{x} << 16); }
+    // UNTRUSTED: only the private copy is used.
+    template <class E, class Part>
+    static V read(const E* from, Part part) {
+        E block[kLanes];
+        read_words(block, from, count(part) * sizeof(E));
+        V x{};
+        for (std::size_t i = 0; i < count(part); ++i) x.lane[i] = widened(block[i]);
         return x;
     }
-    static float load_one(const Bf16* from) {
-        const std::uint32_t bits = __atomic_load_n(from, __ATOMIC_RELAXED);
-        return from_bits(bits << 16);
-    }
 
-    static void store_one(float* to, float x) { *to = x != x ? from_bits(0x7FC00000u) : x; }
-    static void store_one(Bf16* to, float x) {
+    static void round_to(float* to, float x) { *to = x != x ? from_bits(0x7FC00000u) : x; }
+    static void round_to(Bf16* to, float x) {
         const std::uint32_t bits = to_bits(x);
         const std::uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
         *to = static_cast<Bf16>(x != x ? 0x7FC0u : rounded);
     }
-
-    static std::size_t count(Full) { return kLanes; }
-    static std::size_t count(Partial part) { return part.count; }
-
     template <class E, class Part>
-    static V load(const E* from, Part part) {
+    static void write(E* to, V x, Part part) {
+        E block[kLanes];
+        for (std::size_t i = 0; i < kLanes; ++i) round_to(block + i, x.lane[i]);
+        write_words(to, block, count(part) * sizeof(E));
+    }
+
+    // PRIVATE: load and store.
+    template <class Part>
+    static V load(const float* from, Part part) {
         V x{};
-        for (std::size_t i = 0; i < count(part); ++i) x.lane[i] = load_one(from + i);
+        for (std::size_t i = 0; i < count(part); ++i) x.lane[i] = from[i];
         return x;
     }
-    template <class E, class Part>
-    static void store(E* to, V x, Part part) {
-        for (std::size_t i = 0; i < count(part); ++i) store_one(to + i, x.lane[i]);
-    }
     template <class Part>
-    static void store_bits(float* to, V x, Part part) {
+    static void store(float* to, V x, Part part) {
         for (std::size_t i = 0; i < count(part); ++i) to[i] = x.lane[i];
+    }
+
+    static V opaque(V x) { return x; }
+    static V select(V x, V other, Between seen) {
+        for (std::size_t i = 0; i < kLanes; ++i)
+            x.lane[i] = i >= seen.begin && i < seen.end ? x.lane[i] : other.lane[i];
+        return x;
     }
 
     template <class Operation>

@@ -9,8 +9,11 @@
 #include <vector>
 
 #include "layout.h"
+#include "words.h"
 
 namespace tsqp {
+
+inline std::size_t element_bytes(Dtype dtype) { return dtype == Dtype::bf16 ? 2 : 4; }
 
 struct SlotEntry {
     std::size_t offset_bytes;  // from the arena's base
@@ -18,7 +21,7 @@ struct SlotEntry {
     std::size_t row_elements;
     Dtype dtype;
 
-    std::size_t row_bytes() const { return row_elements * (dtype == Dtype::bf16 ? 2 : 4); }
+    std::size_t row_bytes() const { return row_elements * element_bytes(dtype); }
 };
 
 // A dense block of rows inside one slot.
@@ -27,12 +30,16 @@ struct Rows {
     std::size_t rows;
     std::size_t row_elements;
     Dtype dtype;
+
+    std::size_t row_bytes() const { return row_elements * element_bytes(dtype); }
 };
 
 class SlotTable {
   public:
     SlotTable(std::byte* base, std::size_t size_bytes, std::vector<SlotEntry> entries)
         : base_(base), entries_(std::move(entries)) {
+        // A slot begins at a word; then the word in which its last row ends is the arena's too.
+        if (!is_whole_words(size_bytes)) throw std::out_of_range("the arena does not end with a whole word");
         for (const SlotEntry& slot : entries_) {
             const bool aligned = slot.offset_bytes % kPageBytes == 0 && slot.offset_bytes >= kSlotsOffset;
             const bool fits = slot.offset_bytes <= size_bytes && slot.row_elements > 0 &&

@@ -24,6 +24,12 @@ SLOW_DEADLINE_S = 300
 LONG_DEADLINE_S = 1200
 
 
+def pytest_configure() -> None:
+    # A shell has its background jobs ignore these, and whatever they start would ignore them too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def runtime_folder() -> Iterator[Path]:
     """Sessions of the tests in a folder of their own. Its path is short: a socket's path has 107 bytes."""

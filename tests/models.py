@@ -28,11 +28,11 @@ transformers_logging.set_verbosity_error()
 
 CONFIG_CLASSES = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
 
-# Odd on purpose: no width is a multiple of a vector's, and hidden_size is not heads * head_dim.
+# Odd on purpose: whole words, but no width is a multiple of a vector's, and hidden_size is not heads * head_dim.
 GEOMETRY = {
     "vocab_size": 257,
     "hidden_size": 72,
-    "intermediate_size": 131,
+    "intermediate_size": 132,
     "num_hidden_layers": 2,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,

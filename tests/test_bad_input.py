@@ -95,7 +95,7 @@ def remove_field(folder: Path) -> None:
 
 
 def change_width(folder: Path) -> None:
-    edit_config(folder, lambda config: config.update(intermediate_size=132))
+    edit_config(folder, lambda config: config.update(intermediate_size=136))
 
 
 def change_family(folder: Path) -> None:

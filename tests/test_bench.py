@@ -365,10 +365,10 @@ def test_settings_are_swept_and_lengths_held_against_their_arithmetic(tiny_model
 
 
 def test_the_arithmetic_of_a_prefill_is_that_of_its_products():
-    config = {**shapes.shape_config("llama-3.2-1b", 1), "hidden_size": 4, "head_dim": 2, "num_attention_heads": 2}
-    config.update(num_key_value_heads=1, intermediate_size=3, vocab_size=5)
-    # q, k, v, o: 4 x (4 + 2 + 2 + 4); gate, up, down: 3 x 4 x 3; logits 5 x 4; 3 rows see 1 + 2 + 3 keys.
-    linears, logits, attention = 3 * (48 + 36), 20, 2 * (1 + 2 + 3) * 4
+    config = {**shapes.shape_config("llama-3.2-1b", 1), "hidden_size": 4, "head_dim": 4, "num_attention_heads": 2}
+    config.update(num_key_value_heads=1, intermediate_size=8, vocab_size=5)
+    # q, k, v, o: 4 x (8 + 4 + 4 + 8); gate, up, down: 3 x 4 x 8; logits 5 x 4; 3 rows see 1 + 2 + 3 keys.
+    linears, logits, attention = 3 * (96 + 96), 20, 2 * (1 + 2 + 3) * 8
     assert prefill_flops(ModelSpec.from_config(config), 3) == 2 * (linears + logits + attention)
 
 

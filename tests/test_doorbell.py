@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from endpoints import free_tcp_endpoint
 
 from tsqp_shm import _native
 from tsqp_shm.errors import ConfigError, PeerDied, PeerTimeout, ProtocolError
@@ -90,11 +91,10 @@ def test_records_cross_two_processes_in_order(bell, forked, mode, in_flight):
 
 
 def test_a_doorbell_can_ring_over_tcp(arena, forked):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    endpoint = free_tcp_endpoint()
 
     def open_end(role):
-        return closing(open_doorbell("adaptive", arena, role, f"tcp://127.0.0.1:{port}", 0, 0))
+        return closing(open_doorbell("adaptive", arena, role, endpoint, 0, 0))
 
     with open_end("tee") as tee:
         child = forked(lambda: echo(open_end("gpu"), 200))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from endpoints import free_tcp_endpoint
 from models import (
     FastStart,
     RandomModel,
@@ -188,10 +189,13 @@ with LLM(sys.argv[1], max_model_len=160, max_batch_tokens=50, gpu_threads=1) as 
 
 @pytest.mark.parametrize("doorbell", ["adaptive", "zmq"])
 def test_a_tcp_endpoint_serves_as_well(fast, doorbell):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    endpoint = free_tcp_endpoint()
     folder = model_folder(MODELS["llama"])
-    options = {"doorbell": doorbell, "endpoint": f"tcp://127.0.0.1:{port}"}
+    options = {"doorbell": doorbell, "endpoint": endpoint}
+    expected = greedy_of_transformers(folder, [PROMPTS[5]], MAX_TOKENS)
     with fast.llm(folder, dtype="float32", max_model_len=160, **options) as llm:
-        assert token_ids(llm.generate(PROMPTS[5], GREEDY)) == greedy_of_transformers(folder, [PROMPTS[5]], MAX_TOKENS)
+        assert token_ids(llm.generate(PROMPTS[5], GREEDY)) == expected
+        # Every user of the machine can connect as well; who comes second is not heard.
+        with socket.create_connection(("127.0.0.1", int(endpoint.rpartition(":")[2]))) as stranger:
+            stranger.sendall(os.urandom(64 * 100))
+            assert token_ids(llm.generate(PROMPTS[5], GREEDY)) == expected

@@ -86,7 +86,7 @@ def configs(draw):
     kv_heads, groups, head_dim = (
         draw(st.integers(1, 4)),
         draw(st.integers(1, 4)),
-        2 * draw(st.integers(3, 16)),
+        4 * draw(st.integers(2, 8)),
     )
     fields = {
         "model_type": family,
@@ -94,11 +94,11 @@ def configs(draw):
         "num_attention_heads": kv_heads * groups,
         "num_key_value_heads": kv_heads,
         "hidden_size": kv_heads * groups * head_dim,
-        "intermediate_size": draw(st.integers(1, 200)),
+        "intermediate_size": 4 * draw(st.integers(1, 50)),
         "vocab_size": draw(st.integers(10, 1000)),
     }
     optional_fields = {
-        "head_dim": st.integers(3, 16).map(lambda half: 2 * half),
+        "head_dim": st.integers(1, 8).map(lambda words: 4 * words),
         "max_position_embeddings": st.integers(1024, 9999),
         "rms_norm_eps": st.floats(1e-8, 1e-3),
         "tie_word_embeddings": st.booleans(),
@@ -198,7 +198,9 @@ def test_a_missing_field_of_the_geometry_is_named(field):
         ("num_local_experts", {"num_local_experts": 8}),
         ("num_experts", {"num_experts": 8}),
         ("num_key_value_heads", {"num_key_value_heads": 3}),
-        ("head_dim", {"head_dim": 15}),
+        ("head_dim", {"head_dim": 18}),
+        ("hidden_size", {"hidden_size": 4098}),
+        ("intermediate_size", {"intermediate_size": 131}),
         ("partial_rotary_factor", {"partial_rotary_factor": 0.5}),
         ("rope_scaling.type", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
         ("rope_scaling.rope_type", {"rope_scaling": {"rope_type": "longrope"}}),

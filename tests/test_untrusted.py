@@ -13,6 +13,8 @@ import tsqp_shm
 PACKAGE = Path(tsqp_shm.__file__).parent
 NATIVE = PACKAGE.parent / "native"
 MARK = "UNTRUSTED:"
+# Native functions that are for private memory, and are made of the same instructions.
+PRIVATE = "PRIVATE:"
 
 # Not of the TEE process, or (model) reading files that the TEE process opens itself.
 ELSEWHERE = {"gpu", "bench", "model"}
@@ -24,10 +26,10 @@ HOLDERS = {"shm/arena.py", "shm/slots.py"}
 
 # Native code that the arena's memory passes through; of what runs in the TEE process, nothing else may know its layout.
 BORDER_HEADERS = {"layout.h", "ring.h", "slots.h", "heartbeat.h", "kernels_arguments.h", "finite.h"}
-BORDER_SOURCES = BORDER_HEADERS | {"ring.cpp", "bind_ring.cpp", "bind_kernels.cpp"}
+BORDER_SOURCES = BORDER_HEADERS | {"words.h", "ring.cpp", "bind_ring.cpp", "bind_kernels.cpp"}
 GPU_SOURCES = {"bind_cpu_device.cpp", "cpu_products.cpp", "cpu_products.h"}
-KERNELS = {path.name for path in NATIVE.glob("kernels_*.cpp")}
-NATIVE_READ = re.compile(r"\.load\(|__atomic_load|_mm\d+_\w*loadu?_|bits\[i\]")
+KERNELS = {path.name for path in NATIVE.glob("kernels_*.*")}
+NATIVE_READ = re.compile(r"\.load\(|__atomic_load|read_words\(|_mm\d+_\w*loadu?_")
 
 
 def name_of(path: Path) -> str:
@@ -86,7 +88,7 @@ def unmarked_native_reads(source: str) -> list[str]:
     found = []
     for paragraph in re.split(r"\n\s*\n", source):
         code = "\n".join(line for line in paragraph.splitlines() if not line.lstrip().startswith("//"))
-        if NATIVE_READ.search(code) and MARK not in paragraph:
+        if NATIVE_READ.search(code) and MARK not in paragraph and PRIVATE not in paragraph:
             found.append(paragraph.strip())
     return found
 

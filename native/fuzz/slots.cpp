@@ -42,7 +42,7 @@ void ask(const SlotTable& table, const std::vector<SlotEntry>& entries, Input& i
 
 int run_one(const std::uint8_t* data, std::size_t size) {
     Input input(data, size);
-    std::vector<std::byte> arena(kSlotsOffset + input.take<std::uint16_t>());
+    std::vector<std::byte> arena(kSlotsOffset + input.take<std::uint16_t>() / kWordBytes * kWordBytes);
     std::vector<SlotEntry> entries(input.take<std::uint8_t>() % 5);
     bool all_fit = true;
     for (SlotEntry& slot : entries) {

@@ -13,6 +13,7 @@
 #include "dispatch.h"
 #include "guarded.h"
 #include "kernels.h"
+#include "words.h"
 
 using namespace tsqp;
 
@@ -20,7 +21,11 @@ namespace {
 
 using Bf16 = std::uint16_t;
 
-constexpr std::size_t kSizes[] = {1, 2, 15, 16, 17, 31, 33, 64, 97, 576, 2048};
+// Elements that are moved; rows of whole words; halves of a head of whole words; rows of whole blocks.
+constexpr std::size_t kCounts[] = {1, 2, 3, 5, 15, 16, 17, 31, 33, 64, 97, 576, 2048};
+constexpr std::size_t kWidths[] = {4, 12, 16, 20, 28, 32, 36, 64, 100, 576, 2048};
+constexpr std::size_t kHalves[] = {2, 4, 6, 8, 14, 16, 18, 32, 50, 64, 1024};
+constexpr std::size_t kColumns[] = {16, 32, 48, 64, 112, 576, 2048};
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
@@ -163,16 +168,19 @@ void test_add_rms_norm(const KernelTable& table, std::size_t size, bool special)
 
 template <class E>
 void test_load_and_store(const KernelTable& table, std::size_t size) {
-    Guarded<E> slot(size), back(size), oracle(size);
+    // A slot ends with a whole word, private memory where it ends.
+    Guarded<E> slot((size + 3) / 4 * 4), oracle(slot.size());
     Guarded<float> wide(size);
     fill(slot, 1, true);
     kernels<E>(table).load({slot.data(), wide.data()}, 0, size);
     for (std::size_t i = 0; i < size; ++i)
         CHECK(std::bit_cast<std::uint32_t>(wide[i]) == std::bit_cast<std::uint32_t>(widen(slot[i])));
-    fill(wide, 1, true);
-    kernels<E>(table).store({wide.data(), back.data()}, 0, size);
+    fill(wide, 1, true), copy(slot, oracle);
+    kernels<E>(table).store({wide.data(), slot.data()}, 0, size);
     kernels<E>(kScalarKernels).store({wide.data(), oracle.data()}, 0, size);
-    CHECK(same_bits(back, oracle));
+    CHECK(same_bits(slot, oracle));
+    const std::size_t word_elements = kWordBytes / sizeof(E);
+    for (std::size_t i = size; i % word_elements != 0; ++i) CHECK(slot[i] == 0);
 }
 
 template <class E>
@@ -183,9 +191,12 @@ void test_rope(const KernelTable& table, std::size_t half, bool special) {
     fill(qk, 2, special), fill(cos, 1, false), fill(sin, 1, false);
     copy(qk, oracle), copy(qk, before);
     const std::int32_t positions[] = {4, 0, 2};
-    kernels<E>(table).rope({qk.data(), positions, cos.data(), sin.data(), heads, 2 * half}, 0, rows);
-    kernels<E>(kScalarKernels)
-        .rope({oracle.data(), positions, cos.data(), sin.data(), heads, 2 * half}, 0, rows);
+    Guarded<float> scratch(2 * half);
+    const auto rotate = [&](const KernelTable& with, Guarded<E>& slot) {
+        kernels<E>(with).rope({slot.data(), positions, cos.data(), sin.data(), heads, 2 * half},
+                              scratch.data(), 0, rows);
+    };
+    rotate(table, qk), rotate(kScalarKernels, oracle);
     CHECK(same_bits(qk, oracle));
     if (special) return;
     for (std::size_t i = 0; i < qk.size(); ++i) {
@@ -202,7 +213,7 @@ template <class E>
 void test_softmax(const KernelTable& table, std::size_t columns, bool special) {
     const std::size_t heads = 2, rows = 5;
     Guarded<E> scores(heads * rows * columns), oracle(scores.size()), before(scores.size());
-    Guarded<float> scratch(softmax_scratch_elements(columns));
+    Guarded<float> scratch(columns);
     for (const std::size_t first : {std::size_t{0}, columns / 2, columns, SIZE_MAX})
         for (const std::size_t window : {std::size_t{0}, std::size_t{3}, std::size_t{16}}) {
             fill(scores, 8, special);
@@ -254,8 +265,8 @@ void test_silu_mul(const KernelTable& table, std::size_t size, bool special) {
 
 template <class E>
 void test_softmax_of_special_rows(const KernelTable& table) {
-    constexpr std::size_t columns = 20;
-    Guarded<float> in(columns), out(columns), scratch(32);
+    constexpr std::size_t columns = 32;
+    Guarded<float> in(columns), out(columns), scratch(columns);
     Guarded<E> slot(columns);
     const auto softmax = [&](float first, float last, float others) {
         std::fill(in.begin(), in.end(), others);
@@ -281,14 +292,15 @@ void test_softmax_of_special_rows(const KernelTable& table) {
 
 template <class E>
 void test_element(const KernelTable& table) {
-    for (const bool special : {false, true})
-        for (const std::size_t size : kSizes) {
-            test_add_rms_norm<E>(table, size, special);
-            test_rope<E>(table, size, special);
-            test_softmax<E>(table, size, special);
-            test_silu_mul<E>(table, size, special);
-            test_load_and_store<E>(table, size);
+    for (const bool special : {false, true}) {
+        for (const std::size_t width : kWidths) {
+            test_add_rms_norm<E>(table, width, special);
+            test_silu_mul<E>(table, width, special);
         }
+        for (const std::size_t half : kHalves) test_rope<E>(table, half, special);
+        for (const std::size_t columns : kColumns) test_softmax<E>(table, columns, special);
+    }
+    for (const std::size_t count : kCounts) test_load_and_store<E>(table, count);
     test_softmax_of_special_rows<E>(table);
 }
 

@@ -1,8 +1,8 @@
 """Fuzz target for the arguments of the native kernels: python kernels.py [libFuzzer's arguments]
 
 Whatever slots, rows, shapes and indices it is called with, a kernel refuses the call or writes where it may: to the
-rows it was told, or to the private array it was given. ASan watches the ends of the arena and of the arrays, which is
-why they are blocks of the heap of exactly their size; what lies between the slots is compared.
+rows it was told and the word they end in, or to the private array it was given. ASan watches the ends of the arena and
+of the arrays, which is why they are blocks of the heap of exactly their size; what lies between the slots is compared.
 """
 
 from __future__ import annotations
@@ -77,12 +77,16 @@ class Input:
         return array
 
 
+def whole_words(size_bytes: int) -> int:
+    return -(-size_bytes // 8) * 8
+
+
 def arena(input: Input) -> tuple[bytearray, list[tuple[int, int, int, int]]]:
     entries = []
     offset_bytes = layout.SLOTS_OFFSET_BYTES
     for dtype, rows, row_elements in SHAPES:
         entries.append((offset_bytes, rows, row_elements, dtype))
-        end = offset_bytes + rows * row_elements * ELEMENT_BYTES[dtype]
+        end = offset_bytes + whole_words(rows * row_elements * ELEMENT_BYTES[dtype])
         offset_bytes += layout.PAGE_BYTES
     memory = bytearray(end)
     memory[layout.SLOTS_OFFSET_BYTES :] = (input.bytes(64) * (end // 64))[: end - layout.SLOTS_OFFSET_BYTES]
@@ -142,7 +146,7 @@ def kernels(data: bytes) -> None:
             written = call(slots, input)
         for index in written:
             offset_bytes, rows, row_elements, dtype = entries[index]
-            end = offset_bytes + rows * row_elements * ELEMENT_BYTES[dtype]
+            end = offset_bytes + whole_words(rows * row_elements * ELEMENT_BYTES[dtype])
             before = before[:offset_bytes] + bytes(memory[offset_bytes:end]) + before[end:]
         assert before == memory, "a kernel wrote outside the slot it was told"
     slots.release()

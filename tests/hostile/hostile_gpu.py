@@ -9,6 +9,7 @@ mode `plain` nothing can tell them from true ones.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import random
 import signal
@@ -225,11 +226,16 @@ def flood(gpu: HostileGpu, record: Record) -> None:
 
 def hang_up(gpu: HostileGpu, record: Record) -> None:
     """Ends the TEE's connection and lets it come back, many times."""
-    endpoint = gpu.endpoint.removeprefix("ipc://")
+    scheme, _, address = gpu.endpoint.partition("://")
     gpu.doorbell._socket.close()  # type: ignore[attr-defined]
-    Path(endpoint).unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(endpoint)
+    with socket.socket(socket.AF_UNIX if scheme == "ipc" else socket.AF_INET) as listening:
+        if scheme == "ipc":
+            Path(address).unlink(missing_ok=True)
+            listening.bind(address)
+        else:
+            host, _, port = address.partition(":")
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((host, int(port)))
         listening.listen()
         listening.settimeout(0.5)
         # In mode zmq the TEE has had enough of it when the pieces make a record.
@@ -258,6 +264,23 @@ def truncate_sometime(gpu: HostileGpu, record: Record) -> None:
 
     beside(act)
     gpu.work(record)
+
+
+def punch(offset_bytes: int) -> Misbehaviour:
+    """Makes holes of all pages from there on: to the TEE they are zeros."""
+
+    def misbehave(gpu: HostileGpu, record: Record) -> None:
+        size_bytes = gpu.arena.plan.total_bytes - offset_bytes
+        memory = os.open(f"/dev/shm{gpu.arena.name}", os.O_RDWR)
+        keep_size, punch_hole = 1, 2
+        libc = ctypes.CDLL(None, use_errno=True)
+        offset_of_64_bits = ctypes.c_int64(offset_bytes), ctypes.c_int64(size_bytes)
+        if libc.fallocate(memory, keep_size | punch_hole, *offset_of_64_bits) != 0:
+            raise OSError(ctypes.get_errno(), "fallocate")
+        os.close(memory)
+        gpu.work(record)
+
+    return misbehave
 
 
 def unlink(gpu: HostileGpu, record: Record) -> None:
@@ -320,6 +343,8 @@ MISBEHAVIOURS: dict[str, tuple[Moment, Misbehaviour]] = {
     "truncate": (_moment(Opcode.QKV), truncate(0)),
     "truncate-slots": (_moment(Opcode.QKV), truncate(layout.SLOTS_OFFSET_BYTES)),
     "truncate-logits": (_moment(Opcode.LM_HEAD), truncate(layout.SLOTS_OFFSET_BYTES)),
+    "punch": (_moment(Opcode.QKV), punch(0)),
+    "punch-slots": (_moment(Opcode.QKV), punch(layout.SLOTS_OFFSET_BYTES)),
     "truncate-sometime": (_moment(Opcode.EMBED), truncate_sometime),
     "unlink": (_moment(Opcode.QKV), unlink),
     "stop": (_moment(Opcode.QKV), stop),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from endpoints import free_tcp_endpoint
 from hostile_gpu import FAULT_STEP, FIELDS, MISBEHAVIOURS
 from models import RandomModel, model_folder, random_token_ids
 from processes import ForkServer
@@ -190,6 +191,7 @@ def test_memory_that_changes_under_the_tee_does_not_crash_it(against, misbehavio
     against(misbehaviour, expected, doorbell=doorbell)
 
 
+@pytest.mark.parametrize("scheme", ["ipc", "tcp"])
 @pytest.mark.parametrize(
     ("misbehaviour", "doorbell", "expected"),
     [
@@ -201,14 +203,15 @@ def test_memory_that_changes_under_the_tee_does_not_crash_it(against, misbehavio
         ("hang-up", "zmq", ends_with(ProtocolError, "sequence")),
     ],
 )
-def test_junk_in_the_socket_neither_steers_nor_fills_the_tee(against, misbehaviour, doorbell, expected):
+def test_junk_in_the_socket_neither_steers_nor_fills_the_tee(against, misbehaviour, doorbell, expected, scheme):
     def check(error: TsqpError | None, tokens: int) -> None:
         expected(error, tokens)
         # The flood is hundreds of megabytes where nothing holds it back.
         assert resident_bytes() - before < 64 << 20
 
     before = resident_bytes()
-    against(misbehaviour, check, doorbell=doorbell)
+    endpoint = None if scheme == "ipc" else free_tcp_endpoint()
+    against(misbehaviour, check, doorbell=doorbell, endpoint=endpoint)
 
 
 @pytest.mark.parametrize("doorbell", ALL)
@@ -223,6 +226,19 @@ def test_an_arena_truncated_at_any_moment_ends_the_session(against, doorbell):
         assert error is None or "cut the object short" in str(error), error
 
     against("truncate-sometime", check, doorbell=doorbell)
+
+
+@pytest.mark.parametrize(
+    ("misbehaviour", "doorbell", "expected"),
+    [
+        ("punch-slots", "adaptive", completes),
+        ("punch-slots", "zmq", completes),
+        ("punch", "zmq", completes),
+        ("punch", "adaptive", completes_or_ends_with(ProtocolError, PeerTimeout, PeerDied)),
+    ],
+)
+def test_holes_in_the_arena_are_zeros(against, misbehaviour, doorbell, expected):
+    against(misbehaviour, expected, doorbell=doorbell)
 
 
 def test_an_unlinked_arena_is_still_mapped(against):

@@ -20,6 +20,7 @@ from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.slots import Slots, slot_array
+from tsqp_shm.shm.tiling import padded_length
 
 Run = Callable[[], None]
 
@@ -45,14 +46,18 @@ def kernel_plan(spec: ModelSpec, tokens: int) -> Plan:
     """The slots of a prefill of so many tokens, and two to copy between."""
     tile = min(EngineConfig.tile_rows, tokens)
     heads = spec.num_heads + spec.num_kv_heads
-    copied = max(3 * tokens * spec.intermediate_size, 3 * tokens * spec.hidden_size, spec.num_heads * tile * tokens)
+    copied = max(
+        3 * tokens * spec.intermediate_size,
+        3 * tokens * spec.hidden_size,
+        spec.num_heads * tile * padded_length(tokens),
+    )
     shapes = {
         "x": (tokens, spec.hidden_size),
         "hidden": (tokens, spec.hidden_size),
         "qk": (tokens, heads * spec.head_dim),
         "gate_up": (tokens, 2 * spec.intermediate_size),
         "act": (tokens, spec.intermediate_size),
-        "scores": (spec.num_heads * tile, tokens),
+        "scores": (spec.num_heads * tile, padded_length(tokens)),
         "copy.from": (1, copied),
         "copy.to": (1, copied),
     }
@@ -65,7 +70,7 @@ def kernel_cases(spec: ModelSpec, tokens: int, arena: Arena, slots: Slots) -> li
     index = {slot.name: slot.index for slot in plan.slots}
     hidden, inner, dim, heads = spec.hidden_size, spec.intermediate_size, spec.head_dim, spec.num_heads
     all_heads, eps = heads + spec.num_kv_heads, spec.rms_norm_eps
-    tile = min(EngineConfig.tile_rows, tokens)
+    tile, columns = min(EngineConfig.tile_rows, tokens), padded_length(tokens)
     drawn = np.random.default_rng(0)
     tensors = {slot.name: torch.from_numpy(slot_array(arena, slot)).view(torch.bfloat16) for slot in plan.slots}
     for tensor in tensors.values():
@@ -77,13 +82,13 @@ def kernel_cases(spec: ModelSpec, tokens: int, arena: Arena, slots: Slots) -> li
     cos, sin = rope_tables(spec.rope, dim, tokens)
     cos_tensor, sin_tensor = (torch.from_numpy(np.tile(t, 2)).bfloat16().unsqueeze(1) for t in (cos, sin))
     scale, first_valid_end = 1 / math.sqrt(dim), tokens - tile + 1
-    mask = torch.full((tile, tokens), -torch.inf, dtype=torch.bfloat16).triu(first_valid_end)
+    mask = torch.full((tile, columns), -torch.inf, dtype=torch.bfloat16).triu(first_valid_end)
 
     def softmax() -> None:
-        _native.softmax(table, index["scores"], 0, heads, tile, tokens, scale, first_valid_end, None)
+        _native.softmax(table, index["scores"], 0, heads, tile, columns, scale, first_valid_end, None)
 
     def torch_softmax() -> None:
-        scores = tensors["scores"].view(heads, tile, tokens)
+        scores = tensors["scores"].view(heads, tile, columns)
         scores.copy_(functional.softmax(scores * scale + mask, dim=-1, dtype=torch.float32))
 
     def add_rms_norm() -> None:
@@ -118,7 +123,7 @@ def kernel_cases(spec: ModelSpec, tokens: int, arena: Arena, slots: Slots) -> li
         return run
 
     found = (
-        ("softmax", (heads, tile, tokens), 4 * heads * tile * tokens, softmax, torch_softmax),
+        ("softmax", (heads, tile, columns), 4 * heads * tile * columns, softmax, torch_softmax),
         ("add_rms_norm", (tokens, hidden), 12 * tokens * hidden, add_rms_norm, torch_add_rms_norm),
         ("rope", (tokens, all_heads, dim), 4 * tokens * all_heads * dim, rope, torch_rope),
         ("silu_mul", (tokens, inner), 6 * tokens * inner, silu_mul, torch_silu_mul),

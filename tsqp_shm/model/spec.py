@@ -16,6 +16,9 @@ from tsqp_shm.model.rope import RopeSpec
 
 __all__ = ["ModelSpec", "RopeSpec"]
 
+# Four bfloat16 elements are a word of the arena, and a row begins with one.
+_WORD_ELEMENTS = 4
+
 # One entry per layer is kept (`ModelSpec.windows`), so the number needs a bound that memory can take.
 _MAX_LAYERS = 4096
 
@@ -103,8 +106,8 @@ class ModelSpec:
         return cls(
             family=model_type,
             num_layers=num_layers,
-            hidden_size=fields.count("hidden_size"),
-            intermediate_size=fields.count("intermediate_size"),
+            hidden_size=_width("hidden_size", fields.count("hidden_size")),
+            intermediate_size=_width("intermediate_size", fields.count("intermediate_size")),
             num_heads=num_heads,
             num_kv_heads=_num_kv_heads(fields, family, num_heads),
             head_dim=_head_dim(fields, num_heads),
@@ -202,9 +205,14 @@ def _head_dim(fields: JsonFields, num_heads: int) -> int:
         head_dim, rest = divmod(hidden_size, num_heads)
         if rest or not head_dim:
             raise ConfigError("hidden_size", hidden_size, f"a multiple of num_attention_heads = {num_heads}")
-    if head_dim % 2:
-        raise UnsupportedModel("head_dim", head_dim, "an even number, for the rotary embedding")
-    return head_dim
+    return _width("head_dim", head_dim)
+
+
+def _width(name: str, elements: int) -> int:
+    """Rows in shared memory are read by whole words of 8 bytes, which no row may share with the next."""
+    if elements % _WORD_ELEMENTS:
+        raise UnsupportedModel(name, elements, f"a multiple of {_WORD_ELEMENTS}")
+    return elements
 
 
 def _windows(fields: JsonFields, family: _Family, num_layers: int) -> tuple[int | None, ...]:
