@@ -1,8 +1,18 @@
-"""What a command says when it refuses."""
+"""The command, and what it says when it refuses."""
 
 from __future__ import annotations
 
 import subprocess
+import sys
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "tsqp_shm", *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
 
 
 def assert_one_line(result: subprocess.CompletedProcess, exit_code: int, *said: str) -> None:

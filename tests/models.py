@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from transformers.utils import logging as transformers_logging
 
 from tsqp_shm import LLM
+from tsqp_shm.outputs import RequestOutput
 
 # Progress bars, and remarks on rotary factors that are chosen to be odd.
 transformers_logging.disable_progress_bar()
@@ -119,6 +120,27 @@ def transformers_logits(
     return logits.float().numpy()
 
 
+def greedy_of_transformers(folder: Path, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+    """Completions of prompts of one length, an ending end-of-sequence token included."""
+    model = transformers_model(folder, torch.float32, "eager")
+    ids = torch.tensor(prompts)
+    with torch.inference_mode():
+        sequences = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            pad_token_id=model.config.pad_token_id or 0,
+        )
+    completions = sequences[:, ids.shape[1] :].tolist()
+    eos = model.generation_config.eos_token_id
+    return [tokens[: tokens.index(eos) + 1] if eos in tokens else tokens for tokens in completions]
+
+
+def token_ids(outputs: Iterable[RequestOutput]) -> list[list[int]]:
+    return [output.outputs[0].token_ids for output in outputs]
+
+
 def random_token_ids(count: int, vocab_size: int = 257, seed: int = 0) -> tuple[int, ...]:
     return tuple(np.random.default_rng(seed).integers(0, vocab_size, count).tolist())
 
@@ -127,6 +149,7 @@ def random_token_ids(count: int, vocab_size: int = 257, seed: int = 0) -> tuple[
 _GPU_SERVER = """
 import json, os, signal, sys, traceback
 from pathlib import Path
+from tsqp_shm.config import EngineConfig
 from tsqp_shm.gpu.worker import serve
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -134,7 +157,8 @@ for line in sys.stdin:
     if os.fork() == 0:
         arguments = json.loads(line)
         try:
-            serve(Path(arguments["model"]), arguments["session"], "cpu", arguments["threads"], 30.0, len, int)
+            model, session = Path(arguments.pop("model")), arguments.pop("session")
+            serve(model, session, EngineConfig(timeout_s=30, **arguments), len, int)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -153,13 +177,18 @@ class FastStart:
         )
         self._names = (f"fast{os.getpid()}-{number}" for number in itertools.count())
 
-    def llm(self, model: Path, *, gpu_threads: int = 1, **config: Any) -> LLM:
-        start_gpu = functools.partial(self.start_gpu, model, threads=gpu_threads)
+    def llm(
+        self, model: Path, *, gpu_threads: int = 1, device: str = "cpu", pinning: str = "auto", **config: Any
+    ) -> LLM:
+        start_gpu = functools.partial(self.start_gpu, model, gpu_threads=gpu_threads, device=device, pinning=pinning)
         return LLM(model, start_gpu=start_gpu, session=next(self._names), timeout_s=30.0, **config)
 
-    def start_gpu(self, model: Path, session: str, *, threads: int = 1) -> None:
+    def start_gpu(
+        self, model: Path, session: str, *, gpu_threads: int = 1, device: str = "cpu", pinning: str = "auto"
+    ) -> None:
         """A GPU process that is nobody's child: an LLM sees its death by its heartbeat alone."""
-        order = {"model": str(model), "session": session, "threads": threads}
+        order = {"model": str(model), "session": session, "gpu_threads": gpu_threads}
+        order |= {"device": device, "pinning": pinning}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         self._process.stdin.flush()

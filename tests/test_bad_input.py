@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from commands import assert_one_line
+from commands import assert_one_line, run
 from models import RandomModel, edit_config, fast_start
 
 from tsqp_shm import LLM, SamplingParams
@@ -36,15 +36,6 @@ def model(tmp_path: Path, demo_model: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).symlink_to(demo_model / name)
     return folder
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "tsqp_shm", *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
 
 
 @pytest.fixture

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from endpoints import free_tcp_endpoint
 from models import (
     FastStart,
     RandomModel,
     fast_start,
+    greedy_of_transformers,
     model_folder,
     random_token_ids,
+    token_ids,
     transformers_model,
 )
 
@@ -61,27 +62,6 @@ def model(request) -> Path:
 def expected(model: Path) -> list[list[int]]:
     """What transformers completes in float32, each prompt alone."""
     return [greedy_of_transformers(model, [prompt], MAX_TOKENS)[0] for prompt in PROMPTS]
-
-
-def greedy_of_transformers(folder: Path, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-    """Completions of prompts of one length, an ending end-of-sequence token included."""
-    model = transformers_model(folder, torch.float32, "eager")
-    ids = torch.tensor(prompts)
-    with torch.inference_mode():
-        sequences = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            pad_token_id=model.config.pad_token_id or 0,
-        )
-    completions = sequences[:, ids.shape[1] :].tolist()
-    eos = model.generation_config.eos_token_id
-    return [tokens[: tokens.index(eos) + 1] if eos in tokens else tokens for tokens in completions]
-
-
-def token_ids(outputs) -> list[list[int]]:
-    return [output.outputs[0].token_ids for output in outputs]
 
 
 @pytest.mark.slow

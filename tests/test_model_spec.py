@@ -226,7 +226,6 @@ def test_what_is_not_supported_is_refused_by_field_and_value(field, fields):
         ("hidden_size", "64"),
         ("hidden_size", 64.0),
         ("hidden_size", True),
-        ("hidden_size", 66),
         ("hidden_size", 2**40),
         ("num_hidden_layers", -1),
         ("num_hidden_layers", 10**9),
@@ -249,6 +248,11 @@ def test_a_wrong_type_or_size_is_named(field, value):
         ModelSpec.from_config(config_of("llama", **{field: value}))
     assert caught.value.field == field
     assert len(str(caught.value)) < 300
+
+
+def test_a_hidden_size_that_the_heads_do_not_divide_is_refused():
+    with pytest.raises(ConfigError, match=r"hidden_size: .*a multiple of num_attention_heads = 6"):
+        ModelSpec.from_config(config_of("llama", num_attention_heads=6))
 
 
 json_values = st.recursive(

@@ -91,7 +91,7 @@ CASES = [
     _case(
         "mlp bias, yarn rope, default head_dim, shards",
         "llama",
-        {**MHA, "head_dim": None, "mlp_bias": True, "rope_parameters": YARN_ROPE},
+        {**MHA, "hidden_size": 80, "head_dim": None, "mlp_bias": True, "rope_parameters": YARN_ROPE},
         shards=True,
     ),
     _case("old form, theta, one layer", "llama", {"num_hidden_layers": 1, "rms_norm_eps": 1e-3}, old_rope_form=True),

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from tsqp_shm.errors import ConfigError
 
 DTYPES = ("bfloat16", "float32")
+PINNINGS = ("auto", "registered", "staged", "pageable")
 DOORBELLS = ("adaptive", "zmq", "spin")
 MAX_WAIT_US = 10_000_000
 # Of the native thread pool.
@@ -82,6 +83,7 @@ class EngineConfig:
     """
 
     device: str = "auto"
+    pinning: str = "auto"
     dtype: str = "bfloat16"
     max_model_len: int | None = None
     max_num_seqs: int = 8
@@ -103,6 +105,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError("device", self.device, "auto, cpu, cuda or cuda:N")
+        require_choice("pinning", self.pinning, PINNINGS)
         require_choice("dtype", self.dtype, DTYPES)
         require_choice("doorbell", self.doorbell, DOORBELLS)
         require_range("spin_us", self.spin_us, 0, MAX_WAIT_US)

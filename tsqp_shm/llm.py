@@ -287,7 +287,15 @@ class LLM:
         self._engine = Engine(self.spec, self._norms, self._border.slots, self._border.queue, self.statistics)
 
     def _start_gpu(self, session: str) -> RoleProcess:
-        arguments = [str(self.model), "--session", session, "--device", self.config.device]
+        arguments = [
+            str(self.model),
+            "--session",
+            session,
+            "--device",
+            self.config.device,
+            "--pinning",
+            self.config.pinning,
+        ]
         arguments += ["--timeout", str(self.config.timeout_s)]
         if self.config.gpu_threads is not None:
             arguments += ["--gpu-threads", str(self.config.gpu_threads)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import TsqpError
 from tsqp_shm.gpu.worker import serve
 
@@ -12,7 +13,8 @@ from tsqp_shm.gpu.worker import serve
 def main(arguments: Sequence[str]) -> None:
     model, session = arguments
     try:
-        serve(Path(model), session, "cpu", 1, 10.0, lambda line: None, lambda: None)
+        config = EngineConfig(device="cpu", gpu_threads=1, timeout_s=10)
+        serve(Path(model), session, config, lambda line: None, lambda: None)
     except TsqpError as error:
         # As the command line does: one line, and the error's own exit code.
         raise SystemExit(error.exit_code) from error

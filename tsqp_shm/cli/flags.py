@@ -12,6 +12,7 @@ from tsqp_shm.config import (
     DTYPES,
     LARGE_LAYER_BLOCK_ROWS,
     LARGE_LAYER_PARAMETERS,
+    PINNINGS,
     EngineConfig,
 )
 from tsqp_shm.errors import ConfigError
@@ -57,6 +58,11 @@ def gpu_flags() -> Parser:
     parser = Parser(add_help=False)
     group = parser.add_argument_group("GPU process")
     group.add_argument("--device", metavar="auto|cpu|cuda[:N]", help=f"where it computes ({defaults.device})")
+    group.add_argument(
+        "--pinning", metavar="|".join(PINNINGS),
+        help="how a CUDA device reaches the arena: registered with the driver, staged through pinned memory, pageable; "
+        f"{defaults.pinning}: the first of these that can be had ({defaults.pinning})",
+    )  # fmt: skip
     group.add_argument("--gpu-threads", type=int, metavar="N", help="its threads on the CPU (one per core)")
     return parser
 

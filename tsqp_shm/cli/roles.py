@@ -124,16 +124,7 @@ def play_gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     # Ctrl-C in a shared terminal is for the TEE process, which then stops this one.
     try:
         with recording(arguments.trace, "gpu") as recorder:
-            serve(
-                model,
-                config.session,
-                config.device,
-                config.threads().gpu,
-                config.timeout_s,
-                reporter(arguments),
-                lifeline.ready,
-                recorder,
-            )
+            serve(model, config.session, config, reporter(arguments), lifeline.ready, recorder)
     finally:
         sweep_dead_sessions()
     return 0

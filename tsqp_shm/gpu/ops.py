@@ -68,7 +68,7 @@ class Operations:
         """Copies the step's segment table out of its slot and checks that it covers the rows, one by one."""
         slot = self._segments_slot
         check_rows_in_slot(slot, record.first_segment, record.num_segments)
-        table = self._device.input(slot, record.first_segment * 4, (record.num_segments, 4)).tolist()
+        table = self._device.host(slot, record.first_segment * 4, (record.num_segments, 4)).tolist()
         segments = [Segment(*row) for row in table]
         next_row = record.first_row
         for segment in segments:

@@ -70,6 +70,7 @@ class GemmProducts:
         # While a tile is computed here, the TEE normalises another, on a CPU device on the same cores: half each.
         self._threads = torch.get_num_threads()
         self._tile_threads = max(1, self._threads // 2)
+        self._use_threads = torch.set_num_threads if device.torch_device.type == "cpu" else _leave_threads
         # One tile's heads, head-major, as a batched product wants them.
         self._blocks = device.zeros((limits["tile_rows"] * spec.num_heads * spec.head_dim,), dtype)
 
@@ -82,14 +83,14 @@ class GemmProducts:
         torch.index_select(self._embedding, 0, tokens, out=self._rows_out(record))
 
     def qkv(self, record: Record) -> None:
-        torch.set_num_threads(self._threads)
+        self._use_threads(self._threads)
         layer = self._layers[record.layer]
         x = self._rows_in(record)
         layer.qk.apply(x, self._rows_out(record))
         layer.v.apply(x, self._values[_rows(record)])
 
     def scores(self, record: Record) -> None:
-        torch.set_num_threads(self._tile_threads)
+        self._use_threads(self._tile_threads)
         qk_slot, width = self._slots[record.in_slot], self._num_heads * self._head_dim
         kv_shape = (-1, self._kv_heads, self._head_dim)
         offset = 0
@@ -108,7 +109,7 @@ class GemmProducts:
             offset += scores.numel()
 
     def context(self, record: Record) -> None:
-        torch.set_num_threads(self._tile_threads)
+        self._use_threads(self._tile_threads)
         offset = 0
         for segment, seen in self._tile(record):
             rows = slice(segment.first_row, segment.first_row + segment.rows)
@@ -120,7 +121,7 @@ class GemmProducts:
             self._token_major(blocks, self._heads[rows])
             offset += probabilities.numel()
         if record.out_slot != NO_SLOT:
-            torch.set_num_threads(self._threads)
+            self._use_threads(self._threads)
             self._layers[record.layer].o.apply(self._heads[_rows(record)], self._rows_out(record))
 
     def gate_up(self, record: Record) -> None:
@@ -138,7 +139,7 @@ class GemmProducts:
         return [(segment, key_range(segment, self._windows[record.layer])) for segment in tile]
 
     def _linear(self, linear: Linear, record: Record) -> None:
-        torch.set_num_threads(self._threads)
+        self._use_threads(self._threads)
         linear.apply(self._rows_in(record), self._rows_out(record))
 
     def _rows_in(self, record: Record) -> torch.Tensor:
@@ -169,3 +170,7 @@ def _rows(record: Record) -> slice:
 
 def _block(slot: Slot, record: Record) -> tuple[int, tuple[int, int]]:
     return record.first_row * slot.row_elements, (record.rows, slot.row_elements)
+
+
+def _leave_threads(count: int) -> None:
+    """On a device the arithmetic is not of this process's threads."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from tsqp_shm import _native
+from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ArenaMismatch, DeviceError, ProtocolError
-from tsqp_shm.gpu.device import TORCH_DTYPES, Device, open_device, resolve_device
+from tsqp_shm.gpu.device import TORCH_DTYPES, Delivery, Device, open_device, resolve_device
 from tsqp_shm.gpu.kv_cache import KVCache
 from tsqp_shm.gpu.ops import Operations, make_products
 from tsqp_shm.gpu.weights import load_weights, weights_size_bytes
@@ -22,6 +25,7 @@ from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.process import peak_resident_bytes
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
+from tsqp_shm.shm.layout import RING_DEPTH
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.protocol import Opcode, Record, Status, SubmissionRules, pack_completion, pack_identity
@@ -31,6 +35,19 @@ from tsqp_shm.trace.recorder import Recorder
 
 # Between two operations of a layer the TEE process works for about this long at most.
 POOL_PATIENCE_US = 200
+
+
+# What torch raises where the device, and not a call, is at fault.
+DEVICE_FAILURES = (getattr(torch, "AcceleratorError", torch.OutOfMemoryError), torch.OutOfMemoryError)
+
+
+class _Running(NamedTuple):
+    """A submission whose results are on their way."""
+
+    submission: bytes
+    started_ns: int
+    value: int
+    delivery: Delivery
 
 
 class Worker:
@@ -48,6 +65,8 @@ class Worker:
         self._watch = watch
         self._rules = rules
         self._device = device
+        self._running: deque[_Running] = deque()
+        self._completed_ns = 0
         self._execute: dict[int, Callable[[Record], int | None]] = {
             Opcode.READY: lambda record: pack_identity(os.getpid(), device.torch_device.index, device.transfer),
             Opcode.EMBED: operations.embed,
@@ -62,38 +81,70 @@ class Worker:
         }
 
     def run(self) -> None:
-        """Serves until STOP.
+        """Serves until STOP. The next operation begins before the results of those before it are in their slots, where
+        the device allows it; they complete in their order.
 
         Raises:
             PeerDied: the TEE process is gone.
             ProtocolError: a submission is not allowed.
+            DeviceError: the device failed.
         """
+        opcode: int | None = None
         with torch.inference_mode():
-            while self._serve_one() != Opcode.STOP:
-                pass
+            while opcode != Opcode.STOP or self._running:
+                if self._running and self._complete_oldest():
+                    continue
+                submission = None if opcode == Opcode.STOP else self._next_submission()
+                if submission is not None:
+                    opcode = self._begin(submission)
 
-    def _serve_one(self) -> int:
-        submission = self._doorbell.receive(self._watch, None, "a submission")
+    def _next_submission(self) -> bytes | None:
+        if not self._running:
+            return self._doorbell.receive(self._watch, None, "a submission")
+        self._watch.check()
+        # UNTRUSTED: a peer that takes no completions fills its ring, and no memory here.
+        return self._doorbell.take() if len(self._running) < RING_DEPTH else None
+
+    def _begin(self, submission: bytes) -> int:
         started_ns = time.perf_counter_ns()
         try:
             record = self._rules.accept(submission)
             value = self._execute[record.opcode](record) or 0
-            self._device.finish()
+            self._running.append(_Running(submission, started_ns, value, self._device.finish()))
         except Exception as error:
-            status = Status.REJECTED if isinstance(error, ProtocolError) else Status.FAILED
-            self._doorbell.send(pack_completion(submission, status))
-            raise
-        busy_ns = time.perf_counter_ns() - started_ns
-        self._doorbell.send(pack_completion(submission, Status.OK, busy_ns, value))
+            # Those before it complete first, as the TEE waits for them in their order.
+            while self._running:
+                self._complete_oldest()
+            raise self._refused(submission, error) from error
         return record.opcode
+
+    def _complete_oldest(self) -> bool:
+        submission, started_ns, value, delivery = self._running[0]
+        try:
+            if not delivery.is_complete():
+                return False
+        except Exception as error:
+            raise self._refused(submission, error) from error
+        self._running.popleft()
+        now_ns = time.perf_counter_ns()
+        busy_ns = now_ns - max(started_ns, self._completed_ns)
+        self._completed_ns = now_ns
+        self._doorbell.send(pack_completion(submission, Status.OK, busy_ns, value))
+        return True
+
+    def _refused(self, submission: bytes, error: Exception) -> Exception:
+        """Tells the TEE. Returns what this process ends with."""
+        status = Status.REJECTED if isinstance(error, ProtocolError) else Status.FAILED
+        self._doorbell.send(pack_completion(submission, status))
+        if isinstance(error, DEVICE_FAILURES):
+            return DeviceError(self._device.name, str(error).strip().splitlines()[0])
+        return error
 
 
 def serve(
     model: Path,
     session: str,
-    device: str,
-    threads: int,
-    timeout_s: float,
+    config: EngineConfig,
     report: Callable[[str], None],
     on_ready: Callable[[], None],
     recorder: Recorder | None = None,
@@ -102,9 +153,9 @@ def serve(
 
     Args:
         model: a Hugging Face folder; must be the model that the TEE opens.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        threads: for operations on the CPU.
-        timeout_s: how long to wait for the TEE process.
+        session: the name that the TEE process uses.
+        config: what it says of the device, its pinning, threads on the CPU, and how long to wait for the TEE process;
+            the rest is the TEE's to decide.
         report: takes lines for the operator.
         on_ready: called when submissions are served.
         recorder: takes what this process does and when; None: nothing does.
@@ -112,18 +163,19 @@ def serve(
     Raises:
         TsqpError: whatever keeps this role from working, one clear line each.
     """
+    threads = config.threads().gpu
     torch.set_num_threads(threads)
     _native.set_num_threads(threads, POOL_PATIENCE_US)
-    resolve_device(device)
+    resolve_device(config.device)
     spec = ModelSpec.from_folder(model)
-    invitation = wait_for_invitation(session, timeout_s, report)
+    invitation = wait_for_invitation(session, config.timeout_s, report)
     plan = _own_plan(spec, invitation)
     with ExitStack() as stack:
         arena = stack.enter_context(Arena.attach(invitation.arena, plan))
         # From here on the TEE notices a death, also while weights load.
         heartbeat = _native.Heartbeat(arena.buffer, "gpu", HEARTBEAT_INTERVAL_MS)
         stack.callback(heartbeat.release)
-        compute = open_device(device, arena)
+        compute = open_device(config.device, config.pinning, arena)
         stack.callback(compute.close)
         operations = _load(spec, plan, model, compute, report)
         doorbell = open_doorbell(
@@ -152,9 +204,10 @@ def _load(spec: ModelSpec, plan: Plan, model: Path, device: Device, report: Call
     dtype = TORCH_DTYPES[limits["dtype"]]
     cache_bytes = KVCache.size_bytes(spec, limits["max_num_seqs"], limits["max_model_len"], dtype)
     weights_bytes = weights_size_bytes(spec, dtype)
-    device.require_memory(weights_bytes, cache_bytes)
+    device.reserve(weights_bytes, cache_bytes)
+    reason = f" ({device.transfer_reason})" if device.transfer_reason else ""
     report(
-        f"device {device.name}, slots {device.transfer}{device.transfer_reason}; "
+        f"device {device.name}, slots {device.transfer}{reason}; "
         f"loading {weights_bytes:,} bytes of weights, cache of up to {cache_bytes:,} bytes"
     )
     started = time.monotonic()

@@ -62,6 +62,10 @@ class Doorbell(ABC):
     def poll(self) -> bytes | None:
         """The next record, waiting for it a fraction of a second at most."""
 
+    @abstractmethod
+    def take(self) -> bytes | None:
+        """The next record if it is there, without waiting."""
+
     def nap(self, nap_ns: int) -> bool:
         """Leaves the core to others for so long, as nothing is expected; not where a record is there already, or where
         waiting is a matter of spinning or of sleeping alone.
@@ -180,9 +184,9 @@ class _Socket:
             return False
         return True
 
-    def receive(self) -> bytes | None:
-        """The next 64 bytes, waiting for them a slice at most."""
-        if len(self._received) < layout.RECORD_BYTES and self.wait(_SLICE_NS):
+    def receive(self, timeout_ns: int) -> bytes | None:
+        """The next 64 bytes, waiting for them so long at most."""
+        if len(self._received) < layout.RECORD_BYTES and self.wait(timeout_ns):
             self._take()
         if len(self._received) < layout.RECORD_BYTES:
             return None
@@ -238,6 +242,9 @@ class SpinDoorbell(Doorbell):
     def poll(self) -> bytes | None:
         return self._rings.read(self._spin_ns, _SLICE_NS - self._spin_ns, self.waits)
 
+    def take(self) -> bytes | None:
+        return self._rings.read(0, 0, self.waits)
+
     def close(self) -> None:
         self._rings.release()
 
@@ -265,6 +272,9 @@ class AdaptiveDoorbell(Doorbell):
             return False
         time.sleep(nap_ns / 1e9)
         return True
+
+    def take(self) -> bytes | None:
+        return self._rings.read(0, 0, self.waits)
 
     def poll(self) -> bytes | None:
         # After a sleep that nothing ended, the next record may be long in coming: an idle session only sleeps.
@@ -310,9 +320,15 @@ class ZmqDoorbell(Doorbell):
             self._unsent.popleft()
 
     def poll(self) -> bytes | None:
+        return self._receive(_SLICE_NS)
+
+    def take(self) -> bytes | None:
+        return self._receive(0)
+
+    def _receive(self, timeout_ns: int) -> bytes | None:
         self._flush()
         # UNTRUSTED: any 64 bytes; `check_completion` and `SubmissionRules` decide what is believed.
-        record = self._socket.receive()
+        record = self._socket.receive(timeout_ns)
         if record is not None:
             self.waits["message"] += 1
         return record

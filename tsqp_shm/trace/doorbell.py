@@ -61,6 +61,9 @@ class _TracedDoorbell(Doorbell):
     def poll(self) -> bytes | None:
         return self._bell.poll()
 
+    def take(self) -> bytes | None:
+        return self._bell.take()
+
     def close(self) -> None:
         self._bell.close()
 
@@ -114,10 +117,19 @@ class ServingDoorbell(_TracedDoorbell):
         except BaseException:
             self._recorder.slice("wait", begin_ns, time.perf_counter_ns())
             raise
-        received_ns = time.perf_counter_ns()
-        self._recorder.slice("wait", begin_ns, received_ns, submission)
-        self._received.append((received_ns, submission))
+        self._recorder.slice("wait", begin_ns, self._received_now(submission), submission)
         return submission
+
+    def take(self) -> bytes | None:
+        submission = self._bell.take()
+        if submission is not None:
+            self._received_now(submission)
+        return submission
+
+    def _received_now(self, submission: bytes) -> int:
+        received_ns = time.perf_counter_ns()
+        self._received.append((received_ns, submission))
+        return received_ns
 
     def send(self, record: bytes) -> None:
         # Operations are executed in their order: one begins when the one before has ended, or later.

@@ -1,0 +1,239 @@
+"""Devices that are not the CPU: results that arrive late, ways of pinning, memory, and what fails.
+
+What needs a CUDA device is marked `gpu`; the rest holds the same code against a device that is late on the CPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import assert_one_line, run
+from late_device import LateDevice
+from models import (
+    RandomModel,
+    fast_start,
+    greedy_of_transformers,
+    model_folder,
+    random_token_ids,
+    relative_distance,
+    token_ids,
+    transformers_logits,
+)
+
+from tsqp_shm import LLM, SamplingParams
+from tsqp_shm.config import DOORBELLS, EngineConfig
+from tsqp_shm.errors import ConfigError, DeviceError, PeerDied
+from tsqp_shm.gpu import worker
+from tsqp_shm.gpu.device import require_memory
+from tsqp_shm.gpu.pinning import CudaDriver, choose_pinning
+from tsqp_shm.shm.arena import Arena
+
+PROMPTS = [list(random_token_ids(length, seed=length)) for length in (1, 40, 7, 100)]
+MAX_TOKENS = 12
+GREEDY = SamplingParams(max_tokens=MAX_TOKENS)
+# Many operations in flight: blocks of one tile, tiles of few rows.
+SMALL = {"tile_rows": 8, "block_rows": 8, "max_model_len": 160, "dtype": "float32"}
+WAYS = ("registered", "staged", "pageable")
+SESSION_NAMES = (f"device{os.getpid()}-{number}" for number in itertools.count())
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return model_folder(RandomModel("llama"))
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path) -> list[list[int]]:
+    return [greedy_of_transformers(model, [prompt], MAX_TOKENS)[0] for prompt in PROMPTS]
+
+
+class Role:
+    """The GPU role in a thread of this process, on a device that the test makes."""
+
+    def __init__(
+        self, model: Path, make_device: Callable[[Arena], LateDevice], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self._model = model
+        self.device: LateDevice | None = None
+        self.error: Exception | None = None
+        self._thread: threading.Thread | None = None
+
+        def open_device(name: str, pinning: str, arena: Arena) -> LateDevice:
+            self.device = make_device(arena)
+            return self.device
+
+        monkeypatch.setattr(worker, "open_device", open_device)
+
+    def start(self, session: str) -> None:
+        self._thread = threading.Thread(target=self._run, args=(session,))
+        self._thread.start()
+
+    def _run(self, session: str) -> None:
+        try:
+            worker.serve(self._model, session, EngineConfig(device="cpu", gpu_threads=1, timeout_s=20), len, int)
+        except Exception as error:
+            self.error = error
+
+    def join(self) -> None:
+        if self._thread is not None:
+            self._thread.join(30)
+            assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def role(model, monkeypatch) -> Iterator[Callable[..., Role]]:
+    roles = []
+
+    def make(**options: Any) -> Role:
+        roles.append(Role(model, lambda arena: LateDevice(arena, **options), monkeypatch))
+        return roles[-1]
+
+    yield make
+    for made in roles:
+        made.join()
+
+
+@pytest.mark.parametrize("doorbell", DOORBELLS)
+@pytest.mark.parametrize("looks", [0, 1, 50])
+def test_results_that_arrive_late_are_the_same(role, model, expected, doorbell, looks):
+    late = role(looks=looks)
+    with LLM(model, start_gpu=late.start, session=next(SESSION_NAMES), doorbell=doorbell, **SMALL) as llm:
+        found = token_ids(llm.generate(PROMPTS, GREEDY))
+    late.join()
+    assert late.error is None
+    assert found == expected
+    if looks == 50:
+        # The next operation began while the results of others were on their way.
+        assert late.device.most_running > 2
+
+
+def test_a_device_that_is_lost_ends_both_sides_with_a_line(role, model):
+    late = role(failure=(9, torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might")))
+    with (
+        LLM(model, start_gpu=late.start, session=next(SESSION_NAMES), **SMALL) as llm,
+        pytest.raises(PeerDied),
+    ):
+        llm.generate(PROMPTS, GREEDY)
+    late.join()
+    assert isinstance(late.error, DeviceError)
+    assert str(late.error) == "device cpu: CUDA error: unspecified launch failure"
+
+
+class FakeDriver:
+    """A driver that refuses as told; remembers what is registered."""
+
+    def __init__(self, register: str = "", pinned: str = "") -> None:
+        self._register, self._pinned = register, pinned
+        self.registered: list[int] = []
+
+    def register(self, address: int, size_bytes: int) -> str:
+        if not self._register:
+            self.registered.append(address)
+        return self._register
+
+    def unregister(self, address: int) -> None:
+        self.registered.remove(address)
+
+    def pinned_refusal(self) -> str:
+        return self._pinned
+
+
+NO_REGISTER, NO_PINNED = "cuMemHostRegister: CUDA_ERROR_NOT_SUPPORTED (801)", "no pinned memory: out of memory"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "refusals", "way", "reason"),
+    [
+        ("auto", ("", ""), "registered", ""),
+        ("auto", (NO_REGISTER, ""), "staged", NO_REGISTER),
+        ("auto", (NO_REGISTER, NO_PINNED), "pageable", f"{NO_REGISTER}; {NO_PINNED}"),
+        ("registered", ("", NO_PINNED), "registered", ""),
+        ("staged", ("", ""), "staged", "as asked"),
+        ("pageable", ("", ""), "pageable", "as asked"),
+    ],
+)
+def test_the_best_way_of_pinning_that_is_allowed_is_taken(wanted, refusals, way, reason):
+    driver = FakeDriver(*refusals)
+    chosen = choose_pinning(wanted, driver, "cuda:0", 4096, 8192)
+    assert (chosen.way, chosen.reason) == (way, reason)
+    assert driver.registered == ([4096] if way == "registered" else [])
+
+
+@pytest.mark.parametrize(("wanted", "refusal"), [("registered", NO_REGISTER), ("staged", NO_PINNED)])
+def test_a_way_of_pinning_that_is_refused_is_not_replaced(wanted, refusal):
+    with pytest.raises(DeviceError) as caught:
+        choose_pinning(wanted, FakeDriver(NO_REGISTER, NO_PINNED), "cuda:1", 4096, 8192)
+    assert str(caught.value).startswith(f"device cuda:1: --pinning {wanted} cannot be had: {refusal}; ")
+
+
+def test_pinning_is_for_cuda(model):
+    assert_one_line(run("launch", str(model), "--device", "cpu", "--pinning", "staged", "-q"), 2, "pinning", "in place")
+    assert_one_line(run("launch", str(model), "--pinning", "locked", "-q"), 2, "pinning", "registered")
+    with pytest.raises(ConfigError, match="pinning"):
+        LLM(model, pinning="locked")
+
+
+@pytest.mark.parametrize(
+    ("needed", "remedy"),
+    [
+        ((900, 50, 51), "lower --max-model-len or --max-num-seqs, --max-batch-tokens"),
+        ((900, 51, 50), "lower --max-model-len or --max-num-seqs"),
+        ((1001, 0, 0), "a smaller model or a larger device is needed"),
+    ],
+)
+def test_too_little_memory_is_said_with_the_figures(needed, remedy):
+    require_memory("cuda:0", 1000, 900, 50, 50)
+    with pytest.raises(DeviceError) as caught:
+        require_memory("cuda:0", 1000, *needed)
+    weights, cache, slots = needed
+    assert f"{sum(needed):,} bytes" in str(caught.value)
+    assert f"weights {weights:,}, cache {cache:,}, slots {slots:,}) and 1,000 are free; {remedy}" in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def on_cuda() -> Iterator[Callable[..., LLM]]:
+    with fast_start() as starter:
+        yield lambda model, **config: starter.llm(model, device="cuda", **config)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("doorbell", DOORBELLS)
+def test_each_way_of_pinning_gives_the_same_tokens(on_cuda, model, expected, way, doorbell):
+    with on_cuda(model, pinning=way, doorbell=doorbell, **SMALL) as llm:
+        assert llm.report["transfer"] == way
+        assert token_ids(llm.generate(PROMPTS, GREEDY)) == expected
+
+
+@pytest.mark.gpu
+def test_a_refused_registration_leaves_no_error_behind():
+    torch.cuda.synchronize()
+    driver = CudaDriver()
+    # No memory lies there.
+    assert driver.register(1 << 46, 4096).startswith("cuMemHostRegister: CUDA_ERROR_")
+    assert torch.ones(8, device="cuda").sum().item() == 8
+    torch.cuda.synchronize()
+
+
+@pytest.mark.gpu
+def test_a_cache_that_the_device_cannot_hold_is_refused_before_loading(tmp_path):
+    positions = 1 << 20
+    model = RandomModel("llama", {"max_position_embeddings": positions}).write(tmp_path / "long")
+    # Beyond any device there is: 2 layers of 2 heads of 24, for 1,024 sequences of a million tokens.
+    flags = ("--device", "cuda", "--max-model-len", str(positions), "--max-num-seqs", "1024", "--tile-rows", "1", "-q")
+    assert_one_line(run("launch", str(model), *flags), 1, "cache", "are free", "--max-model-len")
+
+
+@pytest.mark.gpu
+def test_logits_on_cuda_are_those_of_transformers(on_cuda, model):
+    ids = random_token_ids(100)
+    with on_cuda(model, dtype="float32", max_model_len=160) as llm:
+        found = llm.logits(ids)
+    assert relative_distance(found, transformers_logits(model, ids)) < 1e-4
