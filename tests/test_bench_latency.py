@@ -38,7 +38,7 @@ def rows_of(document, case):
 
 
 def test_every_row_has_exactly_the_promised_keys(document):
-    assert document.keys() == {"table", "environment", "rows", "ratios"}
+    assert document.keys() == {"table", "environment", "rows", "ratios", "copies"}
     assert all(row.keys() == ROW_KEYS for row in document["rows"])
 
 

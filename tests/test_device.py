@@ -28,12 +28,15 @@ from models import (
 )
 
 from tsqp_shm import LLM, SamplingParams
+from tsqp_shm.bench.latency.copies import compare_copies, measured_copies
 from tsqp_shm.config import DOORBELLS, EngineConfig
 from tsqp_shm.errors import ConfigError, DeviceError, PeerDied
 from tsqp_shm.gpu import worker
 from tsqp_shm.gpu.device import require_memory
 from tsqp_shm.gpu.pinning import CudaDriver, choose_pinning
 from tsqp_shm.shm.arena import Arena
+from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.session import Session
 
 PROMPTS = [list(random_token_ids(length, seed=length)) for length in (1, 40, 7, 100)]
 MAX_TOKENS = 12
@@ -195,6 +198,34 @@ def test_too_little_memory_is_said_with_the_figures(needed, remedy):
     weights, cache, slots = needed
     assert f"{sum(needed):,} bytes" in str(caught.value)
     assert f"weights {weights:,}, cache {cache:,}, slots {slots:,}) and 1,000 are free; {remedy}" in str(caught.value)
+
+
+def test_copies_are_compared_with_the_bus():
+    plan = Plan.of_slots({}, [("copied", "bfloat16", 1, 1 << 16)])
+    with Session.begin(next(SESSION_NAMES)) as session, session.create_arena(plan, 1) as arena:
+        devices = {"staged": LateDevice(arena, looks=2000), "bus": LateDevice(arena, looks=0)}
+        rows = compare_copies(devices, plan.slots[0], runs=3)
+        for device in devices.values():
+            device.close()
+    directions = ["to the device", "from the device"]
+    assert [(row["way"], row["direction"]) for row in rows] == list(itertools.product(devices, directions))
+    assert {row["share_of_bus"] for row in rows if row["way"] == "bus"} == {1.0}
+    # It waits for what is on its way.
+    assert all(row["share_of_bus"] < 1 for row in rows if row["way"] == "staged")
+    assert {row["bytes"] for row in rows} == {1 << 17}
+
+
+def test_without_a_driver_no_copies_are_measured():
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device")
+    assert measured_copies() == {"rows": [], "refused": {}, "reason": "no CUDA driver"}
+
+
+@pytest.mark.gpu
+def test_copies_of_every_way_are_measured():
+    found = measured_copies(1 << 20, 2)
+    assert found["reason"] == ""
+    assert {row["way"] for row in found["rows"]} | set(found["refused"]) == {*WAYS, "bus"}
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ ALLOWED = {
     "console": (VALUES | {"model", "tee", "llm"}, set()),
     "launch": (VALUES | SHM | {"process"}, set()),
     "top": (VALUES | {"shm"}, {"rich"}),
-    "bench": (VALUES | SHM | {"model", "tee", "llm"}, {"numpy", "torch", "transformers", "matplotlib", "zmq"}),
+    "bench": (VALUES | SHM | {"model", "tee", "llm", "gpu"}, {"numpy", "torch", "transformers", "matplotlib", "zmq"}),
     "sessions": (VALUES | {"shm"}, set()),
     "doctor": (VALUES | SHM | {"model", "resources", "sessions"}, {"numpy", "zmq"}),
     "cli": (EVERYTHING, set()),

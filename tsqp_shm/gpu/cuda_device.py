@@ -84,12 +84,12 @@ class CudaDevice(Device):
     def finish(self) -> Delivery:
         results, self._results = self._results, []
         if not results:
-            return _CudaDelivery(self._compute.record_event(), [])
+            return CudaDelivery(self._compute.record_event(), [])
         self._copies_out.wait_stream(self._compute)
         with torch.cuda.stream(self._copies_out):
             for twin, staging, slot_part in results:
                 (slot_part if staging is None else staging).copy_(twin, non_blocking=True)
-        return _CudaDelivery(self._copies_out.record_event(), results)
+        return CudaDelivery(self._copies_out.record_event(), results)
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.torch_device)
@@ -104,7 +104,7 @@ class CudaDevice(Device):
         super().close()
 
 
-class _CudaDelivery:
+class CudaDelivery:
     """Complete with its event, and when what was staged is in the slots."""
 
     def __init__(self, event: torch.cuda.Event, results: list[_Result]) -> None:

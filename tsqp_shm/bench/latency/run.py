@@ -14,6 +14,7 @@ from typing import Any
 import zmq
 
 from tsqp_shm.bench.latency.cases import PAYLOADS, Case, make_cases
+from tsqp_shm.bench.latency.copies import measured_copies
 from tsqp_shm.bench.latency.peer import Peer
 from tsqp_shm.bench.progress import Progress
 from tsqp_shm.bench.report import STDOUT, environment, require_writable
@@ -76,7 +77,7 @@ def run_latency(options: LatencyOptions) -> int:
             rounds = _measure(peer, cases, runs, options.limit_s, progress)
         rows = [case.row() for case in cases]
     facts.update(libzmq=zmq.zmq_version(), spin_us=options.spin_us, yield_us=options.yield_us, rounds=rounds)
-    document = {"environment": facts, "rows": rows, "ratios": _ratios(rows)}
+    document = {"environment": facts, "rows": rows, "ratios": _ratios(rows), "copies": measured_copies()}
     text = json.dumps(document, indent=2)
     if options.json_file == STDOUT:
         print(text)
@@ -128,3 +129,16 @@ def _print_table(document: dict[str, Any]) -> None:
         print(f"{row['case']:<16}{row['mode']:<10}{payload:>9}{numbers}{row['n']:>7}")
     for name, ratio in document["ratios"].items():
         print(f"{name}: {ratio:.3g} (medians)")
+    _print_copies(document["copies"])
+
+
+def _print_copies(copies: dict[str, Any]) -> None:
+    if copies["reason"]:
+        print(f"copies between arena and device: none measured, {copies['reason']}")
+        return
+    size = f"{copies['rows'][0]['bytes'] >> 20} MiB"
+    print(f"{'copies of ' + size:<18}{'way':<12}{'GB/s':>8}{'of the bus':>12}")
+    for row in copies["rows"]:
+        print(f"{row['direction']:<18}{row['way']:<12}{row['gb_per_s']:>8.1f}{row['share_of_bus']:>12.0%}")
+    for way, reason in copies["refused"].items():
+        print(f"{way}: {reason}")
