@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
 from transformers.utils import logging as transformers_logging
@@ -145,6 +146,9 @@ def random_token_ids(count: int, vocab_size: int = 257, seed: int = 0) -> tuple[
     return tuple(np.random.default_rng(seed).integers(0, vocab_size, count).tolist())
 
 
+# What a GPU process may compute on, as parameters of a fixture.
+DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
+
 # Imports torch once; each line on stdin is then a GPU process, forked before torch has started a thread.
 _GPU_SERVER = """
 import json, os, signal, sys, traceback
@@ -169,7 +173,8 @@ for line in sys.stdin:
 class FastStart:
     """Starts LLMs whose GPU processes are forked from one that has already imported torch."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self._device = device
         self._process = subprocess.Popen(
             [sys.executable, "-c", _GPU_SERVER],
             stdin=subprocess.PIPE,
@@ -177,18 +182,14 @@ class FastStart:
         )
         self._names = (f"fast{os.getpid()}-{number}" for number in itertools.count())
 
-    def llm(
-        self, model: Path, *, gpu_threads: int = 1, device: str = "cpu", pinning: str = "auto", **config: Any
-    ) -> LLM:
-        start_gpu = functools.partial(self.start_gpu, model, gpu_threads=gpu_threads, device=device, pinning=pinning)
+    def llm(self, model: Path, *, gpu_threads: int = 1, pinning: str = "auto", **config: Any) -> LLM:
+        start_gpu = functools.partial(self.start_gpu, model, gpu_threads=gpu_threads, pinning=pinning)
         return LLM(model, start_gpu=start_gpu, session=next(self._names), timeout_s=30.0, **config)
 
-    def start_gpu(
-        self, model: Path, session: str, *, gpu_threads: int = 1, device: str = "cpu", pinning: str = "auto"
-    ) -> None:
+    def start_gpu(self, model: Path, session: str, *, gpu_threads: int = 1, pinning: str = "auto") -> None:
         """A GPU process that is nobody's child: an LLM sees its death by its heartbeat alone."""
         order = {"model": str(model), "session": session, "gpu_threads": gpu_threads}
-        order |= {"device": device, "pinning": pinning}
+        order |= {"device": self._device, "pinning": pinning}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         self._process.stdin.flush()
@@ -200,8 +201,8 @@ class FastStart:
 
 
 @contextlib.contextmanager
-def fast_start() -> Iterator[FastStart]:
-    starter = FastStart()
+def fast_start(device: str = "cpu") -> Iterator[FastStart]:
+    starter = FastStart(device)
     try:
         yield starter
     finally:

@@ -230,8 +230,8 @@ def test_copies_of_every_way_are_measured():
 
 @pytest.fixture(scope="module")
 def on_cuda() -> Iterator[Callable[..., LLM]]:
-    with fast_start() as starter:
-        yield lambda model, **config: starter.llm(model, device="cuda", **config)
+    with fast_start("cuda") as starter:
+        yield starter.llm
 
 
 @pytest.mark.gpu

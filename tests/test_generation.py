@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from endpoints import free_tcp_endpoint
 from models import (
+    DEVICES,
     FastStart,
     RandomModel,
     fast_start,
@@ -47,9 +48,9 @@ MAX_TOKENS = 24
 GREEDY = SamplingParams(max_tokens=MAX_TOKENS)
 
 
-@pytest.fixture(scope="module")
-def fast() -> Iterator[FastStart]:
-    with fast_start() as starter:
+@pytest.fixture(scope="module", params=DEVICES)
+def fast(request) -> Iterator[FastStart]:
+    with fast_start(request.param) as starter:
         yield starter
 
 

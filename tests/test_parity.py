@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from models import (
+    DEVICES,
     FastStart,
     RandomModel,
     fast_start,
@@ -146,9 +147,9 @@ CASES = [
 FAMILIES = ("llama", "mistral", "qwen2")
 
 
-@pytest.fixture(scope="module")
-def fast() -> Iterator[FastStart]:
-    with fast_start() as starter:
+@pytest.fixture(scope="module", params=DEVICES)
+def fast(request) -> Iterator[FastStart]:
+    with fast_start(request.param) as starter:
         yield starter
 
 

@@ -31,11 +31,12 @@ if torch.cuda.is_available():
     import numpy
     memory = mmap.mmap(-1, 1 << 20)
     address = numpy.frombuffer(memory, numpy.uint8).ctypes.data
-    torch.cuda.init()
-    error = int(torch.cuda.cudart().cudaHostRegister(address, 1 << 20, 2))
-    facts["register_error"] = error
-    if error == 0:
-        torch.cuda.cudart().cudaHostUnregister(address)
+    from tsqp_shm.gpu.pinning import CudaDriver
+    torch.cuda.synchronize()
+    driver = CudaDriver()
+    facts["refusal"] = driver.register(address, 1 << 20)
+    if not facts["refusal"]:
+        driver.unregister(address)
 json.dump(facts, sys.stdout)
 """
 
@@ -85,12 +86,12 @@ def _device(config: EngineConfig) -> Iterator[Finding]:
         yield _no_device(config, built)
         return
     yield Finding("device", GOOD, ", ".join(facts["devices"]))
-    error = facts["register_error"]
-    if error == 0:
+    refusal = facts["refusal"]
+    if not refusal:
         yield Finding("pinning", GOOD, "the arena can be registered with the device")
     else:
         why = "slots are copied once more on their way to the device; a confidential-computing mode does that (801)"
-        yield Finding("pinning", WARNING, f"cudaHostRegister: error {error}", why, "look for a limit on locked memory")
+        yield Finding("pinning", WARNING, refusal, why, "look for a limit on locked memory")
 
 
 def _no_device(config: EngineConfig, built: str) -> Finding:
