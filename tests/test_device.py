@@ -10,7 +10,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,13 +25,14 @@ from models import (
     token_ids,
     transformers_logits,
 )
+from pretended_cuda import PretendedCuda
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.bench.latency.copies import compare_copies, measured_copies
 from tsqp_shm.config import DOORBELLS, EngineConfig
-from tsqp_shm.errors import ConfigError, DeviceError, PeerDied
+from tsqp_shm.errors import ConfigError, DeviceError, PeerDied, PeerTimeout
 from tsqp_shm.gpu import worker
-from tsqp_shm.gpu.device import require_memory
+from tsqp_shm.gpu.device import Device, require_memory
 from tsqp_shm.gpu.pinning import CudaDriver, choose_pinning
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan
@@ -60,15 +60,13 @@ def expected(model: Path) -> list[list[int]]:
 class Role:
     """The GPU role in a thread of this process, on a device that the test makes."""
 
-    def __init__(
-        self, model: Path, make_device: Callable[[Arena], LateDevice], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def __init__(self, model: Path, make_device: Callable[[Arena], Device], monkeypatch: pytest.MonkeyPatch) -> None:
         self._model = model
-        self.device: LateDevice | None = None
+        self.device: Device | None = None
         self.error: Exception | None = None
         self._thread: threading.Thread | None = None
 
-        def open_device(name: str, pinning: str, arena: Arena) -> LateDevice:
+        def open_device(name: str, pinning: str, arena: Arena) -> Device:
             self.device = make_device(arena)
             return self.device
 
@@ -94,8 +92,8 @@ class Role:
 def role(model, monkeypatch) -> Iterator[Callable[..., Role]]:
     roles = []
 
-    def make(**options: Any) -> Role:
-        roles.append(Role(model, lambda arena: LateDevice(arena, **options), monkeypatch))
+    def make(make_device: Callable[[Arena], Device]) -> Role:
+        roles.append(Role(model, make_device, monkeypatch))
         return roles[-1]
 
     yield make
@@ -106,7 +104,7 @@ def role(model, monkeypatch) -> Iterator[Callable[..., Role]]:
 @pytest.mark.parametrize("doorbell", DOORBELLS)
 @pytest.mark.parametrize("looks", [0, 1, 50])
 def test_results_that_arrive_late_are_the_same(role, model, expected, doorbell, looks):
-    late = role(looks=looks)
+    late = role(lambda arena: LateDevice(arena, looks))
     with LLM(model, start_gpu=late.start, session=next(SESSION_NAMES), doorbell=doorbell, **SMALL) as llm:
         found = token_ids(llm.generate(PROMPTS, GREEDY))
     late.join()
@@ -118,7 +116,8 @@ def test_results_that_arrive_late_are_the_same(role, model, expected, doorbell, 
 
 
 def test_a_device_that_is_lost_ends_both_sides_with_a_line(role, model):
-    late = role(failure=(9, torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might")))
+    lost = torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later")
+    late = role(lambda arena: LateDevice(arena, failure=(9, lost)))
     with (
         LLM(model, start_gpu=late.start, session=next(SESSION_NAMES), **SMALL) as llm,
         pytest.raises(PeerDied),
@@ -127,6 +126,57 @@ def test_a_device_that_is_lost_ends_both_sides_with_a_line(role, model):
     late.join()
     assert isinstance(late.error, DeviceError)
     assert str(late.error) == "device cpu: CUDA error: unspecified launch failure"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_cuda_devices_own_code_gives_the_same_on_a_pretended_device(role, model, expected, monkeypatch, way):
+    cuda = PretendedCuda()
+    cuda.put_in_place(monkeypatch)
+    pretended = role(lambda arena: cuda.open(arena, way))
+    with LLM(model, start_gpu=pretended.start, session=next(SESSION_NAMES), **SMALL) as llm:
+        assert llm.bring_up()["transfer"] == way
+        assert cuda.registered == (way == "registered")
+        found = token_ids(llm.generate(PROMPTS, GREEDY))
+    pretended.join()
+    assert pretended.error is None
+    assert found == expected
+    # Before the arena is unmapped, which has happened.
+    assert not cuda.registered
+
+
+def test_copies_and_arithmetic_wait_for_each_other(monkeypatch):
+    plan = Plan.of_slots({}, [("given", "bfloat16", 4, 16), ("result", "bfloat16", 4, 16)])
+    cuda = PretendedCuda()
+    cuda.put_in_place(monkeypatch)
+    with Session.begin(next(SESSION_NAMES)) as session, session.create_arena(plan, 1) as arena:
+        device = cuda.open(arena, "auto")
+        device.reserve(0, 0)
+        given, result = plan.slots
+        device.output(result, 16, (2, 16)).copy_(device.input(given, 0, (2, 16)))
+        delivery = device.finish()
+        assert not delivery.is_complete()
+        assert cuda.notes == [
+            "copies in: copy",
+            "compute: waits for copies in",
+            "copies out: waits for compute",
+            "copies out: copy",
+            "copies out: event",
+        ]
+        del delivery
+        device.close()
+
+
+def test_memory_is_asked_for_before_anything_is_loaded(role, model, monkeypatch):
+    cuda = PretendedCuda(free_bytes=1000)
+    cuda.put_in_place(monkeypatch)
+    pretended = role(lambda arena: cuda.open(arena, "auto"))
+    # It has no child to look at, and too little time to see its heartbeat.
+    with pytest.raises((PeerDied, PeerTimeout)):
+        LLM(model, start_gpu=pretended.start, session=next(SESSION_NAMES), timeout_s=2, **SMALL)
+    pretended.join()
+    assert isinstance(pretended.error, DeviceError)
+    assert "1,000 are free" in str(pretended.error)
+    assert not cuda.registered
 
 
 class FakeDriver:
@@ -239,7 +289,7 @@ def on_cuda() -> Iterator[Callable[..., LLM]]:
 @pytest.mark.parametrize("doorbell", DOORBELLS)
 def test_each_way_of_pinning_gives_the_same_tokens(on_cuda, model, expected, way, doorbell):
     with on_cuda(model, pinning=way, doorbell=doorbell, **SMALL) as llm:
-        assert llm.report["transfer"] == way
+        assert llm.bring_up()["transfer"] == way
         assert token_ids(llm.generate(PROMPTS, GREEDY)) == expected
 
 
