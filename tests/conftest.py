@@ -135,6 +135,8 @@ def in_namespace() -> Callable[..., subprocess.CompletedProcess]:
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """The demo model's Hugging Face folder, fetched and converted when it is not cached."""
+    if os.environ.get("TSQP_SHM_TEST_WITHOUT_DEMO_MODEL") == "1":
+        pytest.skip("TSQP_SHM_TEST_WITHOUT_DEMO_MODEL=1")
     return demo_model_folder(lambda line: print(line, file=sys.stderr))
 
 
