@@ -70,7 +70,10 @@ def test_percentiles_are_positive_and_in_order(document):
 
 
 def test_the_table_has_a_line_for_each_row(document):
-    assert len(document["table"].splitlines()) == 2 + len(document["rows"]) + len(document["ratios"])
+    copies = document["copies"]
+    about_copies = 1 if copies["reason"] else 1 + len(copies["rows"]) + len(copies["refused"])
+    rows_and_heads = 2 + len(document["rows"]) + len(document["ratios"])
+    assert len(document["table"].splitlines()) == rows_and_heads + about_copies
 
 
 def test_the_environment_says_what_was_measured_on(document):
@@ -82,7 +85,7 @@ def test_json_to_stdout_is_nothing_but_json():
     command = [*LATENCY, "--quick", "--runs", "1", "--json", "-"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout).keys() == {"environment", "rows", "ratios"}
+    assert json.loads(run.stdout).keys() == {"environment", "rows", "ratios", "copies"}
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
