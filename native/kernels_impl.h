@@ -175,7 +175,16 @@ struct Kernels {
             const float* sin = args.sin + position * half;
             E* row = static_cast<E*>(args.qk) + item * args.num_heads * size;
             for (std::size_t head = 0; head < args.num_heads; ++head, row += size) {
-                // A private copy: half a head may end inside a word.
+                if (is_whole_words(half * sizeof(E))) {
+                    for_each_block(half, [&](std::size_t i, auto part) {
+                        const V c = L::load(cos + i, part), s = L::load(sin + i, part);
+                        const V x1 = L::read(row + i, part), x2 = L::read(row + half + i, part);
+                        L::write(row + i, L::sub(L::mul(x1, c), L::mul(x2, s)), part);
+                        L::write(row + half + i, L::add(L::mul(x2, c), L::mul(x1, s)), part);
+                    });
+                    continue;
+                }
+                // Half a head ends inside a word: a private copy is rotated.
                 for_each_block(size, [&](std::size_t i, auto part) {
                     L::store(scratch + i, L::read(row + i, part), part);
                 });

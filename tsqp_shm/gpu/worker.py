@@ -101,7 +101,6 @@ class Worker:
     def _next_submission(self) -> bytes | None:
         if not self._running:
             return self._doorbell.receive(self._watch, None, "a submission")
-        self._watch.check()
         # UNTRUSTED: a peer that takes no completions fills its ring, and no memory here.
         return self._doorbell.take() if len(self._running) < RING_DEPTH else None
 
@@ -121,10 +120,12 @@ class Worker:
     def _complete_oldest(self) -> bool:
         submission, started_ns, value, delivery = self._running[0]
         try:
-            if not delivery.is_complete():
-                return False
+            is_complete = delivery.is_complete()
         except Exception as error:
             raise self._refused(submission, error) from error
+        if not is_complete:
+            self._watch.check()
+            return False
         self._running.popleft()
         now_ns = time.perf_counter_ns()
         busy_ns = now_ns - max(started_ns, self._completed_ns)
