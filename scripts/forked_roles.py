@@ -22,10 +22,10 @@ from typing import Any, NoReturn
 
 import tsqp_shm.console
 import tsqp_shm.gpu.worker
-import tsqp_shm.launch
-import tsqp_shm.process
+import tsqp_shm.roles.launch
+import tsqp_shm.roles.process
 from tsqp_shm import cli
-from tsqp_shm.lifeline import Lifeline
+from tsqp_shm.roles.lifeline import Lifeline
 from tsqp_shm.shm import doorbell
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.protocol import Opcode
@@ -162,7 +162,7 @@ class _Watched:
         for name, (reading, _) in pipes.items():
             self._selector.register(reading, selectors.EVENT_READ, name)
         ForkedPopen.marks, ForkedPopen.moment = pipes["marks"][1], self._moment
-        tsqp_shm.process.subprocess.Popen = ForkedPopen  # type: ignore[misc]
+        tsqp_shm.roles.process.subprocess.Popen = ForkedPopen  # type: ignore[misc]
         try:
             started = {
                 role: ForkedPopen(
@@ -175,7 +175,7 @@ class _Watched:
                 for role, arguments in commands.items()
             }
         finally:
-            tsqp_shm.process.subprocess.Popen = ForkedPopen.__mro__[1]  # type: ignore[misc]
+            tsqp_shm.roles.process.subprocess.Popen = ForkedPopen.__mro__[1]  # type: ignore[misc]
         for _, writing in pipes.values():
             os.close(writing)
         # The pipes of marks end with the last process that has one.

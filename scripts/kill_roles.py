@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from forked_roles import Ending, Moment, run_session
 
 from tsqp_shm.bench.shapes import write_shape
-from tsqp_shm.model.demo import demo_model_folder
+from tsqp_shm.demo.model import demo_model_folder
 
 RECORDS = ("READY", "EMBED", "QKV", "SCORES", "CONTEXT", "GATE_UP", "DOWN", "LM_HEAD", "STOP")
 # Functions, by role, that a process is killed before or after; then the records that it sends.

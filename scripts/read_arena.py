@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tsqp_shm.demo.model import demo_model_folder
 from tsqp_shm.errors import TsqpError
-from tsqp_shm.model.demo import demo_model_folder
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.model.weights import Checkpoint, bfloat16_to_float32

@@ -138,7 +138,7 @@ class Soak:
     def look(self) -> dict[str, float]:
         """The state of both processes, idle: what an interrupted step left in flight is waited for first."""
         llm = self._llm
-        llm._border.queue.drain()
+        llm._connection.queue.drain()
         facts: dict[str, float] = {}
         pids = {"tee": os.getpid(), "gpu": llm.bring_up()["processes"]["gpu"]["pid"]}
         for role, pid in pids.items():
@@ -147,7 +147,7 @@ class Soak:
             facts[f"{role}_private_mib"] = int(status["RssAnon"].split()[0]) / 1024
             facts[f"{role}_descriptors"] = len(list((process / "fd").iterdir()))
             facts[f"{role}_threads"] = int(status["Threads"])
-        facts["slots_handed_over"] = sum(map(len, llm._border.slots._lent))
+        facts["slots_handed_over"] = sum(map(len, llm._connection.slots._lent))
         facts["caches_in_use"] = MAX_NUM_SEQS - len(llm._scheduler._free_sequences)
         facts["waiting"] = len(llm._scheduler._waiting)
         facts["arenas"] = len(list(Path("/dev/shm").glob(arena_name(llm._session.name)[1:] + "*")))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tsqp_shm.model.demo import demo_model_folder
+from tsqp_shm.demo.model import demo_model_folder
 from tsqp_shm.shm.session import arena_name, sessions_folder, sweep_dead_sessions
 
 DEADLINE_S = 60

@@ -15,9 +15,9 @@ VALUES = {"errors", "config", "_version"}
 SHM = {"shm", "_native"}
 TRACE = {"trace"}
 ROLES = {"tee", "gpu"}
-PROCESSES = {"lifeline", "process", "resources"}
+PROCESSES = {"roles"}
 FRONT = {"outputs", "llm", "hf", "console"}
-AROUND = {"launch", "bench", "top", "sessions", "doctor", "cli"}
+AROUND = {"demo", "bench", "top", "sessions", "doctor", "cli"}
 EVERYTHING = VALUES | SHM | TRACE | ROLES | PROCESSES | FRONT | AROUND | {"model"}
 
 # What a unit may import of the package, itself apart, and of other people's packages.
@@ -25,23 +25,21 @@ ALLOWED = {
     "errors": (set(), set()),
     "_version": (set(), set()),
     "config": ({"errors"}, set()),
-    "model": (VALUES, {"numpy", "safetensors", "tokenizers", "jinja2", "gguf"}),
+    "model": (VALUES, {"numpy", "safetensors", "tokenizers", "jinja2"}),
     "shm": (VALUES | SHM, {"numpy", "posix_ipc", "zmq"}),
-    "lifeline": (VALUES, set()),
-    "process": (VALUES | {"lifeline"}, set()),
-    "resources": (VALUES | {"_native"}, set()),
-    "trace": (VALUES | SHM | {"process"}, set()),
-    "tee": (VALUES | SHM | TRACE | {"model", "process"}, {"numpy"}),
-    "gpu": (VALUES | SHM | TRACE | {"model", "process"}, {"numpy", "torch"}),
+    "demo": (VALUES | {"model"}, {"numpy", "gguf", "tokenizers"}),
+    "roles": (VALUES | SHM, set()),
+    "trace": (VALUES | SHM | {"roles"}, set()),
+    "tee": (VALUES | SHM | TRACE | {"model", "roles"}, {"numpy"}),
+    "gpu": (VALUES | SHM | TRACE | {"model", "roles"}, {"numpy", "torch"}),
     "outputs": (VALUES | {"tee"}, set()),
-    "llm": (VALUES | SHM | TRACE | {"model", "process", "resources", "tee", "outputs"}, {"numpy"}),
-    "hf": (VALUES | SHM | TRACE | {"model", "process", "tee", "llm"}, {"numpy", "torch", "transformers"}),
+    "llm": (VALUES | SHM | TRACE | {"model", "roles", "tee", "outputs"}, {"numpy"}),
+    "hf": (VALUES | SHM | TRACE | {"model", "roles", "tee", "llm"}, {"numpy", "torch", "transformers"}),
     "console": (VALUES | {"model", "tee", "llm"}, set()),
-    "launch": (VALUES | SHM | {"process"}, set()),
     "top": (VALUES | {"shm"}, {"rich"}),
     "bench": (VALUES | SHM | {"model", "tee", "llm", "gpu"}, {"numpy", "torch", "transformers", "matplotlib", "zmq"}),
     "sessions": (VALUES | {"shm"}, set()),
-    "doctor": (VALUES | SHM | {"model", "resources", "sessions"}, {"numpy", "zmq"}),
+    "doctor": (VALUES | SHM | {"model", "roles", "sessions"}, {"numpy", "zmq"}),
     "cli": (EVERYTHING, set()),
     "__main__": ({"cli"}, set()),
     "__init__": ({"_version", "llm"}, set()),

@@ -19,7 +19,7 @@ from commands import assert_one_line
 from models import RandomModel, with_tokenizer
 
 from tsqp_shm.errors import ArenaError, ConfigError, LimitError
-from tsqp_shm.resources import num_open_descriptors, require_descriptors, require_threads
+from tsqp_shm.roles.resources import num_open_descriptors, require_descriptors, require_threads
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.session import arena_name, sessions_folder

@@ -396,7 +396,7 @@ def test_ctrl_c_in_the_middle_of_a_step_leaves_the_llm_usable(fast, small_model,
     """At the moments where it would do most harm: a record was just sent, or just received."""
     with fast.llm(small_model, max_model_len=64, dtype="float32", doorbell=doorbell) as llm:
         expected = tokens(llm.generate([1, 2, 3], GREEDY))
-        bell = llm._border.doorbell
+        bell = llm._connection.doorbell
         for name in ("send", "poll"):
             for at in (1, 2, 7):
                 interrupt_after_call(monkeypatch, bell, name, at)
@@ -428,7 +428,7 @@ def test_ctrl_c_leaves_other_streams_as_they_were(fast, small_model, text_model,
         stream = llm.stream(PROMPTS[0], params)
         shown = next(stream)
         for at in range(1, 12):
-            interrupt_after_call(monkeypatch, llm._border.doorbell, "poll", at)
+            interrupt_after_call(monkeypatch, llm._connection.doorbell, "poll", at)
             with pytest.raises(KeyboardInterrupt):
                 llm.generate([1, 2, 3], GREEDY)
             monkeypatch.undo()
@@ -501,7 +501,7 @@ def test_peak_memory_is_the_process_s_own_and_not_its_parent_s():
     script = """
 import subprocess, sys
 ballast = b"x" * (1 << 30)
-child = "from tsqp_shm.process import peak_resident_bytes; print(peak_resident_bytes())"
+child = "from tsqp_shm.roles.process import peak_resident_bytes; print(peak_resident_bytes())"
 print(subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True).stdout)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
+from tsqp_shm.demo import model as demo
+from tsqp_shm.demo.model import demo_model_folder
 from tsqp_shm.errors import ModelFileError
-from tsqp_shm.model import demo
-from tsqp_shm.model.demo import demo_model_folder
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
 
@@ -125,7 +125,7 @@ def test_what_a_killed_run_left_is_removed(cache):
     folder, _ = cache
     child = """
 import os, signal
-from tsqp_shm.model import demo
+from tsqp_shm.demo import model as demo
 demo._fetch = lambda target, progress: target.mkdir()
 def die(source, made, progress):
     (made / "model.safetensors").write_text("half")
@@ -144,7 +144,7 @@ def test_a_second_process_waits_and_then_uses_what_the_first_made(cache):
     lines = []
     child = """
 import sys
-from tsqp_shm.model import demo
+from tsqp_shm.demo import model as demo
 demo._fetch = lambda target, progress: target.mkdir()
 def convert(source, made, progress):
     print("making", flush=True)
@@ -258,7 +258,7 @@ def test_without_the_gguf_package_it_says_what_to_install(tmp_path, monkeypatch)
 
 
 def test_the_command_prints_the_folder_and_nothing_else(demo_model):
-    command = [sys.executable, "-m", "tsqp_shm.model.demo"]
+    command = [sys.executable, "-m", "tsqp_shm.demo"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{demo_model}\n", "")
 
@@ -266,7 +266,7 @@ def test_the_command_prints_the_folder_and_nothing_else(demo_model):
 def test_the_command_ends_in_one_line_when_it_fails(tmp_path):
     (tmp_path / "file").write_text("")
     done = subprocess.run(
-        [sys.executable, "-m", "tsqp_shm.model.demo"],
+        [sys.executable, "-m", "tsqp_shm.demo"],
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "file")},
         capture_output=True,
         text=True,
@@ -285,7 +285,7 @@ from tsqp_shm.model.rope import rope_tables
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.model.weights import Checkpoint
-from tsqp_shm.model import demo
+from tsqp_shm.demo import model as demo
 folder = Path({str(demo_model)!r})
 spec = ModelSpec.from_folder(folder)
 rope_tables(spec.rope, spec.head_dim, 16)

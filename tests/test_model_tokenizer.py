@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models
 
+from tsqp_shm.demo.model import demo_model_folder
 from tsqp_shm.errors import ConfigError, ModelFileError, RequestError
-from tsqp_shm.model.demo import demo_model_folder
 from tsqp_shm.model.tokenizer import Tokenizer
 
 HELLO = [{"role": "user", "content": "Hello <b>&'\"\n"}]

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 import pytest
 
 from tsqp_shm.errors import ConfigError, ModelFileError, PeerDied
-from tsqp_shm.process import LAST_WORDS_LINES, MAX_LINE_BYTES, RoleProcess
+from tsqp_shm.roles.process import LAST_WORDS_LINES, MAX_LINE_BYTES, RoleProcess
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
@@ -19,7 +19,7 @@ CONFIG = {
 # A role that is ready and lives for as long as its parent does.
 LIVES = """
 import os, signal, sys
-from tsqp_shm.lifeline import Lifeline
+from tsqp_shm.roles.lifeline import Lifeline
 lifeline = Lifeline.from_environment()
 lifeline.on_parent_gone(lambda: os.kill(os.getpid(), signal.SIGTERM))
 lifeline.ready()
@@ -103,7 +103,7 @@ def test_a_role_that_is_told_to_stop_ends_by_itself(script, start):
 
 
 def test_a_role_that_drops_the_first_word_is_told_again(script, start, monkeypatch):
-    monkeypatch.setattr("tsqp_shm.process.POLITE_STOP_S", 40)
+    monkeypatch.setattr("tsqp_shm.roles.process.POLITE_STOP_S", 40)
     script(
         LIVES.replace(
             "os.kill(os.getpid(), signal.SIGTERM)", "told.append(1) or len(told) == 2 and os._exit(7)"
@@ -115,8 +115,8 @@ def test_a_role_that_drops_the_first_word_is_told_again(script, start, monkeypat
 
 
 def test_a_role_that_does_not_listen_is_killed(script, start, monkeypatch):
-    monkeypatch.setattr("tsqp_shm.process.POLITE_STOP_S", 0.01)
-    monkeypatch.setattr("tsqp_shm.process.FIRM_STOP_S", 0.01)
+    monkeypatch.setattr("tsqp_shm.roles.process.POLITE_STOP_S", 0.01)
+    monkeypatch.setattr("tsqp_shm.roles.process.FIRM_STOP_S", 0.01)
     script(
         "import signal, sys\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "print('deaf', file=sys.stderr, flush=True)\nwhile True: signal.pause()"
@@ -180,7 +180,7 @@ def test_a_model_that_is_missing_is_the_error_of_whoever_started_the_role(start,
 
 def test_a_relayed_error_is_not_forgotten_when_the_role_was_ready_before(script, start):
     script(
-        "import sys\nfrom tsqp_shm.errors import ConfigError\nfrom tsqp_shm.lifeline import Lifeline\n"
+        "import sys\nfrom tsqp_shm.errors import ConfigError\nfrom tsqp_shm.roles.lifeline import Lifeline\n"
         "lifeline = Lifeline.from_environment()\nlifeline.ready()\nerror = ConfigError('device', 'x', 'cpu')\n"
         "lifeline.failed(error)\nprint(f'tsqp-shm: {error}', file=sys.stderr)\nsys.exit(2)"
     )

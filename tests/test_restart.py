@@ -47,7 +47,7 @@ def kill_gpu(llm: LLM) -> None:
 
 def kill_gpu_at_records(monkeypatch, llm: LLM, *numbers: int) -> None:
     """Kills the GPU process of the moment when so many records have been sent to it, counted over all of them."""
-    submit = type(llm._border.queue).submit
+    submit = type(llm._connection.queue).submit
     sent = 0
 
     def submit_and_kill(queue, *arguments, **keywords):
@@ -58,7 +58,7 @@ def kill_gpu_at_records(monkeypatch, llm: LLM, *numbers: int) -> None:
             kill_gpu(llm)
         return result
 
-    monkeypatch.setattr(type(llm._border.queue), "submit", submit_and_kill)
+    monkeypatch.setattr(type(llm._connection.queue), "submit", submit_and_kill)
 
 
 @pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])

@@ -111,12 +111,12 @@ def test_a_cancelled_completion_is_not_shown_as_running(llm):
 
 def test_a_stopped_gpu_process_is_seen_with_what_it_has_not_done(llm):
     pid = llm.bring_up()["processes"]["gpu"]["pid"]
-    slots = llm._border.arena.plan
+    slots = llm._connection.arena.plan
     with closing(Observer(session_of(llm))) as observer:
         summary = Summary(observer)
         os.kill(pid, signal.SIGSTOP)
         try:
-            sequence = llm._border.queue.submit(
+            sequence = llm._connection.queue.submit(
                 Opcode.DOWN, layer=1, in_slot=slots.slot("act"), out_slot=slots.slot("hidden"), rows=3
             )
             facts = facts_until(summary, observer, lambda facts: facts["gpu"]["is_silent"])
@@ -127,7 +127,7 @@ def test_a_stopped_gpu_process_is_seen_with_what_it_has_not_done(llm):
         assert facts["gpu"]["since_s"] > 0.5
         assert facts["slots"]["in_use"] == ["hidden", "act"]
         assert not facts["tee"]["is_silent"]
-        llm._border.queue.wait(sequence)
+        llm._connection.queue.wait(sequence)
         facts_until(summary, observer, lambda facts: facts["gpu"]["doing"].endswith("waits for a submission"))
 
 

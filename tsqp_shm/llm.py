@@ -26,11 +26,11 @@ from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.outputs import CompletionOutput, RequestOutput
-from tsqp_shm.process import RoleProcess, peak_resident_bytes
-from tsqp_shm.resources import require_resources
+from tsqp_shm.roles.process import RoleProcess, peak_resident_bytes
+from tsqp_shm.roles.resources import require_resources
 from tsqp_shm.shm.session import Session
-from tsqp_shm.tee.border import Border, StartGpu
 from tsqp_shm.tee.completion import Completion
+from tsqp_shm.tee.connection import Connection, StartGpu
 from tsqp_shm.tee.engine import Chunk, Engine, NormWeights
 from tsqp_shm.tee.interrupts import held_interrupts
 from tsqp_shm.tee.sampler import SamplingParams
@@ -96,9 +96,9 @@ class LLM:
             self._recorder = stack.enter_context(recorded)
             self.statistics = Statistics() if self._recorder is None else TracedStatistics(self._recorder)
             self._session = stack.enter_context(Session.begin(self.config.session))
-            self._open_border()
-            stack.callback(lambda: self._border.close())
-            self._scheduler = Scheduler(self._engine, self._border.arena.plan, self.statistics)
+            self._open_connection()
+            stack.callback(lambda: self._connection.close())
+            self._scheduler = Scheduler(self._engine, self._connection.arena.plan, self.statistics)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> LLM:
@@ -193,7 +193,7 @@ class LLM:
         self._require_working()
         if not self._scheduler.is_idle:
             raise RequestError("logits", "called", "no completion in progress")
-        step = self._border.arena.plan.slot("tokens").num_rows
+        step = self._connection.arena.plan.slot("tokens").num_rows
 
         def forward() -> list[npt.NDArray[np.float32]]:
             rows = []
@@ -208,7 +208,7 @@ class LLM:
 
     def bring_up(self) -> dict[str, Any]:
         """Mode, processes, arena and doorbell of this session, as plain values."""
-        return {**self._border.describe(), "model": str(self.model)}
+        return {**self._connection.describe(), "model": str(self.model)}
 
     def stats(self) -> dict[str, Any]:
         """What `tsqp-shm launch` prints, as plain values. Units are in the names."""
@@ -216,13 +216,13 @@ class LLM:
         facts = self.bring_up()
         facts["processes"]["tee"]["peak_rss_bytes"] = peak_resident_bytes()
         with held_interrupts(), self._faults_end_the_session():
-            peak = 0 if self._fault else self._survive(lambda: self._border.gpu_peak_resident_bytes())
+            peak = 0 if self._fault else self._survive(lambda: self._connection.gpu_peak_resident_bytes())
         facts["processes"]["gpu"]["peak_rss_bytes"] = peak
         facts["doorbell"].update(
             rung=statistics.doorbells,
             round_trip_p50_us=statistics.round_trip_us(50),
             round_trip_p99_us=statistics.round_trip_us(99),
-            waits=dict(self._border.doorbell.waits),
+            waits=dict(self._connection.doorbell.waits),
             waiting_s=statistics.waiting_ns / 1e9,
         )
         facts["bytes"] = {
@@ -240,9 +240,9 @@ class LLM:
             self._survive(self._advance)
 
     def _advance(self) -> None:
-        self._border.progress.step_begins(*self._scheduler.load)
+        self._connection.progress.step_begins(*self._scheduler.load)
         self._scheduler.step()
-        self._border.progress.step_ends(*self._scheduler.load)
+        self._connection.progress.step_ends(*self._scheduler.load)
 
     def _survive(self, act: Callable[[], T]) -> T:
         """Does it again with another GPU process where one dies, as often as `restart_gpu` allows."""
@@ -267,24 +267,24 @@ class LLM:
                 raise death
             self.statistics.gpu_restarts += 1
             self._report(f"{death}\nrestart {self.statistics.gpu_restarts} of {self.config.restart_gpu}")
-            self._border.abandon()
-            waits = self._border.doorbell.waits
+            self._connection.abandon()
+            waits = self._connection.doorbell.waits
             try:
-                self._open_border()
+                self._open_connection()
                 break
             except PeerDied as another:
                 death = another
-        self._border.doorbell.waits.update(waits)
+        self._connection.doorbell.waits.update(waits)
         self._scheduler.start_over(self._engine)
         self._fault = None
         self._report(f"the gpu process is back after {time.monotonic() - died_s:.1f} s")
 
-    def _open_border(self) -> None:
-        self._border = Border.open(
+    def _open_connection(self) -> None:
+        self._connection = Connection.open(
             self._session, self.spec, self.config, self._limits, self.statistics, self._start, self._report,
             self._recorder,
         )  # fmt: skip
-        self._engine = Engine(self.spec, self._norms, self._border.slots, self._border.queue, self.statistics)
+        self._engine = Engine(self.spec, self._norms, self._connection.slots, self._connection.queue, self.statistics)
 
     def _start_gpu(self, session: str) -> RoleProcess:
         arguments = [
@@ -330,7 +330,7 @@ class LLM:
             for completion in completions:
                 self._scheduler.cancel(completion)
             if self._fault is None:
-                self._border.progress.step_ends(*self._scheduler.load)
+                self._connection.progress.step_ends(*self._scheduler.load)
 
     @contextmanager
     def _faults_end_the_session(self) -> Iterator[None]:
@@ -338,7 +338,7 @@ class LLM:
             yield
         except (PeerDied, PeerTimeout, ProtocolError) as error:
             self._fault = error
-            self._border.mark_broken()
+            self._connection.mark_broken()
             raise
 
     def _require_working(self) -> None:

@@ -13,8 +13,8 @@ from typing import NoReturn
 
 from tsqp_shm.cli.verbs import build_parser
 from tsqp_shm.errors import LimitError, TsqpError
-from tsqp_shm.lifeline import Lifeline
-from tsqp_shm.process import ERROR_PREFIX
+from tsqp_shm.roles.lifeline import Lifeline
+from tsqp_shm.roles.process import ERROR_PREFIX
 
 # What the system may run out of at any moment; everything else that it refuses is a bug here.
 EXHAUSTED = {

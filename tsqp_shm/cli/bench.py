@@ -9,7 +9,7 @@ from typing import Any
 from tsqp_shm.cli.flags import Parser, model_argument
 from tsqp_shm.cli.settings import blocked_interrupts, engine_config, model_folder
 from tsqp_shm.config import DTYPES, EngineConfig
-from tsqp_shm.lifeline import Lifeline
+from tsqp_shm.roles.lifeline import Lifeline
 
 SWEPT = (
     "tile_rows", "tiles_in_flight", "block_rows", "max_batch_tokens",

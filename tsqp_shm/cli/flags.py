@@ -16,7 +16,7 @@ from tsqp_shm.config import (
     EngineConfig,
 )
 from tsqp_shm.errors import ConfigError
-from tsqp_shm.process import ERROR_PREFIX
+from tsqp_shm.roles.process import ERROR_PREFIX
 
 DEFAULT_PROMPT = "The capital of France is"
 

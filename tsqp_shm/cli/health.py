@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tsqp_shm.cli.flags import Parser
 from tsqp_shm.cli.settings import engine_config
-from tsqp_shm.lifeline import Lifeline
+from tsqp_shm.roles.lifeline import Lifeline
 
 
 def examine(arguments: argparse.Namespace, lifeline: Lifeline) -> int:

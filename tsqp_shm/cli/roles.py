@@ -23,15 +23,15 @@ from tsqp_shm.cli.settings import (
 )
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ConfigError, ModelFileError, PeerDied
-from tsqp_shm.lifeline import Lifeline, ParentsGpu
-from tsqp_shm.resources import require_resources
+from tsqp_shm.roles.lifeline import Lifeline, ParentsGpu
+from tsqp_shm.roles.resources import require_resources
 
 PARENT_SPEAKS_FIRST_S = 2.0
 
 
 def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     with blocked_interrupts():
-        from tsqp_shm.launch import launch
+        from tsqp_shm.roles.launch import launch
         from tsqp_shm.trace.file import TraceFile
 
         config = engine_config(arguments)

@@ -39,7 +39,7 @@ def reporter(arguments: argparse.Namespace) -> Callable[[str], None]:
 def model_folder(arguments: argparse.Namespace) -> Path:
     if arguments.model is not None:
         return Path(arguments.model)
-    from tsqp_shm.model.demo import demo_model_folder
+    from tsqp_shm.demo.model import demo_model_folder
 
     return demo_model_folder(reporter(arguments))
 

@@ -7,7 +7,7 @@ import argparse
 from tsqp_shm.cli.flags import Parser
 from tsqp_shm.config import require_session_name
 from tsqp_shm.errors import ConfigError
-from tsqp_shm.lifeline import Lifeline
+from tsqp_shm.roles.lifeline import Lifeline
 
 LONGEST_INTERVAL_S = 3600
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tsqp_shm.cli.flags import Parser
-from tsqp_shm.lifeline import Lifeline
+from tsqp_shm.roles.lifeline import Lifeline
 
 
 def trace_flag(of_one_role: bool) -> Parser:

@@ -10,7 +10,7 @@ from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding, mib
 from tsqp_shm.doctor.system import cgroup_limit, container, read_text
 from tsqp_shm.errors import LimitError
-from tsqp_shm.resources import (
+from tsqp_shm.roles.resources import (
     NEEDED_DESCRIPTORS,
     NEEDED_THREADS,
     num_open_descriptors,

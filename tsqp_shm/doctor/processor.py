@@ -10,7 +10,7 @@ from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding
 from tsqp_shm.doctor.system import cgroup_cores
 from tsqp_shm.errors import ConfigError
-from tsqp_shm.resources import ISA_VARIABLE, require_instruction_set
+from tsqp_shm.roles.resources import ISA_VARIABLE, require_instruction_set
 
 
 def examine_processor(config: EngineConfig) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding
 from tsqp_shm.doctor.peer import TRIAL_PLAN, TRIAL_TIMEOUT_S
 from tsqp_shm.errors import PeerDied, TsqpError
-from tsqp_shm.resources import NEEDED_DESCRIPTORS, NEEDED_THREADS, require_descriptors, require_threads
+from tsqp_shm.roles.resources import NEEDED_DESCRIPTORS, NEEDED_THREADS, require_descriptors, require_threads
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell, require_usable
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, LOOK_INTERVAL_S, PeerWatch

@@ -16,13 +16,14 @@ import torch
 from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ArenaMismatch, DeviceError, ProtocolError
-from tsqp_shm.gpu.device import TORCH_DTYPES, Delivery, Device, open_device, resolve_device
+from tsqp_shm.gpu.device import TORCH_DTYPES, Delivery, Device
 from tsqp_shm.gpu.kv_cache import KVCache
+from tsqp_shm.gpu.open_device import open_device, resolve_device
 from tsqp_shm.gpu.ops import Operations, make_products
 from tsqp_shm.gpu.weights import load_weights, weights_size_bytes
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
-from tsqp_shm.process import peak_resident_bytes
+from tsqp_shm.roles.process import peak_resident_bytes
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
 from tsqp_shm.shm.layout import RING_DEPTH

@@ -26,7 +26,7 @@ from tsqp_shm.shm.protocol import (
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.tiling import Tile
 from tsqp_shm.tee.interrupts import raise_held_interrupt
-from tsqp_shm.tee.naps import Naps
+from tsqp_shm.tee.service_times import ServiceTimes
 from tsqp_shm.tee.statistics import Statistics
 
 # How long the exit of a GPU process that reported a failure is waited for, to quote its last words.
@@ -89,7 +89,7 @@ class SubmissionQueue:
         self._statistics = statistics
         self._tiles = {slot.index for slot in slots.plan.score_slots}
         self._check_finite = check_finite
-        self._naps = Naps()
+        self._service_times = ServiceTimes()
         self._submitted = 0
         self._in_flight: deque[_InFlight] = deque()
 
@@ -203,13 +203,13 @@ class SubmissionQueue:
         waiting_since_ns = time.perf_counter_ns()
         size_bytes, submitted_ns = oldest.size_bytes, oldest.submitted_ns
         looked_ns = waiting_since_ns
-        nap_ns = self._naps.nap_ns(operation, size_bytes, submitted_ns, waiting_since_ns)
+        nap_ns = self._service_times.nap_ns(operation, size_bytes, submitted_ns, waiting_since_ns)
         napped = nap_ns > 0 and self._doorbell.nap(nap_ns)
         if napped:
             looked_ns = time.perf_counter_ns()
         completed = self._doorbell.receive(self._watch, timeout_s, operation, slot.name if slot else "")
         now_ns = time.perf_counter_ns()
-        self._naps.completed(operation, size_bytes, submitted_ns, napped, looked_ns, now_ns)
+        self._service_times.completed(operation, size_bytes, submitted_ns, napped, looked_ns, now_ns)
         outcome = check_completion(oldest.record, completed)
         if outcome.status:
             self._raise_refusal(outcome.status, operation)

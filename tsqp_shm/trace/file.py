@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tsqp_shm.errors import ConfigError, TraceError
-from tsqp_shm.process import ERROR_PREFIX
+from tsqp_shm.roles.process import ERROR_PREFIX
 from tsqp_shm.trace.recorder import ROLES
 
 MERGE_TIMEOUT_S = 120

@@ -93,7 +93,7 @@ def main(size_bytes: int, runs: int) -> None:
     import torch
 
     from tsqp_shm.gpu.cuda_device import CudaDelivery, CudaDevice
-    from tsqp_shm.gpu.device import resolve_device
+    from tsqp_shm.gpu.open_device import resolve_device
 
     torch_device = resolve_device("cuda")
     plan = Plan.of_slots({}, [("copied", "bfloat16", 1, size_bytes // 2)])

@@ -17,7 +17,7 @@ MAX_NAP_NS = 5_000_000
 AT_ONCE_NS = 20_000
 
 
-class Naps:
+class ServiceTimes:
     """Learns how long operations last, by name and magnitude, in nanoseconds for each byte that they are handed."""
 
     def __init__(self) -> None:

@@ -39,8 +39,8 @@ StartGpu = Callable[[str], GpuProcess | None]
 
 
 @dataclass
-class Border:
-    """Everything between this process and one GPU process; use `Border.open`, and `close` or `abandon` at the end.
+class Connection:
+    """Everything between this process and one GPU process; use `Connection.open`, and `close` or `abandon` at the end.
 
     Attributes:
         gpu_pid, gpu_device, gpu_transfer: what the GPU process says of itself; for display.
@@ -73,11 +73,11 @@ class Border:
         start_gpu: StartGpu | None,
         report: Callable[[str], None] = lambda line: None,
         recorder: Recorder | None = None,
-    ) -> Border:
+    ) -> Connection:
         """Publishes an arena with an epoch of its own, and waits until the GPU process is ready.
 
         Args:
-            session: has no other border.
+            session: has no other connection.
             start_gpu: starts a GPU process for the session of that name; None: somebody else does.
             report: takes a line about what is waited for.
             recorder: takes what this process does and when; None: nothing does.
@@ -119,19 +119,21 @@ class Border:
             queue = SubmissionQueue(
                 slots, doorbell, watch, arena.epoch, config.timeout_s, statistics, config.check_finite
             )
-            border = cls(
+            connection = cls(
                 session, arena, slots, queue, doorbell, config.doorbell, endpoint, statistics,
                 ProgressWriter(arena, statistics), gpu_process,
             )  # fmt: skip
-            stack.callback(border._stop_gpu)
+            stack.callback(connection._stop_gpu)
             if gpu_process is None:
                 report(
                     f"waiting up to {config.timeout_s:.0f} s for the GPU process: "
                     f"tsqp-shm gpu MODEL --session {session.name}"
                 )
-            border.gpu_pid, border.gpu_device, border.gpu_transfer = unpack_identity(queue.call(Opcode.READY).value)
-            border._stack = stack.pop_all()
-        return border
+            connection.gpu_pid, connection.gpu_device, connection.gpu_transfer = unpack_identity(
+                queue.call(Opcode.READY).value
+            )
+            connection._stack = stack.pop_all()
+        return connection
 
     def _stop_gpu(self) -> None:
         """Tells the GPU process to end, if it still listens."""

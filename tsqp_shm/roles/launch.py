@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import PeerDied, PeerTimeout, TsqpError
-from tsqp_shm.process import RoleProcess
+from tsqp_shm.roles.process import RoleProcess
 from tsqp_shm.shm.session import new_session_name, sweep_dead_sessions
 
 POLL_S = 0.05

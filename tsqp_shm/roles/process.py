@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tsqp_shm.errors import PeerDied, TsqpError
-from tsqp_shm.lifeline import (
+from tsqp_shm.roles.lifeline import (
     LIFELINE_VARIABLE,
     READY_LINE,
     RELAYED_ERRORS,

