@@ -2,7 +2,7 @@
 
 Metadata lives in pyproject.toml; this file only says how the C++ is compiled. One source file per instruction
 set is compiled with that set's flags, everything else for the machine's baseline, so one wheel runs on every
-processor of its architecture and picks its kernels at load (see native/dispatch.cpp).
+processor of its architecture and picks its kernels at load (see native/kernels/dispatch.cpp).
 """
 
 import os
@@ -15,6 +15,7 @@ from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 
 NATIVE = Path("native")
+FOLDERS = ("border", "kernels", "products", "cpu")
 
 # -ffp-contract=off: a fused multiply-add rounds once where mul and add round twice, and the instruction sets must
 # agree bit for bit.
@@ -36,7 +37,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 
 SOURCES = sorted(
     path
-    for path in NATIVE.glob("*.cpp")
+    for path in [NATIVE / "module.cpp", *(path for folder in FOLDERS for path in (NATIVE / folder).glob("*.cpp"))]
     if path.name in ISA_FLAGS or not path.stem.endswith(("_avx2", "_avx512", "_avx512bf16", "_amx"))
 )
 
@@ -63,10 +64,11 @@ def extension(name: str, sources: list[Path]) -> Pybind11Extension:
     return Pybind11Extension(
         name,
         [str(path) for path in sources],
+        include_dirs=[str(NATIVE)],
         cxx_std=20,
         extra_compile_args=FLAGS,
         extra_link_args=["-pthread"],
-        depends=[str(path) for path in NATIVE.glob("*.h")],
+        depends=[str(path) for path in NATIVE.rglob("*.h")],
     )
 
 
@@ -75,7 +77,7 @@ setup(
     ext_modules=[
         extension("tsqp_shm._native", SOURCES),
         # Beside it and not in it: the TEE process loads no benchmark.
-        extension("tsqp_shm.bench._round_trips", [NATIVE / "bench" / "round_trips.cpp", NATIVE / "ring.cpp"]),
+        extension("tsqp_shm.bench._round_trips", [NATIVE / "bench/round_trips.cpp", NATIVE / "border/ring.cpp"]),
     ],
     cmdclass={"build_ext": BuildWithIsaFlags},
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-MODEL = Path(__file__).parent.parent / "native" / "model" / "doorbell.pml"
+MODEL = Path(__file__).parent.parent / "native" / "proofs" / "doorbell.pml"
 SLEEPS = "invalid end state"
 MISREADS = "assertion violated"
 

@@ -1,4 +1,7 @@
-"""Native core: rings and kernels on the slots of an arena. Contracts: native/ring.h and native/kernels.h."""
+"""Native core: rings and kernels on the slots of an arena.
+
+Contracts: native/border/ring.h and native/kernels/kernels.h.
+"""
 
 from collections.abc import Sequence
 from typing import Any

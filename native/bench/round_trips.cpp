@@ -11,7 +11,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "../ring.h"
+#include "border/ring.h"
 
 namespace py = pybind11;
 

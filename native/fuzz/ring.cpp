@@ -1,7 +1,7 @@
 // The rings as the TEE process uses them, while the peer writes whatever it likes into every word that it can
 // reach. What must come of each call is worked out here again, from the words as they lie in the arena before
 // it.
-#include "ring.h"
+#include "border/ring.h"
 
 #include "engine.h"
 #include "fixed_pages.h"

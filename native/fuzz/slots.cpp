@@ -1,6 +1,6 @@
 // The slot table: whatever plan and whatever (slot, first row, rows) it is asked for, what it lets through
 // lies inside the arena. ASan watches the arena's ends; the arithmetic is done here again in 128 bits.
-#include "slots.h"
+#include "border/slots.h"
 
 #include <vector>
 

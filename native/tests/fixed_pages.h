@@ -5,7 +5,7 @@
 #include <cstring>
 #include <new>
 
-#include "layout.h"
+#include "border/layout.h"
 
 namespace tsqp {
 

@@ -9,11 +9,11 @@
 #include <random>
 #include <vector>
 
+#include "border/words.h"
 #include "check.h"
-#include "dispatch.h"
 #include "guarded.h"
-#include "kernels.h"
-#include "words.h"
+#include "kernels/dispatch.h"
+#include "kernels/kernels.h"
 
 using namespace tsqp;
 

@@ -10,7 +10,7 @@
 
 #include "check.h"
 #include "guarded.h"
-#include "panels.h"
+#include "products/panels.h"
 
 using namespace tsqp;
 

@@ -11,9 +11,9 @@
 #include <random>
 #include <thread>
 
+#include "border/ring.h"
 #include "check.h"
 #include "fixed_pages.h"
-#include "ring.h"
 
 using namespace tsqp;
 

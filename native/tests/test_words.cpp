@@ -13,11 +13,11 @@
 #include <cstdlib>
 #include <vector>
 
+#include "border/words.h"
 #include "check.h"
-#include "dispatch.h"
-#include "finite.h"
-#include "kernels.h"
-#include "words.h"
+#include "kernels/dispatch.h"
+#include "kernels/finite.h"
+#include "kernels/kernels.h"
 
 using namespace tsqp;
 

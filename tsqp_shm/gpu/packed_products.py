@@ -1,4 +1,6 @@
-"""The model's products on a CPU device: native code on packed weights and a packed KV cache (native/cpu_products.h).
+"""The model's products on a CPU device: native code on packed weights and a packed KV cache.
+
+Contract: native/products/cpu_products.h.
 
 The same few instructions serve a prompt and one row of decode, and a call costs about a microsecond, where a tensor
 library's own bookkeeping would take longer than the arithmetic of one row.

@@ -1,4 +1,4 @@
-"""The fixed bytes of an arena; the twin of native/layout.h, and a test holds both against each other.
+"""The fixed bytes of an arena; the twin of native/border/layout.h, and a test holds both against each other.
 
 byte 0      header      magic, version (stored last), epoch, total bytes, plan digest
 byte 4096   control     one word per pair of cache lines, each written by one side only

@@ -22,7 +22,7 @@ from tsqp_shm.shm.progress import Progress
 from tsqp_shm.shm.protocol import Record
 from tsqp_shm.shm.session import SESSION_FILE, Invitation, arena_name, sessions_folder
 
-# The words of native/layout.h's Control, each on a pair of cache lines.
+# The words of native/border/layout.h's Control, each on a pair of cache lines.
 _CONTROL = struct.Struct("<" + 8 * "Q120x")
 
 

@@ -28,7 +28,7 @@ from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
 
 TIMEOUT_S = 20.0
-# Control.submission_parked of native/layout.h: odd while the peer sleeps, or is about to.
+# Control.submission_parked of native/border/layout.h: odd while the peer sleeps, or is about to.
 PARKED_OFFSET_BYTES = layout.CONTROL_OFFSET_BYTES + 2 * 128
 # From the flag to the system call in which the peer sleeps.
 FALL_ASLEEP_S = 0.001

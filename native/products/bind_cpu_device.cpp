@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "bindings.h"
-#include "cpu_products.h"
-#include "kernels_arguments.h"
+#include "kernels/kernels_arguments.h"
+#include "products/cpu_products.h"
 
 namespace tsqp {
 namespace {

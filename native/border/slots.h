@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "layout.h"
-#include "words.h"
+#include "border/layout.h"
+#include "border/words.h"
 
 namespace tsqp {
 

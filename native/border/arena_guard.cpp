@@ -1,4 +1,4 @@
-#include "arena_guard.h"
+#include "border/arena_guard.h"
 
 #include <signal.h>
 #include <sys/mman.h>

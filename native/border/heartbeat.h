@@ -8,7 +8,7 @@
 #include <mutex>
 #include <thread>
 
-#include "signal_mask.h"
+#include "border/signal_mask.h"
 
 namespace tsqp {
 

@@ -15,7 +15,7 @@
 #include <cstdint>
 #include <stdexcept>
 
-#include "layout.h"
+#include "border/layout.h"
 
 namespace tsqp {
 

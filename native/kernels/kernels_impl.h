@@ -10,8 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels.h"
-#include "words.h"
+#include "border/words.h"
+#include "kernels/kernels.h"
 
 namespace tsqp {
 namespace {

@@ -7,7 +7,7 @@
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 
-#include "kernels_impl.h"
+#include "kernels/kernels_impl.h"
 
 namespace tsqp {
 namespace {

@@ -1,4 +1,4 @@
-/* The doorbell of native/ring.h and tsqp_shm/shm/doorbell.py (adaptive): two rings, two parked words, two sockets.
+/* The doorbell of native/border/ring.h and tsqp_shm/shm/doorbell.py (adaptive): two rings, two parked words, two sockets.
  *
  * Memory is weaker than any machine this runs on: each process's stores wait in a buffer and reach the other side in any
  * order, except that two stores to one word keep theirs, that a release store waits for the ones before it, and that a

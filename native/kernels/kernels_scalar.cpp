@@ -1,7 +1,7 @@
 // The oracle: plain loops over 16 floats, compiled with vectorisation off. Every other table must match its
 // bits.
 
-#include "kernels_impl.h"
+#include "kernels/kernels_impl.h"
 
 namespace tsqp {
 namespace {

@@ -1,6 +1,6 @@
 // As kernels_avx512.cpp, with the processor's own rounding to bf16.
 
-#include "kernels_avx512.h"
+#include "kernels/kernels_avx512.h"
 
 namespace tsqp {
 

@@ -9,9 +9,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "pages.h"
-#include "panels.h"
-#include "slots.h"
+#include "border/slots.h"
+#include "products/pages.h"
+#include "products/panels.h"
 
 namespace tsqp {
 

@@ -2,7 +2,7 @@
 
 #include <immintrin.h>
 
-#include "panels.h"
+#include "products/panels.h"
 
 namespace tsqp {
 namespace {

@@ -1,4 +1,4 @@
-#include "kernels_avx512.h"
+#include "kernels/kernels_avx512.h"
 
 namespace tsqp {
 

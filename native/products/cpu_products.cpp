@@ -1,11 +1,11 @@
-#include "cpu_products.h"
+#include "products/cpu_products.h"
 
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
-#include "thread_pool.h"
+#include "cpu/thread_pool.h"
 
 namespace tsqp {
 namespace {

@@ -1,8 +1,8 @@
-#include "panels.h"
+#include "products/panels.h"
 
 #include <string_view>
 
-#include "dispatch.h"
+#include "kernels/dispatch.h"
 
 namespace tsqp {
 

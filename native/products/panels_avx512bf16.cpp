@@ -1,6 +1,6 @@
 // Products of panels with the bf16 dot-product instruction.
 
-#include "panels_avx512.h"
+#include "products/panels_avx512.h"
 
 namespace tsqp {
 namespace {

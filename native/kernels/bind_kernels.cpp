@@ -11,10 +11,10 @@
 #include <vector>
 
 #include "bindings.h"
-#include "dispatch.h"
-#include "finite.h"
-#include "kernels_arguments.h"
-#include "thread_pool.h"
+#include "cpu/thread_pool.h"
+#include "kernels/dispatch.h"
+#include "kernels/finite.h"
+#include "kernels/kernels_arguments.h"
 
 namespace tsqp {
 namespace {

@@ -7,10 +7,10 @@
 #include <memory>
 #include <string>
 
-#include "arena_guard.h"
 #include "bindings.h"
-#include "heartbeat.h"
-#include "ring.h"
+#include "border/arena_guard.h"
+#include "border/heartbeat.h"
+#include "border/ring.h"
 
 namespace py = pybind11;
 

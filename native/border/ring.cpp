@@ -1,4 +1,4 @@
-#include "ring.h"
+#include "border/ring.h"
 
 #include <sched.h>
 

@@ -6,7 +6,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
-#include "panels.h"
+#include "products/panels.h"
 
 namespace tsqp {
 namespace {

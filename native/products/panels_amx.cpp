@@ -2,7 +2,7 @@
 
 #include <initializer_list>
 
-#include "panels_avx512.h"
+#include "products/panels_avx512.h"
 
 namespace tsqp {
 namespace {

@@ -13,9 +13,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "arena_guard.h"
-#include "dispatch.h"
-#include "slots.h"
+#include "border/arena_guard.h"
+#include "border/slots.h"
+#include "kernels/dispatch.h"
 
 namespace tsqp {
 
