@@ -24,14 +24,16 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.bench.shapes import write_shape
 from tsqp_shm.errors import TsqpError
 from tsqp_shm.shm.session import arena_name, sessions_folder
+from tsqp_shm.tee.runtime import Update
 
 SHAPE = {
     "model_type": "llama", "vocab_size": 4096, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
@@ -88,11 +90,13 @@ class Soak:
 
     def closed_stream(self) -> None:
         completion = self._llm.start(self._prompt(), self._params())
-        # Without a tokenizer no text comes from it; steps that another takes bring it on.
-        with closing(self._llm.stream_completion(completion)), self._llm._scheduled([completion]):
-            for _ in range(self._draw.randint(1, 8)):
-                self._llm._step()
-        self.endings[completion.finish_reason or ""] += 1
+        updates: SimpleQueue[Update] = SimpleQueue()
+        self._llm.runtime.add([completion], updates.put)
+        for _ in range(self._draw.randint(1, 8)):
+            if updates.get().is_last:
+                break
+        self._llm.runtime.cancel([completion])
+        self.endings[completion.finish_reason or "cancelled"] += 1
 
     def two_streams(self) -> None:
         completions = [self._llm.start(self._prompt(), self._params()) for _ in range(2)]
@@ -138,7 +142,7 @@ class Soak:
     def look(self) -> dict[str, float]:
         """The state of both processes, idle: what an interrupted step left in flight is waited for first."""
         llm = self._llm
-        llm._connection.queue.drain()
+        load = llm.runtime.load()
         facts: dict[str, float] = {}
         pids = {"tee": os.getpid(), "gpu": llm.bring_up()["processes"]["gpu"]["pid"]}
         for role, pid in pids.items():
@@ -147,11 +151,12 @@ class Soak:
             facts[f"{role}_private_mib"] = int(status["RssAnon"].split()[0]) / 1024
             facts[f"{role}_descriptors"] = len(list((process / "fd").iterdir()))
             facts[f"{role}_threads"] = int(status["Threads"])
-        facts["slots_handed_over"] = sum(map(len, llm._connection.slots._lent))
-        facts["caches_in_use"] = MAX_NUM_SEQS - len(llm._scheduler._free_sequences)
-        facts["waiting"] = len(llm._scheduler._waiting)
-        facts["arenas"] = len(list(Path("/dev/shm").glob(arena_name(llm._session.name)[1:] + "*")))
-        facts["files_of_the_session"] = len(list((sessions_folder() / llm._session.name).iterdir()))
+        facts["slots_handed_over"] = load.lent_slots
+        facts["caches_in_use"] = MAX_NUM_SEQS - load.free_sequences
+        facts["waiting"] = load.waiting
+        session = llm.bring_up()["session"]
+        facts["arenas"] = len(list(Path("/dev/shm").glob(arena_name(session)[1:] + "*")))
+        facts["files_of_the_session"] = len(list((sessions_folder() / session).iterdir()))
         return facts
 
     def _prompt(self) -> list[int]:

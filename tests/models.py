@@ -22,7 +22,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from transformers.utils import logging as transformers_logging
 
 from tsqp_shm import LLM
+from tsqp_shm.config import EngineConfig
+from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.outputs import RequestOutput
+from tsqp_shm.tee.runtime import Runtime
 
 # Progress bars, and remarks on rotary factors that are chosen to be odd.
 transformers_logging.disable_progress_bar()
@@ -155,11 +159,21 @@ import json, os, signal, sys, traceback
 from pathlib import Path
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.gpu.worker import serve
+from tsqp_shm.shm.protocol import SubmissionRules
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
+accept = SubmissionRules.accept
+def accept_or_die(rules, submission):
+    record = accept(rules, submission)
+    if int.from_bytes(submission[:8], "little") == dies_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return record
 for line in sys.stdin:
     if os.fork() == 0:
         arguments = json.loads(line)
+        dies_at = arguments.pop("dies_at")
+        if dies_at:
+            SubmissionRules.accept = accept_or_die
         try:
             model, session = Path(arguments.pop("model")), arguments.pop("session")
             serve(model, session, EngineConfig(timeout_s=30, **arguments), len, int)
@@ -186,9 +200,25 @@ class FastStart:
         start_gpu = functools.partial(self.start_gpu, model, gpu_threads=gpu_threads, pinning=pinning)
         return LLM(model, start_gpu=start_gpu, session=next(self._names), timeout_s=30.0, **config)
 
-    def start_gpu(self, model: Path, session: str, *, gpu_threads: int = 1, pinning: str = "auto") -> None:
-        """A GPU process that is nobody's child: an LLM sees its death by its heartbeat alone."""
-        order = {"model": str(model), "session": session, "gpu_threads": gpu_threads}
+    @contextlib.contextmanager
+    def runtime(self, model: Path, **config: Any) -> Iterator[Runtime]:
+        """A session whose steps the test runs itself, by `step`."""
+        settings = EngineConfig(session=next(self._names), timeout_s=30.0, **config)
+        with Checkpoint.open(model) as checkpoint:
+            start_gpu = functools.partial(self.start_gpu, model)
+            runtime = Runtime.open(ModelSpec.from_folder(model), checkpoint, settings, start_gpu)
+        with contextlib.closing(runtime):
+            yield runtime
+
+    def start_gpu(
+        self, model: Path, session: str, *, gpu_threads: int = 1, pinning: str = "auto", dies_at: int = 0
+    ) -> None:
+        """A GPU process that is nobody's child: an LLM sees its death by its heartbeat alone.
+
+        Args:
+            dies_at: the number of the submission at which it kills itself; 0: none.
+        """
+        order = {"model": str(model), "session": session, "gpu_threads": gpu_threads, "dies_at": dies_at}
         order |= {"device": self._device, "pinning": pinning}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order).encode() + b"\n")

@@ -26,7 +26,6 @@ from models import (
 )
 
 from tsqp_shm import LLM, SamplingParams
-from tsqp_shm.config import DOORBELLS
 from tsqp_shm.errors import PeerDied, RequestError, TsqpError
 
 GREEDY = SamplingParams(max_tokens=12)
@@ -140,12 +139,13 @@ def test_a_piece_never_splits_a_character(llm):
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in shown)
 
 
-def test_a_stream_shows_each_token_when_it_is_made(llm):
-    rung = []
-    for _ in llm.stream(PROMPTS[0], SamplingParams(max_tokens=20, ignore_eos=True)):
-        rung.append(llm.statistics.doorbells)
-    assert len(rung) > 5
-    assert rung == sorted(set(rung))
+def test_a_stream_shows_text_before_the_answer_has_ended(fast, text_model):
+    with fast.llm(text_model, max_model_len=512) as llm:
+        completion = llm.start(PROMPTS[0], SamplingParams(max_tokens=500, ignore_eos=True))
+        stream = llm.stream_completion(completion)
+        assert next(stream)
+        assert completion.finish_reason is None
+        stream.close()
 
 
 def test_streams_take_turns_and_give_what_each_gives_alone(llm):
@@ -189,23 +189,6 @@ def test_a_stream_that_waits_for_a_place_gets_it(fast, text_model):
         # One place only, so this runs the first to its end.
         assert "".join(second) == expected[1]
         assert beginning + "".join(first) == expected[0]
-
-
-def test_a_deadline_ends_a_completion_and_frees_its_place(fast, text_model):
-    params = SamplingParams(max_tokens=30, ignore_eos=True)
-    with fast.llm(text_model, max_model_len=64, max_num_seqs=1) as llm:
-        expected = texts(llm.generate(PROMPTS[:2], params))
-        completion = llm.start(PROMPTS[0], SamplingParams(max_tokens=30, ignore_eos=True, deadline_s=1000))
-        late = llm.stream_completion(completion)
-        waiting = llm.stream(PROMPTS[1], params)
-        shown = next(late) + next(late)
-        # As if it had been asked for long ago.
-        completion.started_s -= 2000
-        assert "".join(waiting) == expected[1]
-        assert completion.finish_reason == "deadline"
-        assert 2 <= len(completion.token_ids) < 30
-        assert shown + "".join(late) == completion.text
-        assert expected[0].startswith(completion.text.rstrip("\N{REPLACEMENT CHARACTER}"))
 
 
 def test_a_deadline_before_the_first_step_leaves_nothing_and_the_others_go_on(llm):
@@ -309,16 +292,23 @@ def test_a_wrong_prompt_is_refused_and_nothing_is_run(llm, prompt, said):
     assert llm.statistics.doorbells == before
 
 
-def test_logits_refuse_a_wrong_prompt_and_a_batch_in_progress(llm):
+def test_logits_refuse_a_wrong_prompt(llm):
     for token_ids in ([], [49152], [1] * 129):
         with pytest.raises(RequestError):
             llm.logits(token_ids)
-    stream = llm.stream(PROMPTS[0])
-    next(stream)
-    with pytest.raises(RequestError, match="no completion in progress"):
-        llm.logits([1])
-    stream.close()
     assert llm.logits([1] * 128).shape == (128, 49152)
+
+
+def test_logits_leave_a_completion_in_progress_as_it_was(fast, text_model):
+    """They take a cache of their own, and where all are taken they wait for one."""
+    params = SamplingParams(max_tokens=30, ignore_eos=True)
+    for max_num_seqs in (1, 2):
+        with fast.llm(text_model, dtype="float32", max_model_len=64, max_num_seqs=max_num_seqs) as llm:
+            expected, logits = only(llm.generate(PROMPTS[0], params)).text, llm.logits([1, 2, 3])
+            stream = llm.stream(PROMPTS[0], params)
+            shown = next(stream)
+            assert np.array_equal(llm.logits([1, 2, 3]), logits)
+            assert shown + "".join(stream) == expected
 
 
 def test_stop_strings_and_text_need_a_tokenizer(fast, small_model):
@@ -391,50 +381,6 @@ def test_a_closed_llm_says_so(fast, small_model):
     assert llm.stats()["doorbell"]["rung"] > 0
 
 
-@pytest.mark.parametrize("doorbell", DOORBELLS)
-def test_ctrl_c_in_the_middle_of_a_step_leaves_the_llm_usable(fast, small_model, doorbell, monkeypatch):
-    """At the moments where it would do most harm: a record was just sent, or just received."""
-    with fast.llm(small_model, max_model_len=64, dtype="float32", doorbell=doorbell) as llm:
-        expected = tokens(llm.generate([1, 2, 3], GREEDY))
-        bell = llm._connection.doorbell
-        for name in ("send", "poll"):
-            for at in (1, 2, 7):
-                interrupt_after_call(monkeypatch, bell, name, at)
-                with pytest.raises(KeyboardInterrupt):
-                    llm.generate([[1, 2, 3], [4, 5]], GREEDY)
-                monkeypatch.undo()
-                assert tokens(llm.generate([1, 2, 3], GREEDY)) == expected
-
-
-def interrupt_after_call(monkeypatch, bell, name: str, at: int) -> None:
-    original = getattr(bell, name)
-    calls = 0
-
-    def call(*arguments):
-        nonlocal calls
-        result = original(*arguments)
-        calls += 1
-        if calls == at:
-            signal.raise_signal(signal.SIGINT)
-        return result
-
-    monkeypatch.setattr(bell, name, call)
-
-
-def test_ctrl_c_leaves_other_streams_as_they_were(fast, small_model, text_model, monkeypatch):
-    params = SamplingParams(max_tokens=20, ignore_eos=True)
-    with fast.llm(text_model, max_model_len=64, dtype="float32") as llm:
-        expected = only(llm.generate(PROMPTS[0], params)).text
-        stream = llm.stream(PROMPTS[0], params)
-        shown = next(stream)
-        for at in range(1, 12):
-            interrupt_after_call(monkeypatch, llm._connection.doorbell, "poll", at)
-            with pytest.raises(KeyboardInterrupt):
-                llm.generate([1, 2, 3], GREEDY)
-            monkeypatch.undo()
-        assert shown + "".join(stream) == expected
-
-
 def test_ctrl_c_ends_the_wait_for_a_peer_that_hangs(fast, small_model):
     with fast.llm(small_model, max_model_len=64, dtype="float32") as llm:
         expected = tokens(llm.generate([1, 2, 3], GREEDY))
@@ -462,7 +408,7 @@ def test_a_killed_gpu_process_is_named_and_the_llm_stays_broken(fast, small_mode
         for use in (lambda: llm.generate([1]), lambda: llm.logits([1]), lambda: next(stream)):
             with pytest.raises(PeerDied) as again:
                 use()
-            assert again.value is caught.value
+            assert (type(again.value), str(again.value)) == (PeerDied, str(caught.value))
         assert llm.stats()["processes"]["gpu"]["peak_rss_bytes"] == 0
 
 
@@ -478,21 +424,6 @@ def test_its_own_gpu_process_is_started_stopped_and_quoted(small_model):
         os.kill(llm.stats()["processes"]["gpu"]["pid"], signal.SIGKILL)
         with pytest.raises(PeerDied, match="SIGKILL"):
             llm.generate([1], SamplingParams(max_tokens=50))
-
-
-def test_a_result_that_is_no_number_ends_the_session(fast, small_model, monkeypatch):
-    def poison(logits):
-        logits[:] = np.nan
-        return logits
-
-    with fast.llm(small_model, max_model_len=64) as llm:
-        forward = llm._engine.forward
-        monkeypatch.setattr(llm._engine, "forward", lambda chunks: poison(forward(chunks)))
-        with pytest.raises(TsqpError, match="NaN"):
-            llm.generate([1])
-        monkeypatch.undo()
-        with pytest.raises(TsqpError, match="NaN"):
-            llm.generate([1])
 
 
 @pytest.mark.slow

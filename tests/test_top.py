@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 from models import FastStart, RandomModel, fast_start, model_folder
@@ -100,23 +101,28 @@ def test_an_idle_session_shows_what_it_has_done_and_that_it_waits(llm):
 def test_a_cancelled_completion_is_not_shown_as_running(llm):
     stream = llm.stream([3, 4, 5], SamplingParams(max_tokens=50, ignore_eos=True))
     stream.close()
+    updates = SimpleQueue()
     completion = llm.start([3, 4, 5], SamplingParams(max_tokens=50, ignore_eos=True))
-    with llm._scheduled([completion]):
-        llm._step()
-        with closing(Observer(session_of(llm))) as observer:
-            assert observer.look().progress.running == 1
+    llm.runtime.add([completion], updates.put)
+    updates.get()
+    with closing(Observer(session_of(llm))) as observer:
+        assert observer.look().progress.running == 1
+    llm.runtime.cancel([completion])
+    # An order behind that one.
+    assert llm.runtime.load().running == 0
     with closing(Observer(session_of(llm))) as observer:
         assert observer.look().progress.running == 0
 
 
 def test_a_stopped_gpu_process_is_seen_with_what_it_has_not_done(llm):
     pid = llm.bring_up()["processes"]["gpu"]["pid"]
-    slots = llm._connection.arena.plan
+    # Idle, so the queue is this test's to use.
+    queue, slots = llm.runtime.connection.queue, llm.runtime.connection.arena.plan
     with closing(Observer(session_of(llm))) as observer:
         summary = Summary(observer)
         os.kill(pid, signal.SIGSTOP)
         try:
-            sequence = llm._connection.queue.submit(
+            sequence = queue.submit(
                 Opcode.DOWN, layer=1, in_slot=slots.slot("act"), out_slot=slots.slot("hidden"), rows=3
             )
             facts = facts_until(summary, observer, lambda facts: facts["gpu"]["is_silent"])
@@ -127,7 +133,7 @@ def test_a_stopped_gpu_process_is_seen_with_what_it_has_not_done(llm):
         assert facts["gpu"]["since_s"] > 0.5
         assert facts["slots"]["in_use"] == ["hidden", "act"]
         assert not facts["tee"]["is_silent"]
-        llm._connection.queue.wait(sequence)
+        queue.wait(sequence)
         facts_until(summary, observer, lambda facts: facts["gpu"]["doing"].endswith("waits for a submission"))
 
 

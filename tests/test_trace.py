@@ -228,8 +228,7 @@ def test_a_trace_goes_on_over_a_restart_with_the_new_gpu_process(model, tmp_path
 def test_without_a_trace_nothing_of_it_is_there(model):
     with LLM(model, device="cpu", max_model_len=64) as llm:
         assert type(llm.statistics) is Statistics
-        assert type(llm._connection.doorbell).__module__ == "tsqp_shm.shm.doorbell"
-        assert type(llm._connection.doorbell._rings).__module__ == "tsqp_shm.shm.doorbell"
+        assert type(llm.runtime.connection.doorbell).__module__ == "tsqp_shm.shm.doorbell"
 
 
 @pytest.mark.parametrize("path", ["no-such-folder/trace.json", "."])

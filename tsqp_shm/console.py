@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from contextlib import closing
 from typing import Any, TextIO
@@ -11,7 +12,6 @@ from tsqp_shm.config import MODE_WARNING
 from tsqp_shm.errors import RequestError
 from tsqp_shm.llm import LLM
 from tsqp_shm.tee.completion import Completion
-from tsqp_shm.tee.interrupts import cancelling_interrupts
 from tsqp_shm.tee.sampler import SamplingParams
 
 
@@ -49,10 +49,9 @@ def _start(llm: LLM, params: SamplingParams, text: str, *, special: bool) -> Com
 
 
 def _run(llm: LLM, completion: Completion, *, shown: bool) -> None:
-    with closing(llm.stream_completion(completion)) as pieces:
-        for piece in pieces:
-            if shown:
-                print(piece, end="", flush=True)
+    for piece in llm.stream_completion(completion):
+        if shown:
+            print(piece, end="", flush=True)
     if shown:
         print(flush=True)
 
@@ -80,11 +79,24 @@ def _converse(llm: LLM, params: SamplingParams) -> list[Completion]:
             print(f"{error}; starting over", file=sys.stderr)
             messages.clear()
             continue
-        with cancelling_interrupts():
-            _run(llm, completions[-1], shown=True)
-        if completions[-1].finish_reason == "cancelled":
-            print(flush=True)
-        messages.append({"role": "assistant", "content": completions[-1].text})
+        messages.append({"role": "assistant", "content": _answer(llm, completions[-1])})
+
+
+def _answer(llm: LLM, completion: Completion) -> str:
+    """Shows an answer while it is made, until its end or Ctrl-C, however often that comes. Returns what was shown."""
+    shown = ""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with closing(llm.stream_completion(completion)) as pieces:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+                shown += piece
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    print(flush=True)
+    return shown
 
 
 def summary(completion: Completion) -> dict[str, Any]:

@@ -6,12 +6,23 @@ The facts are attributes; the message is built from them. `exit_code` is what th
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class TsqpError(Exception):
     """Base of every error raised on purpose by this package."""
 
     exit_code = 1
+
+    def again(self) -> Self:
+        """An equal error without a traceback: one that were raised in two places would keep the frames of both."""
+        error = type(self).__new__(type(self), *self.args)
+        error.__dict__.update(self.__dict__)
+        error.__cause__ = self.__cause__
+        return error
 
     @classmethod
     def relayed(cls, message: str) -> TsqpError:

@@ -2,56 +2,51 @@
 
 from __future__ import annotations
 
-import time
+import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig
-from tsqp_shm.errors import (
-    ConfigError,
-    ModelFileError,
-    PeerDied,
-    PeerTimeout,
-    ProtocolError,
-    RequestError,
-    TsqpError,
-)
+from tsqp_shm.errors import ConfigError, ModelFileError, RequestError
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.outputs import CompletionOutput, RequestOutput
-from tsqp_shm.roles.process import RoleProcess, peak_resident_bytes
+from tsqp_shm.roles.process import RoleProcess
 from tsqp_shm.roles.resources import require_resources
-from tsqp_shm.shm.session import Session
 from tsqp_shm.tee.completion import Completion
-from tsqp_shm.tee.connection import Connection, StartGpu
-from tsqp_shm.tee.engine import Chunk, Engine, NormWeights
-from tsqp_shm.tee.interrupts import held_interrupts
+from tsqp_shm.tee.connection import StartGpu
+from tsqp_shm.tee.runtime import Runtime, Told, Update
 from tsqp_shm.tee.sampler import SamplingParams
-from tsqp_shm.tee.scheduler import Scheduler
-from tsqp_shm.tee.statistics import Statistics, TracedStatistics
+from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.trace.file import TraceFile
 from tsqp_shm.trace.recorder import recording
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams"]
 
 Prompt = str | Sequence[int]
-T = TypeVar("T")
 
 
 class LLM:
     """A model split between this process and a GPU process.
 
+    Any thread may call any method, several at once: their requests share batches, and each gets what it would get
+    alone. Ctrl-C, or whatever else interrupts a caller, ends what that caller waits for and nothing else. An LLM that
+    nobody holds is closed, at the interpreter's exit too. In a forked child every request is an error: the LLM stays
+    its parent's.
+
     Args:
         model: a Hugging Face folder.
         start_gpu: False where somebody else starts `tsqp-shm gpu MODEL --session NAME`; or what starts it.
-        report: takes lines about what is waited for, what the GPU process says, and its restarts.
+        report: takes lines about what is waited for, what the GPU process says, and its restarts; called by threads
+            of this LLM.
         trace: a file for a trace of both processes, written at the end, of the GPU processes the last one; unless
             `start_gpu` is True for a recording of this process alone, of which `tsqp-shm trace` makes one.
         config: fields of `EngineConfig`; `TSQP_SHM_*` environment variables fill what is not given.
@@ -75,42 +70,47 @@ class LLM:
         **config: Any,
     ) -> None:
         self.config = _engine_config(config)
-        threads = self.config.threads().tee
-        require_resources(threads)
+        require_resources(self.config.threads().tee)
         self.model = Path(model)
         self.spec = ModelSpec.from_folder(self.model)
-        self._limits = self.config.limits(self.spec.max_position_embeddings, self.spec.layer_parameters)
-        self.max_model_len = self._limits.max_model_len
+        limits = self.config.limits(self.spec.max_position_embeddings, self.spec.layer_parameters)
+        self.max_model_len = limits.max_model_len
         self._tokenizer = Tokenizer.from_folder(self.model) if _has_tokenizer(self.model) else None
-        with Checkpoint.open(self.model) as checkpoint:
-            self._norms = NormWeights.load(self.spec, checkpoint)
-        _native.set_num_threads(threads)
-        self._fault: Exception | None = None
-        self._report = report
-        self._start = start_gpu if callable(start_gpu) else self._start_gpu if start_gpu else None
         with ExitStack() as stack:
             path = None if trace is None else Path(trace)
             # Where somebody else starts the GPU process, the trace of both is theirs to make.
-            self._trace = stack.enter_context(TraceFile(path, report)) if path and start_gpu is True else None
-            recorded = recording(self._trace.recording("tee") if self._trace else path, "tee")
-            self._recorder = stack.enter_context(recorded)
-            self.statistics = Statistics() if self._recorder is None else TracedStatistics(self._recorder)
-            self._session = stack.enter_context(Session.begin(self.config.session))
-            self._open_connection()
-            stack.callback(lambda: self._connection.close())
-            self._scheduler = Scheduler(self._engine, self._connection.arena.plan, self.statistics)
-            self._stack = stack.pop_all()
+            both = stack.enter_context(TraceFile(path, report)) if path and start_gpu is True else None
+            recorder = stack.enter_context(recording(both.recording("tee") if both else path, "tee"))
+            if start_gpu is True:
+                traced = both.arguments("gpu") if both else []
+                # Nothing of this object's: what the runtime holds must not hold the LLM.
+                start_gpu = partial(_start_gpu, self.model, self.config, traced, report)
+            with Checkpoint.open(self.model) as checkpoint:
+                self._runtime = Runtime.open(
+                    self.spec, checkpoint, self.config, start_gpu or None, report, recorder, before=stack
+                )
+        self._runtime.start()
+        weakref.finalize(self, self._runtime.leave).atexit = False
 
     def __enter__(self) -> LLM:
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._fault = self._fault or TsqpError("this LLM is closed")
-        self._stack.__exit__(*error)
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        self._runtime.close(error)
 
     def close(self) -> None:
-        """Stops the GPU process and removes the arena. Closing twice does nothing."""
-        self.__exit__(None, None, None)
+        """Stops the GPU process and removes the arena; what other threads wait for ends with an error. Closing twice
+        does nothing."""
+        self._runtime.close()
+
+    @property
+    def runtime(self) -> Runtime:
+        """The session beneath, for who needs more than texts: a server, a benchmark, a test."""
+        return self._runtime
+
+    @property
+    def statistics(self) -> Statistics:
+        return self._runtime.statistics
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -136,15 +136,24 @@ class LLM:
             PeerDied, PeerTimeout, ProtocolError: the session is over; a death only when no `restart_gpu` is left.
         """
         completions = [(prompt, self.start(prompt, params)) for prompt in _as_list(prompts)]
-        with self._scheduled([completion for _, completion in completions]):
-            while any(completion.finish_reason is None for _, completion in completions):
-                self._step()
+        ended: SimpleQueue[Update] = SimpleQueue()
+
+        def told(update: Update) -> None:
+            if update.is_last:
+                ended.put(update)
+
+        with self._running([completion for _, completion in completions], told):
+            for _ in completions:
+                update = ended.get()
+                if update.error is not None:
+                    raise update.error
         return [RequestOutput.of(prompt, completion) for prompt, completion in completions]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[str, None, None]:
         """Completes one prompt, piece by piece; a piece never splits a character.
 
-        Closing the generator cancels the completion.
+        The completion begins with the first piece that is asked for, and does not wait for who takes them. Closing the
+        generator cancels it.
 
         Raises:
             As `generate`, RequestError at the call and not at the first piece.
@@ -157,7 +166,7 @@ class LLM:
         Raises:
             RequestError: as `generate`.
         """
-        self._require_working()
+        self._runtime.require_working()
         params = params or SamplingParams()
         if params.stop and self._tokenizer is None:
             raise RequestError("stop", params.stop, "no stop strings, as the model has no tokenizer")
@@ -170,18 +179,19 @@ class LLM:
 
     def stream_completion(self, completion: Completion) -> Generator[str, None, None]:
         """Runs a completion of `start`, yielding its new text after each token that makes some."""
-        shown = 0
-        with self._scheduled([completion]):
-            # Steps that other streams take bring this completion on too, so there may be text without a step.
-            while (piece := completion.text[shown:]) or completion.finish_reason is None:
-                if piece:
-                    shown += len(piece)
-                    yield piece
-                else:
-                    self._step()
+        updates: SimpleQueue[Update] = SimpleQueue()
+        with self._running([completion], updates.put):
+            while True:
+                update = updates.get()
+                if update.error is not None:
+                    raise update.error
+                if update.text:
+                    yield update.text
+                if update.is_last:
+                    return
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """The logits after every token of one sequence.
+        """The logits after every token of one sequence, which takes a place of the batch while it is computed.
 
         Shapes: [T, V] f32.
 
@@ -190,118 +200,16 @@ class LLM:
             PeerDied, PeerTimeout, ProtocolError: the session is over.
         """
         ids = self._checked(list(token_ids), self.max_model_len)
-        self._require_working()
-        if not self._scheduler.is_idle:
-            raise RequestError("logits", "called", "no completion in progress")
-        step = self._connection.arena.plan.slot("tokens").num_rows
-
-        def forward() -> list[npt.NDArray[np.float32]]:
-            rows = []
-            for position in range(0, len(ids), step):
-                chunk = ids[position : position + step]
-                with held_interrupts():
-                    rows.append(self._engine.forward([Chunk(0, position, chunk, num_logits=len(chunk))]))
-            return rows
-
-        with self._faults_end_the_session():
-            return np.concatenate(self._survive(forward))
+        with self._runtime.sequence() as sequence:
+            return self._runtime.forward(sequence, ids)
 
     def bring_up(self) -> dict[str, Any]:
         """Mode, processes, arena and doorbell of this session, as plain values."""
-        return {**self._connection.describe(), "model": str(self.model)}
+        return {**self._runtime.describe(), "model": str(self.model)}
 
     def stats(self) -> dict[str, Any]:
         """What `tsqp-shm launch` prints, as plain values. Units are in the names."""
-        statistics = self.statistics
-        facts = self.bring_up()
-        facts["processes"]["tee"]["peak_rss_bytes"] = peak_resident_bytes()
-        with held_interrupts(), self._faults_end_the_session():
-            peak = 0 if self._fault else self._survive(lambda: self._connection.gpu_peak_resident_bytes())
-        facts["processes"]["gpu"]["peak_rss_bytes"] = peak
-        facts["doorbell"].update(
-            rung=statistics.doorbells,
-            round_trip_p50_us=statistics.round_trip_us(50),
-            round_trip_p99_us=statistics.round_trip_us(99),
-            waits=dict(self._connection.doorbell.waits),
-            waiting_s=statistics.waiting_ns / 1e9,
-        )
-        facts["bytes"] = {
-            "to_gpu": statistics.bytes_to_gpu,
-            "to_tee": statistics.bytes_to_tee,
-            # Every tensor crosses in its slot; a record is 64 bytes of numbers.
-            "serialised": 0,
-        }
-        facts["operations"] = statistics.operations()
-        return facts
-
-    def _step(self) -> None:
-        self._require_working()
-        with held_interrupts():
-            self._survive(self._advance)
-
-    def _advance(self) -> None:
-        self._connection.progress.step_begins(*self._scheduler.load)
-        self._scheduler.step()
-        self._connection.progress.step_ends(*self._scheduler.load)
-
-    def _survive(self, act: Callable[[], T]) -> T:
-        """Does it again with another GPU process where one dies, as often as `restart_gpu` allows."""
-        while True:
-            try:
-                return act()
-            except PeerDied as death:
-                self._restart_gpu(death)
-
-    def _restart_gpu(self, death: PeerDied) -> None:
-        """Puts another GPU process in the place of one that died; every completion goes on from the tokens it has.
-
-        Raises:
-            PeerDied: no restart is left.
-            TsqpError: what kept the other from coming up.
-        """
-        # Whatever ends this early, Ctrl-C included, leaves nothing to go on with.
-        self._fault = death
-        died_s = time.monotonic()
-        while True:
-            if self.statistics.gpu_restarts >= self.config.restart_gpu:
-                raise death
-            self.statistics.gpu_restarts += 1
-            self._report(f"{death}\nrestart {self.statistics.gpu_restarts} of {self.config.restart_gpu}")
-            self._connection.abandon()
-            waits = self._connection.doorbell.waits
-            try:
-                self._open_connection()
-                break
-            except PeerDied as another:
-                death = another
-        self._connection.doorbell.waits.update(waits)
-        self._scheduler.start_over(self._engine)
-        self._fault = None
-        self._report(f"the gpu process is back after {time.monotonic() - died_s:.1f} s")
-
-    def _open_connection(self) -> None:
-        self._connection = Connection.open(
-            self._session, self.spec, self.config, self._limits, self.statistics, self._start, self._report,
-            self._recorder,
-        )  # fmt: skip
-        self._engine = Engine(self.spec, self._norms, self._connection.slots, self._connection.queue, self.statistics)
-
-    def _start_gpu(self, session: str) -> RoleProcess:
-        arguments = [
-            str(self.model),
-            "--session",
-            session,
-            "--device",
-            self.config.device,
-            "--pinning",
-            self.config.pinning,
-        ]
-        arguments += ["--timeout", str(self.config.timeout_s)]
-        if self.config.gpu_threads is not None:
-            arguments += ["--gpu-threads", str(self.config.gpu_threads)]
-        if self._trace is not None:
-            arguments += self._trace.arguments("gpu")
-        return RoleProcess.start("gpu", arguments, listen=self._report)
+        return {**self._runtime.facts(), "model": str(self.model)}
 
     def _checked(self, token_ids: list[int], most: int) -> list[int]:
         if not token_ids:
@@ -319,31 +227,23 @@ class LLM:
         return token_ids
 
     @contextmanager
-    def _scheduled(self, completions: list[Completion]) -> Iterator[None]:
-        """Lets completions run in the block; those that have not ended when it is left are cancelled."""
-        for completion in completions:
-            self._scheduler.add(completion)
+    def _running(self, completions: list[Completion], told: Told) -> Iterator[None]:
+        """Has completions run during the block; those that have not ended when it is left are cancelled."""
         try:
-            with self._faults_end_the_session():
-                yield
-        finally:
-            for completion in completions:
-                self._scheduler.cancel(completion)
-            if self._fault is None:
-                self._connection.progress.step_ends(*self._scheduler.load)
-
-    @contextmanager
-    def _faults_end_the_session(self) -> Iterator[None]:
-        try:
+            self._runtime.add(completions, told)
             yield
-        except (PeerDied, PeerTimeout, ProtocolError) as error:
-            self._fault = error
-            self._connection.mark_broken()
-            raise
+        finally:
+            self._runtime.cancel([completion for completion in completions if completion.finish_reason is None])
 
-    def _require_working(self) -> None:
-        if self._fault is not None:
-            raise self._fault
+
+def _start_gpu(
+    model: Path, config: EngineConfig, traced: list[str], report: Callable[[str], None], session: str
+) -> RoleProcess:
+    arguments = [str(model), "--session", session, "--device", config.device, "--pinning", config.pinning]
+    arguments += ["--timeout", str(config.timeout_s), *traced]
+    if config.gpu_threads is not None:
+        arguments += ["--gpu-threads", str(config.gpu_threads)]
+    return RoleProcess.start("gpu", arguments, listen=report)
 
 
 def _engine_config(values: dict[str, Any]) -> EngineConfig:

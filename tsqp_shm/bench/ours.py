@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
+from queue import SimpleQueue
 from typing import Any
 
 from tsqp_shm.bench.cases import Job, Turn
 from tsqp_shm.bench.child import Answer, measured, serve
 from tsqp_shm.llm import LLM
+from tsqp_shm.tee.runtime import Update
 from tsqp_shm.tee.sampler import SamplingParams
 
 
@@ -46,17 +49,25 @@ class Ours:
                 llm.generate([prompts[0]], SamplingParams(max_tokens=1, ignore_eos=True))
             return {**answer, "tokens": turn.tokens, **self._since(before)}
 
-        params = SamplingParams(max_tokens=job.total_tokens - turn.tokens, ignore_eos=True)
+        # The prefill is not to be counted in any number: all have their first token when the measured time begins.
+        params = SamplingParams(max_tokens=job.new_tokens + 1, ignore_eos=True)
         completions = [llm.start(prompt, params) for prompt in prompts]
-        # Steps, and not `generate`, because the prefill is not to be counted in any number.
-        with llm._scheduled(completions):
-            while not all(completion.token_ids for completion in completions):
-                llm._step()
-            before = self._tallies()
-            with measured(self.processes, answer):
-                for _ in range(job.new_tokens):
-                    llm._step()
-            return {**answer, "tokens": job.new_tokens * turn.sequences, **self._since(before)}
+        updates: SimpleQueue[Update] = SimpleQueue()
+        llm.runtime.add(completions, updates.put)
+        self._wait(updates, lambda: all(completion.token_ids for completion in completions))
+        before = self._tallies()
+        made = sum(len(completion.token_ids) for completion in completions)
+        with measured(self.processes, answer):
+            self._wait(updates, lambda: all(completion.finish_reason for completion in completions))
+            made = sum(len(completion.token_ids) for completion in completions) - made
+        return {**answer, "tokens": made, **self._since(before)}
+
+    @staticmethod
+    def _wait(updates: SimpleQueue[Update], is_done: Callable[[], bool]) -> None:
+        while not is_done():
+            error = updates.get().error
+            if error is not None:
+                raise error
 
     def _tallies(self) -> dict[str, Any]:
         statistics = self._llm.statistics

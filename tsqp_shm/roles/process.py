@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -55,6 +56,7 @@ class RoleProcess:
         self._last_lines: deque[str] = deque(maxlen=LAST_WORDS_LINES)
         self._listener: threading.Thread | None = None
         self._listened = False
+        _started.add(self)
 
     @classmethod
     def start(
@@ -196,6 +198,10 @@ class RoleProcess:
         self._finish_listening()
         return code
 
+    def leave_to_parent(self) -> None:
+        """In a forked child, whose role it is not."""
+        self._lifeline.close()
+
     def kill(self) -> int:
         """Ends a child that has nothing to put in order any more, one that is stopped by a signal too."""
         self._lifeline.close()
@@ -203,6 +209,18 @@ class RoleProcess:
         code = self._process.wait()
         self._finish_listening()
         return code
+
+
+# A forked child lets go of its copies of the lifelines: with one the role would outlive the parent that it is tied to.
+_started: weakref.WeakSet[RoleProcess] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for role in list(_started):
+        role.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def peak_resident_bytes() -> int:

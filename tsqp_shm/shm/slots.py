@@ -60,6 +60,11 @@ class Slots:
         """Ends the slot's oldest `lend`: the other side has executed everything up to it."""
         self._lent[slot.index].popleft()
 
+    @property
+    def num_lent(self) -> int:
+        """How many runs of rows are handed over."""
+        return sum(map(len, self._lent))
+
     def view(self, slot: Slot, first_row: int = 0, rows: int | None = None) -> npt.NDArray[Any]:
         """The rows as a numpy array over the arena, without a copy; bfloat16 shows as uint16.
 

@@ -16,7 +16,8 @@ class Completion:
         prompt_token_ids: what was asked.
         token_ids: what was answered so far, an ending token included.
         text: the answer so far; never half a character, never a part of a stop string.
-        finish_reason: None, "stop" (end-of-sequence token or stop string), "length", "deadline" or "cancelled".
+        finish_reason: None, "stop" (end-of-sequence token or stop string), "length", "deadline" or "cancelled"; set
+            when everything else is, as other threads look at it.
         cached: how many tokens of prompt and answer lie in the cache.
         started_s, first_token_s, ended_s: times on the monotonic clock, None until then.
     """
@@ -78,12 +79,12 @@ class Completion:
     def _end(self, reason: str) -> None:
         if self._stream is not None:
             self._append(self._stream.finish())
+        self.ended_s = time.monotonic()
         # A stop string may be completed by the very last piece.
         if self.finish_reason is None:
-            self.finish_reason = reason
             self.text += self._held
+            self.finish_reason = reason
         self._held = ""
-        self.ended_s = time.monotonic()
 
     def _append(self, piece: str) -> None:
         self._held += piece
@@ -92,8 +93,8 @@ class Completion:
         if found:
             self.text += self._held[: min(found)]
             self._held = ""
-            self.finish_reason = "stop"
             self.ended_s = time.monotonic()
+            self.finish_reason = "stop"
             return
         keep = _longest_overlap(self._held, self._stops)
         self.text += self._held[: len(self._held) - keep]

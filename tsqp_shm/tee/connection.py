@@ -38,6 +38,27 @@ class GpuProcess(Protocol):
 StartGpu = Callable[[str], GpuProcess | None]
 
 
+@dataclass(frozen=True)
+class StoppableWatch:
+    """What is looked at while nothing comes: whether to go on waiting at all, and the peer's life."""
+
+    peer: PeerWatch
+    must_stop: Callable[[], bool]
+
+    @property
+    def heartbeat_age_s(self) -> float | None:
+        return self.peer.heartbeat_age_s
+
+    def check(self) -> None:
+        """Raises:
+        TsqpError: it is to stop.
+        PeerDied: the peer is gone.
+        """
+        if self.must_stop():
+            raise TsqpError("this LLM is closed")
+        self.peer.check()
+
+
 @dataclass
 class Connection:
     """Everything between this process and one GPU process; use `Connection.open`, and `close` or `abandon` at the end.
@@ -73,6 +94,7 @@ class Connection:
         start_gpu: StartGpu | None,
         report: Callable[[str], None] = lambda line: None,
         recorder: Recorder | None = None,
+        must_stop: Callable[[], bool] = lambda: False,
     ) -> Connection:
         """Publishes an arena with an epoch of its own, and waits until the GPU process is ready.
 
@@ -81,6 +103,7 @@ class Connection:
             start_gpu: starts a GPU process for the session of that name; None: somebody else does.
             report: takes a line about what is waited for.
             recorder: takes what this process does and when; None: nothing does.
+            must_stop: asked while nothing comes; True ends the wait, and with it the session.
 
         Raises:
             TsqpError: what kept it from coming up; nothing is left behind but the session.
@@ -115,7 +138,7 @@ class Connection:
                     tee_pid=os.getpid(),
                 )
             )
-            watch = PeerWatch(arena, "gpu", gpu_process)
+            watch = StoppableWatch(PeerWatch(arena, "gpu", gpu_process), must_stop)
             queue = SubmissionQueue(
                 slots, doorbell, watch, arena.epoch, config.timeout_s, statistics, config.check_finite
             )

@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from queue import SimpleQueue
 
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.engine import Chunk, Engine
 from tsqp_shm.tee.statistics import Statistics
+
+
+class Reservation:
+    """A cache that no completion uses, promised to whoever waits for it."""
+
+    def __init__(self) -> None:
+        self._given: SimpleQueue[int | None] = SimpleQueue()
+        self.sequence: int | None = None
+
+    @property
+    def is_given(self) -> bool:
+        return not self._given.empty()
+
+    def give(self, sequence: int | None) -> None:
+        """None: there will be none."""
+        self.sequence = sequence
+        self._given.put(sequence)
+
+    def wait(self) -> int | None:
+        """The cache's index; None where the session has ended instead."""
+        return self._given.get()
 
 
 class Scheduler:
@@ -22,17 +44,22 @@ class Scheduler:
         self._statistics = statistics
         self._max_batch_tokens: int = plan.geometry["max_batch_tokens"]
         self._free_sequences = list(reversed(range(plan.geometry["max_num_seqs"])))
-        self._waiting: deque[Completion] = deque()
+        self._waiting: deque[Completion | Reservation] = deque()
         self._running: dict[Completion, int] = {}
 
     @property
     def is_idle(self) -> bool:
-        return not self._waiting and not self._running
+        """Whether a step would do nothing: also where all caches are reserved, however many wait for one."""
+        return not self._running and not (self._waiting and self._free_sequences)
 
     @property
     def load(self) -> tuple[int, int]:
         """How many completions run and how many wait."""
         return len(self._running), len(self._waiting)
+
+    @property
+    def num_free_sequences(self) -> int:
+        return len(self._free_sequences)
 
     def add(self, completion: Completion) -> None:
         self._waiting.append(completion)
@@ -43,6 +70,26 @@ class Scheduler:
         if completion in self._waiting:
             self._waiting.remove(completion)
         self._release(completion)
+
+    def reserve(self, reservation: Reservation) -> None:
+        """Gives it a cache when its turn has come, behind the completions that wait already."""
+        self._waiting.append(reservation)
+        self._admit()
+
+    def give_back(self, reservation: Reservation) -> None:
+        """Ends a reservation, whether it has its cache or still waits."""
+        if reservation in self._waiting:
+            self._waiting.remove(reservation)
+        elif reservation.sequence is not None:
+            self._free_sequences.append(reservation.sequence)
+            reservation.sequence = None
+            self._admit()
+
+    def refuse_reservations(self) -> None:
+        """Tells all that wait that there will be no cache."""
+        for reservation in [waiting for waiting in self._waiting if isinstance(waiting, Reservation)]:
+            self._waiting.remove(reservation)
+            reservation.give(None)
 
     def start_over(self, engine: Engine) -> None:
         """Goes on with an engine whose caches are empty: what lay in the old one's is computed again."""
@@ -57,10 +104,9 @@ class Scheduler:
             PeerDied, PeerTimeout, ProtocolError: the session is over.
         """
         for completion in [*self._waiting, *self._running]:
-            if completion.is_overdue:
+            if isinstance(completion, Completion) and completion.is_overdue:
                 self.cancel(completion, "deadline")
-        while self._waiting and self._free_sequences:
-            self._running[self._waiting.popleft()] = self._free_sequences.pop()
+        self._admit()
         batch = self._next_batch()
         if not batch:
             return
@@ -78,6 +124,15 @@ class Scheduler:
                 row += 1
             if completion.finish_reason is not None:
                 self._release(completion)
+
+    def _admit(self) -> None:
+        """Gives free caches to who has waited longest."""
+        while self._waiting and self._free_sequences:
+            first, sequence = self._waiting.popleft(), self._free_sequences.pop()
+            if isinstance(first, Reservation):
+                first.give(sequence)
+            else:
+                self._running[first] = sequence
 
     def _next_batch(self) -> list[tuple[Completion, Chunk]]:
         batch = []

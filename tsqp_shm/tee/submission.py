@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
 from tsqp_shm import _native
 from tsqp_shm.errors import PeerDied, ProtocolError
 from tsqp_shm.shm import layout
-from tsqp_shm.shm.doorbell import Doorbell
-from tsqp_shm.shm.liveness import PeerWatch
+from tsqp_shm.shm.doorbell import Doorbell, Watch
 from tsqp_shm.shm.plan import Slot
 from tsqp_shm.shm.protocol import (
     NO_SLOT,
@@ -25,7 +23,6 @@ from tsqp_shm.shm.protocol import (
 )
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.tiling import Tile
-from tsqp_shm.tee.interrupts import raise_held_interrupt
 from tsqp_shm.tee.service_times import ServiceTimes
 from tsqp_shm.tee.statistics import Statistics
 
@@ -50,21 +47,6 @@ class _InFlight(NamedTuple):
     result: tuple[Slot, int, int] | None
 
 
-@dataclass(frozen=True)
-class _InterruptibleWatch:
-    """What is looked at while nothing comes: the peer's life, and Ctrl-C."""
-
-    peer: PeerWatch
-
-    @property
-    def heartbeat_age_s(self) -> float | None:
-        return self.peer.heartbeat_age_s
-
-    def check(self) -> None:
-        raise_held_interrupt()
-        self.peer.check()
-
-
 class SubmissionQueue:
     """Submissions in flight; the GPU process executes and completes them in their order.
 
@@ -75,7 +57,7 @@ class SubmissionQueue:
         self,
         slots: Slots,
         doorbell: Doorbell,
-        watch: PeerWatch,
+        watch: Watch,
         epoch: int,
         timeout_s: float,
         statistics: Statistics,
@@ -83,7 +65,7 @@ class SubmissionQueue:
     ) -> None:
         self._slots = slots
         self._doorbell = doorbell
-        self._watch = _InterruptibleWatch(watch)
+        self._watch = watch
         self._epoch = epoch
         self._timeout_s = timeout_s
         self._statistics = statistics

@@ -1,0 +1,264 @@
+"""Who may call an LLM, and what becomes of it: threads, an event loop, signal handlers, forks, finalisers, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+from models import FastStart, RandomModel, fast_start, model_folder, random_token_ids, token_ids
+
+from tsqp_shm import LLM, SamplingParams
+from tsqp_shm.errors import TsqpError
+from tsqp_shm.shm.session import arena_name, sessions_folder
+from tsqp_shm.tee.runtime import Update
+
+PARAMS = SamplingParams(max_tokens=24, ignore_eos=True)
+PROMPTS = [list(random_token_ids(3 * (1 + index % 5), seed=index)) for index in range(16)]
+
+
+@pytest.fixture(scope="module")
+def fast() -> Iterator[FastStart]:
+    with fast_start() as starter:
+        yield starter
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return model_folder(RandomModel("llama"))
+
+
+@pytest.fixture(scope="module")
+def shared_llm(fast: FastStart, model: Path) -> Iterator[LLM]:
+    with fast.llm(model, dtype="float32", max_model_len=128) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def alone(shared_llm: LLM) -> list[list[int]]:
+    """What each prompt gives when nobody else asks for anything."""
+    return [token_ids(shared_llm.generate([prompt], PARAMS))[0] for prompt in PROMPTS]
+
+
+@pytest.fixture
+def llm(shared_llm: LLM, alone: list[list[int]]) -> Iterator[LLM]:
+    """The module's LLM; whatever a caller did to it, it still works afterwards."""
+    yield shared_llm
+    assert token_ids(shared_llm.generate(PROMPTS[:1], PARAMS)) == alone[:1]
+
+
+def test_threads_share_batches_and_each_gets_what_it_gets_alone(llm, alone):
+    steps = llm.statistics.steps
+    with ThreadPoolExecutor(8) as pool:
+        given = list(pool.map(lambda prompt: token_ids(llm.generate([prompt], PARAMS))[0], PROMPTS))
+    assert given == alone
+    assert llm.statistics.steps - steps < len(PROMPTS) * PARAMS.max_tokens
+
+
+def test_threads_mix_what_they_ask_for(llm, alone):
+    logits = llm.logits(PROMPTS[0])
+
+    def ask(number: int) -> bool:
+        if number % 4 == 0:
+            return bool((llm.logits(PROMPTS[0]) == logits).all())
+        if number % 4 == 1:
+            return llm.stats()["doorbell"]["rung"] > 0
+        if number % 4 == 2:
+            stream = llm.stream(PROMPTS[number], PARAMS)
+            next(stream, None)
+            stream.close()
+            return True
+        return token_ids(llm.generate([PROMPTS[number]], PARAMS)) == [alone[number]]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(16)))
+
+
+def test_an_event_loop_takes_updates_from_a_queue_of_its_own(llm, alone):
+    async def tokens_of(prompt: list[int]) -> list[int]:
+        updates: asyncio.Queue = asyncio.Queue()
+        told = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, updates.put_nowait)
+        llm.runtime.add([llm.start(prompt, PARAMS)], told)
+        tokens: list[int] = []
+        while True:
+            update = await updates.get()
+            tokens += update.token_ids
+            if update.is_last:
+                return tokens
+
+    async def everybody() -> list[list[int]]:
+        return await asyncio.gather(*map(tokens_of, PROMPTS))
+
+    assert asyncio.run(everybody()) == alone
+
+
+def test_a_cancelled_await_of_a_thread_leaves_the_others_alone(llm, alone):
+    async def main() -> list[list[int]]:
+        tasks = [asyncio.create_task(asyncio.to_thread(llm.generate, [prompt], PARAMS)) for prompt in PROMPTS]
+        for task in tasks[::2]:
+            task.cancel()
+        await asyncio.gather(*tasks[::2], return_exceptions=True)
+        return [token_ids(await task)[0] for task in tasks[1::2]]
+
+    assert asyncio.run(main()) == alone[1::2]
+
+
+class Interrupted(Exception):
+    """What a signal handler of the embedding program raises."""
+
+
+@pytest.mark.parametrize("doorbell", ["adaptive", "spin", "zmq"])
+def test_a_signal_handler_that_raises_ends_its_own_wait_alone(fast, model, alone, doorbell):
+    """At ever later moments: of the call, of a step, between two of them."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    with fast.llm(model, dtype="float32", max_model_len=128, doorbell=doorbell) as llm:
+        stream = llm.stream(PROMPTS[1], PARAMS)
+        previous = signal.signal(signal.SIGUSR1, interrupt)
+        try:
+            for delay in range(20):
+                timer = threading.Timer(delay / 2000, os.kill, (os.getpid(), signal.SIGUSR1))
+                with pytest.raises(Interrupted):
+                    timer.start()
+                    while True:
+                        llm.generate(PROMPTS, PARAMS)
+                timer.join()
+                assert token_ids(llm.generate(PROMPTS[:1], PARAMS)) == alone[:1]
+        finally:
+            signal.signal(signal.SIGUSR1, previous)
+        assert list(stream) == []
+
+
+def test_closing_in_one_thread_ends_what_another_waits_for_in_one_clear_error(fast, model):
+    for doorbell in ("adaptive", "spin", "zmq"):
+        llm = fast.llm(model, max_model_len=512, doorbell=doorbell)
+        updates: SimpleQueue[Update] = SimpleQueue()
+        llm.runtime.add([llm.start([1], SamplingParams(max_tokens=400))], updates.put)
+        updates.get()
+        with ThreadPoolExecutor(4) as pool:
+            waiting = [pool.submit(llm.generate, [prompt] * 3, SamplingParams(max_tokens=400)) for prompt in PROMPTS]
+            llm.close()
+            for future in waiting:
+                with pytest.raises(TsqpError, match="this LLM is closed"):
+                    future.result()
+        with pytest.raises(TsqpError, match="this LLM is closed"):
+            llm.generate([1])
+
+
+def test_a_report_that_raises_is_its_owner_s_affair(fast, model, alone):
+    said = []
+    dies_at = [30]
+
+    def report(line: str) -> None:
+        said.append(line)
+        if "restart" in line:
+            raise ZeroDivisionError(line)
+
+    def start_gpu(session: str) -> None:
+        fast.start_gpu(model, session, dies_at=dies_at.pop() if dies_at else 0)
+
+    config = {"dtype": "float32", "max_model_len": 128, "restart_gpu": 1}
+    with LLM(model, start_gpu=start_gpu, report=report, **config) as llm:
+        assert token_ids(llm.generate(PROMPTS[:2], PARAMS)) == alone[:2]
+    assert any("restart 1 of 1" in line for line in said)
+
+
+def test_a_forked_child_gets_one_error_for_each_call_and_leaves_its_parent_s_alone(llm, alone, forked):
+    def child() -> None:
+        for call in (
+            lambda: llm.generate(PROMPTS, PARAMS),
+            lambda: next(llm.stream(PROMPTS[0])),
+            lambda: llm.logits([1]),
+            lambda: llm.start([1]),
+            lambda: llm.stats(),
+        ):
+            with pytest.raises(TsqpError, match="forked child"):
+                call()
+        llm.close()
+        with llm:
+            pass
+
+    forked(child).join()
+    assert token_ids(llm.generate(PROMPTS[:2], PARAMS)) == alone[:2]
+
+
+# What a program does with an LLM before it goes on or ends; it prints what is left.
+SCRIPT = """
+import gc, os, sys, threading, time
+from tsqp_shm import LLM, SamplingParams
+def left():
+    return os.path.exists(f"/dev/shm{ARENA}"), os.path.exists(f"/proc/{gpu}")
+def wait_until_gone():
+    while any(left()):
+        time.sleep(0.02)
+model, ARENA, session = sys.argv[1:4]
+llm = LLM(model, device="cpu", session=session, max_model_len=64)
+tokens = llm.generate([[5, 6]], SamplingParams(max_tokens=3))[0].outputs[0].token_ids
+gpu = llm.bring_up()["processes"]["gpu"]["pid"]
+"""
+DROPPED = {
+    "dropped": "del llm; wait_until_gone()",
+    "in a cycle": "llm.me = llm; del llm; gc.collect(); wait_until_gone()",
+    "after an error": """
+try: llm.generate([[-1]])
+except Exception as error: kept = error
+os.kill(gpu, 9)
+try: llm.generate([[1]])
+except Exception as error: died = str(error)
+del llm, kept; gc.collect(); wait_until_gone()
+""",
+    "while a stream is open": "s = llm.stream([1]); next(s, 0); del llm, s; wait_until_gone()",
+    "bound anew": """
+llm = LLM(model, device="cpu", session=session + "2", max_model_len=64)
+x = [{i: [i]} for i in range(200000)]; gc.collect(); wait_until_gone()
+assert llm.generate([[5, 6]], SamplingParams(max_tokens=3))[0].outputs[0].token_ids == tokens
+""",
+    "at exit": "pass",
+    "at exit, in a thread": """
+threading.Thread(target=llm.generate, args=([[1]], SamplingParams(max_tokens=50, ignore_eos=True))).start()
+""",
+    "by an exception": "raise SystemExit(0)",
+    "a child that ends": """
+child = os.fork()
+if child == 0: sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert llm.generate([[5, 6]], SamplingParams(max_tokens=3))[0].outputs[0].token_ids == tokens
+""",
+    "a child that drops it": """
+child = os.fork()
+if child == 0: del llm; gc.collect(); sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert llm.generate([[5, 6]], SamplingParams(max_tokens=3))[0].outputs[0].token_ids == tokens
+""",
+    "a worker of multiprocessing": """
+import multiprocessing
+with multiprocessing.get_context("fork").Pool(2) as pool: assert pool.map(abs, [-1, -2]) == [1, 2]
+assert llm.generate([[5, 6]], SamplingParams(max_tokens=3))[0].outputs[0].token_ids == tokens
+""",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", DROPPED)
+def test_an_llm_that_nobody_closes_leaves_nothing(model, how):
+    session = f"dropped{os.getpid()}"
+    result = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", SCRIPT + DROPPED[how], str(model), arena_name(session), session],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert not [path for path in sessions_folder().iterdir() if path.name.startswith(session)]
+    assert not list(Path("/dev/shm").glob(f"{arena_name(session)[1:]}*"))

@@ -1,0 +1,131 @@
+"""The runtime by hand: its steps are run by the test, so what lies between two of them can be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from models import FastStart, RandomModel, fast_start, model_folder, random_token_ids
+
+from tsqp_shm.errors import TsqpError
+from tsqp_shm.tee.completion import Completion
+from tsqp_shm.tee.runtime import Runtime, Update
+from tsqp_shm.tee.sampler import SamplingParams
+
+LIMITS = {"dtype": "float32", "max_model_len": 64, "max_num_seqs": 1}
+
+
+@pytest.fixture(scope="module")
+def fast() -> Iterator[FastStart]:
+    with fast_start() as starter:
+        yield starter
+
+
+@pytest.fixture
+def runtime(fast: FastStart) -> Iterator[Runtime]:
+    with fast.runtime(model_folder(RandomModel("llama")), **LIMITS) as runtime:
+        yield runtime
+
+
+def completion(prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 10, **params) -> Completion:
+    return Completion(prompt, SamplingParams(**params), max_tokens, (), None)
+
+
+def run(runtime: Runtime, asked: Completion) -> list[int]:
+    runtime.add([asked], lambda update: None)
+    while runtime.step():
+        pass
+    return asked.token_ids
+
+
+def test_each_step_makes_one_token_and_one_update(runtime):
+    updates: list[Update] = []
+    asked = completion(max_tokens=4)
+    runtime.add([asked], updates.append)
+    for number in range(1, 5):
+        runtime.step()
+        assert [list(update.token_ids) for update in updates] == [[token] for token in asked.token_ids]
+        assert len(updates) == number
+    assert [update.finish_reason for update in updates] == [None, None, None, "length"]
+    assert not runtime.step()
+
+
+def test_a_deadline_ends_a_completion_and_frees_its_place(runtime):
+    alone = run(runtime, completion((4, 5)))
+    updates: list[Update] = []
+    late, waiting = completion(deadline_s=1000), completion((4, 5))
+    runtime.add([late], updates.append)
+    runtime.add([waiting], updates.append)
+    runtime.step()
+    runtime.step()
+    # As if it had been asked for long ago.
+    late.started_s -= 2000
+    while runtime.step():
+        pass
+    assert (late.finish_reason, len(late.token_ids)) == ("deadline", 2)
+    assert waiting.token_ids == alone
+    assert [update.finish_reason for update in updates if update.completion is late] == [None, None, "deadline"]
+
+
+def test_a_cancelled_completion_frees_its_place_at_the_next_step(runtime):
+    alone = run(runtime, completion((4, 5)))
+    first, second = completion(), completion((4, 5))
+    runtime.add([first, second], lambda update: None)
+    runtime.step()
+    runtime.cancel([first])
+    while runtime.step():
+        pass
+    assert (first.finish_reason, len(first.token_ids)) == ("cancelled", 1)
+    assert second.token_ids == alone
+
+
+def test_what_is_added_together_is_one_batch_from_the_first_step_on(fast):
+    with fast.runtime(model_folder(RandomModel("llama")), dtype="float32", max_model_len=64) as runtime:
+        asked = [completion((number, 2)) for number in range(5)]
+        runtime.add(asked, lambda update: None)
+        runtime.step()
+        assert [len(one.token_ids) for one in asked] == [1] * 5
+        assert runtime.load().running == 5
+
+
+def test_logits_wait_for_a_place_and_give_it_back(runtime):
+    ids = random_token_ids(20)
+    with runtime.sequence() as sequence:
+        expected = runtime.forward(sequence, ids)
+        waiting = completion()
+        runtime.add([waiting], lambda update: None)
+        # The only cache is reserved, so there is nothing that a step could do.
+        assert not runtime.step()
+        assert waiting.token_ids == []
+    while runtime.step():
+        pass
+    assert len(waiting.token_ids) == 10
+    running = completion()
+    runtime.add([running], lambda update: None)
+    runtime.step()
+    with runtime.sequence() as sequence:
+        assert running.finish_reason == "length"
+        assert np.array_equal(runtime.forward(sequence, ids), expected)
+    assert runtime.load().free_sequences == 1
+
+
+def test_a_closed_runtime_tells_whoever_waits_and_refuses_the_rest(fast):
+    updates: list[Update] = []
+    with fast.runtime(model_folder(RandomModel("llama")), **LIMITS) as runtime:
+        runtime.add([completion(), completion()], updates.append)
+        runtime.step()
+        updates.clear()
+    assert [str(update.error) for update in updates] == ["this LLM is closed"] * 2
+    with pytest.raises(TsqpError, match="closed"):
+        runtime.add([completion()], updates.append)
+    with pytest.raises(TsqpError, match="closed"), runtime.sequence():
+        pass
+    assert runtime.facts()["doorbell"]["rung"] > 0
+
+
+def test_steps_are_run_by_one_thread_or_by_the_caller_never_by_both(fast):
+    with fast.runtime(model_folder(RandomModel("llama")), **LIMITS) as runtime:
+        runtime.start()
+        with pytest.raises(TsqpError, match="thread"):
+            runtime.step()
