@@ -33,7 +33,7 @@ from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.bench.shapes import write_shape
 from tsqp_shm.errors import TsqpError
 from tsqp_shm.shm.session import arena_name, sessions_folder
-from tsqp_shm.tee.runtime import Update
+from tsqp_shm.tee.updates import Update
 
 SHAPE = {
     "model_type": "llama", "vocab_size": 4096, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,

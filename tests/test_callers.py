@@ -20,7 +20,7 @@ from models import FastStart, RandomModel, fast_start, model_folder, random_toke
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.errors import TsqpError
 from tsqp_shm.shm.session import arena_name, sessions_folder
-from tsqp_shm.tee.runtime import Update
+from tsqp_shm.tee.updates import Update
 
 PARAMS = SamplingParams(max_tokens=24, ignore_eos=True)
 PROMPTS = [list(random_token_ids(3 * (1 + index % 5), seed=index)) for index in range(16)]

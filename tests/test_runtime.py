@@ -10,8 +10,9 @@ from models import FastStart, RandomModel, fast_start, model_folder, random_toke
 
 from tsqp_shm.errors import TsqpError
 from tsqp_shm.tee.completion import Completion
-from tsqp_shm.tee.runtime import Runtime, Update
+from tsqp_shm.tee.runtime import Runtime
 from tsqp_shm.tee.sampler import SamplingParams
+from tsqp_shm.tee.updates import Update
 
 LIMITS = {"dtype": "float32", "max_model_len": 64, "max_num_seqs": 1}
 

@@ -23,9 +23,10 @@ from tsqp_shm.roles.process import RoleProcess
 from tsqp_shm.roles.resources import require_resources
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.connection import StartGpu
-from tsqp_shm.tee.runtime import Runtime, Told, Update
+from tsqp_shm.tee.runtime import Runtime
 from tsqp_shm.tee.sampler import SamplingParams
 from tsqp_shm.tee.statistics import Statistics
+from tsqp_shm.tee.updates import Told, Update
 from tsqp_shm.trace.file import TraceFile
 from tsqp_shm.trace.recorder import recording
 

@@ -12,8 +12,8 @@ from typing import Any
 from tsqp_shm.bench.cases import Job, Turn
 from tsqp_shm.bench.child import Answer, measured, serve
 from tsqp_shm.llm import LLM
-from tsqp_shm.tee.runtime import Update
 from tsqp_shm.tee.sampler import SamplingParams
+from tsqp_shm.tee.updates import Update
 
 
 class Ours:

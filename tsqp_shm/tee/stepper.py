@@ -1,0 +1,227 @@
+"""The steps of a session: batches of the scheduler on the GPU process of the moment, and on another when that dies.
+
+One thread at a time uses a stepper, see `tee.runtime`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from tsqp_shm.errors import PeerDied, TsqpError
+from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.roles.process import peak_resident_bytes
+from tsqp_shm.tee.completion import Completion
+from tsqp_shm.tee.connection import Connection
+from tsqp_shm.tee.engine import Chunk, Engine, NormWeights
+from tsqp_shm.tee.ops import Float32
+from tsqp_shm.tee.scheduler import Reservation, Scheduler
+from tsqp_shm.tee.statistics import Statistics
+from tsqp_shm.tee.updates import Outlet, Told
+
+T = TypeVar("T")
+
+
+class Load(NamedTuple):
+    """What is in progress between two steps.
+
+    Attributes:
+        running, waiting: completions.
+        free_sequences: caches that neither a completion nor a reservation has.
+        lent_slots: of slots, the runs of rows that are the GPU process's.
+    """
+
+    running: int
+    waiting: int
+    free_sequences: int
+    lent_slots: int
+
+
+class Stepper:
+    """Runs completions and forward passes, step by step.
+
+    Attributes:
+        connection: to the GPU process of the moment.
+        fault: what has ended the session; None while it works. It stays as it is: who raises it, raises another one
+            that is equal, or it would keep the frames of every caller.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        norms: NormWeights,
+        statistics: Statistics,
+        connect: Callable[[], Connection],
+        max_restarts: int,
+        report: Callable[[str], None],
+    ) -> None:
+        self.fault: TsqpError | None = None
+        self._spec = spec
+        self._norms = norms
+        self._statistics = statistics
+        self._connect = connect
+        self._max_restarts = max_restarts
+        self._report = report
+        self.connection = connect()
+        self._engine = self._new_engine()
+        self._scheduler = Scheduler(self._engine, self.connection.arena.plan, statistics)
+        self._outlets: dict[Completion, Outlet] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a step would do nothing."""
+        return self._scheduler.is_idle
+
+    def add(self, completions: Sequence[Completion], told: Told) -> None:
+        """Has completions run, from the same step on."""
+        for completion in completions:
+            self._outlets[completion] = Outlet(completion, told)
+            self._scheduler.add(completion)
+
+    def cancel(self, completions: Sequence[Completion]) -> None:
+        """Ends completions; nothing more is told of them. Those that have ended are left as they are."""
+        for completion in completions:
+            if self._outlets.pop(completion, None) is not None:
+                self._scheduler.cancel(completion)
+        if self.fault is None:
+            self._tell_progress()
+
+    def reserve(self, reservation: Reservation) -> None:
+        self._scheduler.reserve(reservation)
+
+    def give_back(self, reservation: Reservation) -> None:
+        self._scheduler.give_back(reservation)
+
+    def step(self) -> None:
+        """One step, and what is to be told of it. What goes wrong in it ends the session and is told as well."""
+        with suppress(TsqpError):
+            self._survive(self._step)
+        for completion, outlet in list(self._outlets.items()):
+            if completion.finish_reason is not None:
+                del self._outlets[completion]
+            outlet.tell()
+
+    def forward(self, sequence: int, token_ids: Sequence[int]) -> Float32:
+        """The logits after every token of a sequence.
+
+        Shapes: [T, V] f32.
+
+        Raises:
+            TsqpError: the session is over.
+        """
+        most = self.connection.arena.plan.slot("tokens").num_rows
+
+        def forward() -> Float32:
+            rows = []
+            for position in range(0, len(token_ids), most):
+                chunk = token_ids[position : position + most]
+                rows.append(self._engine.forward([Chunk(sequence, position, chunk, num_logits=len(chunk))]))
+            return np.concatenate(rows)
+
+        return self._survive(forward)
+
+    def load(self) -> Load:
+        """What is in progress, when whatever the last step left in flight has come back."""
+        self.connection.queue.drain()
+        running, waiting = self._scheduler.load
+        return Load(running, waiting, self._scheduler.num_free_sequences, self.connection.slots.num_lent)
+
+    def facts(self) -> dict[str, Any]:
+        """What `Connection.describe` says, and what the session has done so far. Units are in the names."""
+        facts = self.connection.describe()
+        facts["processes"]["tee"]["peak_rss_bytes"] = peak_resident_bytes()
+        peak = 0 if self.fault else self._survive(lambda: self.connection.gpu_peak_resident_bytes())
+        facts["processes"]["gpu"]["peak_rss_bytes"] = peak
+        statistics = self._statistics
+        facts["doorbell"].update(
+            rung=statistics.doorbells,
+            round_trip_p50_us=statistics.round_trip_us(50),
+            round_trip_p99_us=statistics.round_trip_us(99),
+            waits=dict(self.connection.doorbell.waits),
+            waiting_s=statistics.waiting_ns / 1e9,
+        )
+        facts["bytes"] = {
+            "to_gpu": statistics.bytes_to_gpu,
+            "to_tee": statistics.bytes_to_tee,
+            # Every tensor crosses in its slot; a record is 64 bytes of numbers.
+            "serialised": 0,
+        }
+        facts["operations"] = statistics.operations()
+        return facts
+
+    def end(self, fault: TsqpError) -> None:
+        """The session is over; whoever waits for something of it is told. Only the first fault counts."""
+        if self.fault is None:
+            self.fault = fault
+        outlets, self._outlets = self._outlets, {}
+        for completion, outlet in outlets.items():
+            self._scheduler.cancel(completion)
+            outlet.fail(self.fault.again())
+        self._scheduler.refuse_reservations()
+
+    def _step(self) -> None:
+        self.connection.progress.step_begins(*self._scheduler.load)
+        self._scheduler.step()
+        self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        self.connection.progress.step_ends(*self._scheduler.load)
+
+    def _survive(self, act: Callable[[], T]) -> T:
+        """Does it again with another GPU process where one dies, as often as `restart_gpu` allows.
+
+        Raises:
+            TsqpError: the session is over.
+        """
+        while True:
+            try:
+                try:
+                    return act()
+                except PeerDied as death:
+                    self._replace_gpu(death)
+            except TsqpError as error:
+                self.connection.mark_broken()
+                self.end(error)
+                raise
+            except Exception as error:
+                # A fault of this process's own: what it has in flight and in its caches cannot be told.
+                self.connection.mark_broken()
+                self.end(TsqpError(f"a step failed: {type(error).__name__}: {error}"))
+                raise self.fault.again() from error  # type: ignore[union-attr]
+
+    def _replace_gpu(self, death: PeerDied) -> None:
+        """Puts another GPU process in the place of one that died; every completion goes on from the tokens it has.
+
+        Raises:
+            PeerDied: no restart is left.
+            TsqpError: what kept the other from coming up.
+        """
+        died_s = time.monotonic()
+        while True:
+            if self._statistics.gpu_restarts >= self._max_restarts:
+                raise death
+            self._statistics.gpu_restarts += 1
+            self._say(f"{death}\nrestart {self._statistics.gpu_restarts} of {self._max_restarts}")
+            self.connection.abandon()
+            waits = self.connection.doorbell.waits
+            try:
+                self.connection = self._connect()
+                break
+            except PeerDied as another:
+                death = another
+        self.connection.doorbell.waits.update(waits)
+        self._engine = self._new_engine()
+        self._scheduler.start_over(self._engine)
+        self._say(f"the gpu process is back after {time.monotonic() - died_s:.1f} s")
+
+    def _new_engine(self) -> Engine:
+        return Engine(self._spec, self._norms, self.connection.slots, self.connection.queue, self._statistics)
+
+    def _say(self, line: str) -> None:
+        # A caller's function that raises is that caller's affair and no fault of the session.
+        with suppress(Exception):
+            self._report(line)

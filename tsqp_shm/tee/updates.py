@@ -1,0 +1,57 @@
+"""What is told of a completion while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tsqp_shm.errors import TsqpError
+from tsqp_shm.tee.completion import Completion
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a step has added to a completion.
+
+    Attributes:
+        token_ids, text: what is new of them.
+        finish_reason: None while it goes on; see `Completion`.
+        error: why it will not go on.
+    """
+
+    completion: Completion
+    token_ids: Sequence[int] = ()
+    text: str = ""
+    finish_reason: str | None = None
+    error: TsqpError | None = None
+
+    @property
+    def is_last(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+
+# Called between two steps by whoever runs them: puts the update where a caller waits for it, and nothing else. A
+# queue's `put`, or for an event loop `partial(loop.call_soon_threadsafe, queue.put_nowait)`.
+Told = Callable[[Update], None]
+
+
+class Outlet:
+    """Where a completion's updates go, and how much of it has been told."""
+
+    def __init__(self, completion: Completion, told: Told) -> None:
+        self._completion = completion
+        self._told = told
+        self._num_tokens = 0
+        self._num_characters = 0
+
+    def tell(self) -> None:
+        """Tells what is new, if anything is."""
+        completion = self._completion
+        token_ids, text = completion.token_ids[self._num_tokens :], completion.text[self._num_characters :]
+        if token_ids or completion.finish_reason is not None:
+            self._num_tokens += len(token_ids)
+            self._num_characters += len(text)
+            self._told(Update(completion, token_ids, text, completion.finish_reason))
+
+    def fail(self, error: TsqpError) -> None:
+        self._told(Update(self._completion, error=error))
