@@ -7,6 +7,7 @@ processor of its architecture and picks its kernels at load (see native/kernels/
 
 import os
 import platform
+import re
 import sysconfig
 from pathlib import Path
 
@@ -23,22 +24,24 @@ FLAGS = ["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-Wall",
 # Warnings are for this project's code: the headers of Python and pybind11 count as the system's.
 FLAGS += ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
 
+INSTRUCTION_SETS = NATIVE / "instruction_sets.mk"
+MACHINE = {"AMD64": "x86_64"}.get(platform.machine(), platform.machine())
+# None: a set of another machine.
 ISA_FLAGS = {
-    "kernels_scalar.cpp": ["-fno-tree-vectorize", "-fno-tree-slp-vectorize"],
+    name: flags.split() if machine in ("any", MACHINE) else None
+    for machine, name, flags in re.findall(r"^isa\.(\w+)\.(\w+) := (.*)$", INSTRUCTION_SETS.read_text(), re.MULTILINE)
 }
-if platform.machine() in ("x86_64", "AMD64"):
-    ISA_FLAGS["kernels_avx2.cpp"] = ["-mavx2", "-mfma"]
-    avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
-    ISA_FLAGS["kernels_avx512.cpp"] = avx512
-    ISA_FLAGS["panels_avx2.cpp"] = ["-mavx2", "-mfma"]
-    for name in ("kernels", "panels"):
-        ISA_FLAGS[f"{name}_avx512bf16.cpp"] = [*avx512, "-mavx512bf16"]
-    ISA_FLAGS["panels_amx.cpp"] = [*avx512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
+
+
+def isa_flags(source: Path) -> list[str] | None:
+    """What a source file is compiled with beside the common flags; None where it is for another machine."""
+    return ISA_FLAGS.get(source.stem.rpartition("_")[2], [])
+
 
 SOURCES = sorted(
     path
     for path in [NATIVE / "module.cpp", *(path for folder in FOLDERS for path in (NATIVE / folder).glob("*.cpp"))]
-    if path.name in ISA_FLAGS or not path.stem.endswith(("_avx2", "_avx512", "_avx512bf16", "_amx"))
+    if isa_flags(path) is not None
 )
 
 
@@ -49,7 +52,7 @@ class BuildWithIsaFlags(build_ext):
         compile_one = self.compiler._compile
 
         def compile_with_isa(obj, src, ext, cc_args, extra_postargs, pp_opts):  # noqa: ANN001, ANN202
-            flags = [*extra_postargs, *ISA_FLAGS.get(Path(src).name, [])]
+            flags = [*extra_postargs, *(isa_flags(Path(src)) or [])]
             return compile_one(obj, src, ext, cc_args, flags, pp_opts)
 
         self.compiler._compile = compile_with_isa
@@ -68,7 +71,7 @@ def extension(name: str, sources: list[Path]) -> Pybind11Extension:
         cxx_std=20,
         extra_compile_args=FLAGS,
         extra_link_args=["-pthread"],
-        depends=[str(path) for path in NATIVE.rglob("*.h")],
+        depends=[str(path) for path in (INSTRUCTION_SETS, *NATIVE.rglob("*.h"))],
     )
 
 
