@@ -1,4 +1,4 @@
-"""Build the native extensions from `native/`: `tsqp_shm._native`, and the benchmark's round trips.
+"""Build the native extensions from `native/`: `tsqp_shm._native`, the GPU process's products, and round trips.
 
 Metadata lives in pyproject.toml; this file only says how the C++ is compiled. One source file per instruction
 set is compiled with that set's flags, everything else for the machine's baseline, so one wheel runs on every
@@ -16,7 +16,6 @@ from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 
 NATIVE = Path("native")
-FOLDERS = ("border", "kernels", "products", "cpu")
 
 # -ffp-contract=off: a fused multiply-add rounds once where mul and add round twice, and the instruction sets must
 # agree bit for bit.
@@ -38,11 +37,9 @@ def isa_flags(source: Path) -> list[str] | None:
     return ISA_FLAGS.get(source.stem.rpartition("_")[2], [])
 
 
-SOURCES = sorted(
-    path
-    for path in [NATIVE / "module.cpp", *(path for folder in FOLDERS for path in (NATIVE / folder).glob("*.cpp"))]
-    if isa_flags(path) is not None
-)
+def sources(*patterns: str) -> list[Path]:
+    """Those of native/ that this machine can compile."""
+    return sorted(path for pattern in patterns for path in NATIVE.glob(pattern) if isa_flags(path) is not None)
 
 
 class BuildWithIsaFlags(build_ext):
@@ -78,9 +75,10 @@ def extension(name: str, sources: list[Path]) -> Pybind11Extension:
 ParallelCompile("NPY_NUM_BUILD_JOBS", default=2).install()
 setup(
     ext_modules=[
-        extension("tsqp_shm._native", SOURCES),
-        # Beside it and not in it: the TEE process loads no benchmark.
-        extension("tsqp_shm.bench._round_trips", [NATIVE / "bench/round_trips.cpp", NATIVE / "border/ring.cpp"]),
+        extension("tsqp_shm._native", sources("module.cpp", "border/*.cpp", "kernels/*.cpp", "cpu/*.cpp")),
+        # Beside it and not in it: the TEE process loads neither the GPU process's products nor a benchmark.
+        extension("tsqp_shm.gpu._products", sources("products/*.cpp", "cpu/*.cpp")),
+        extension("tsqp_shm.bench._round_trips", sources("bench/*.cpp", "border/ring.cpp")),
     ],
     cmdclass={"build_ext": BuildWithIsaFlags},
 )

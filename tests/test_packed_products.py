@@ -13,7 +13,7 @@ from models import RandomModel
 
 from tsqp_shm import _native
 from tsqp_shm.config import Limits
-from tsqp_shm.gpu import packed_products
+from tsqp_shm.gpu import _products, packed_products
 from tsqp_shm.gpu.device import Device
 from tsqp_shm.gpu.packed_products import PackedProducts
 from tsqp_shm.gpu.products import GemmProducts
@@ -44,7 +44,7 @@ SETS = [name for name in _native.instruction_sets() if name != "scalar"]
 def instruction_set(request):
     before = _native.active_instruction_set()
     _native.use_instruction_set(request.param)
-    if _native.panel_kernels() is None:
+    if _products.panel_kernels(request.param) is None:
         pytest.skip(f"{request.param} has no packed products here")
     yield request.param
     _native.use_instruction_set(before)
@@ -87,15 +87,15 @@ def test_a_product_of_deep_sums_is_that_of_the_gemm(instruction_set, deep_model,
     spec, folder = deep_model
     limits = replace(LIMITS, max_batch_tokens=300)
     sides = [Side(kind, spec, folder, limits) for kind in (GemmProducts, PackedProducts)]
-    before = _native.get_num_threads()
-    _native.set_num_threads(threads)
+    before = _products.get_num_threads()
+    _products.set_num_threads(threads)
     try:
         fill(sides, "act", (rows, spec.intermediate_size))
         for side in sides:
             side.products.down(side.record(0, "act", "hidden", (0, rows)))
         assert_same(sides, "hidden", rows * spec.hidden_size)
     finally:
-        _native.set_num_threads(before)
+        _products.set_num_threads(before)
         for side in sides:
             side.device.close()
 
@@ -248,14 +248,14 @@ def test_what_a_longer_sequence_left_is_gone_and_what_stays_is_kept(sides, model
 def test_any_number_of_threads_gives_the_same_bits(sides, model, num_threads):
     spec, _ = model
     packed = sides[1]
-    before = _native.get_num_threads()
+    before = _products.get_num_threads()
     results = []
     for threads in (1, num_threads):
-        _native.set_num_threads(threads)
+        _products.set_num_threads(threads)
         fill(sides, "x", (150, spec.hidden_size))
         packed.products.gate_up(packed.record(0, "x", "gate_up", (0, 150)))
         results.append(packed.arrays["gate_up"][:150].copy())
-    _native.set_num_threads(before)
+    _products.set_num_threads(before)
     assert np.array_equal(*results)
 
 
@@ -290,10 +290,15 @@ def test_what_does_not_fit_is_refused(sides):
             far()
 
 
+def test_an_instruction_set_that_this_machine_lacks_is_refused():
+    with pytest.raises(ValueError, match="got 'mmx', but this machine has: scalar"):
+        _products.panel_kernels("mmx")
+
+
 def test_other_widths_and_dtypes_go_to_the_gemm_library(model):
     spec, _ = model
     plan, cpu = Plan.derive(spec, LIMITS), torch.device("cpu")
-    if _native.panel_kernels() is not None:
+    if _products.panel_kernels(_native.active_instruction_set()) is not None:
         assert packed_products.is_available(spec, plan, cpu)
     assert not packed_products.is_available(spec, plan, torch.device("cuda:0"))
     odd = SimpleNamespace(hidden_size=96, intermediate_size=164, head_dim=32)

@@ -128,16 +128,16 @@ struct CpuProducts::Tile {
 
 namespace {
 
-const PanelKernels& kernels_or_raise() {
-    const PanelKernels* kernels = active_panel_kernels();
+const PanelKernels& kernels_or_raise(std::string_view instruction_set) {
+    const PanelKernels* kernels = panel_kernels_of(instruction_set);
     require(kernels != nullptr, "this instruction set has no kernels for packed products");
     return *kernels;
 }
 
 }  // namespace
 
-CpuProducts::CpuProducts(const CpuGeometry& g)
-    : geometry_(g), kernels_(kernels_or_raise()), layers_(g.num_layers) {
+CpuProducts::CpuProducts(const CpuGeometry& g, std::string_view instruction_set)
+    : geometry_(g), kernels_(kernels_or_raise(instruction_set)), layers_(g.num_layers) {
     for (const std::size_t width : {g.hidden, g.intermediate, g.head_dim, g.num_heads * g.head_dim})
         require(width > 0 && width % kDepthBlock == 0, "packed products take widths of whole blocks of 32");
     require(g.num_kv_heads > 0 && g.num_heads % g.num_kv_heads == 0, "query heads do not divide into groups");

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 #include <vector>
 
 #include "border/slots.h"
@@ -53,8 +54,9 @@ class CpuProducts {
         std::size_t start, columns;
     };
 
-    // Raises invalid_argument where a width is not whole depth blocks, or no kernels are active.
-    explicit CpuProducts(const CpuGeometry& geometry);
+    // Raises invalid_argument where a width is not whole depth blocks, or the instruction set is not this
+    // machine's or has no kernels for products.
+    CpuProducts(const CpuGeometry& geometry, std::string_view instruction_set);
 
     // Raises invalid_argument unless weight [N, K] has the shape of that Linear.
     void set_linear(std::size_t layer, Linear which, PackedLinear linear);

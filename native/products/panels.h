@@ -62,9 +62,9 @@ extern const PanelKernels kAvx2Panels, kAvx512Bf16Panels, kAmxPanels;
 // What this machine can run, slowest first; may be none.
 std::vector<const PanelKernels*> supported_panel_kernels();
 
-// What goes with an instruction set that this machine has (dispatch.h). Null: a GEMM library does better.
+// What goes with an instruction set. Null: a GEMM library does better. Raises invalid_argument for a set that
+// this machine does not have.
 const PanelKernels* panel_kernels_of(std::string_view instruction_set);
-const PanelKernels* active_panel_kernels();
 
 // weight [N, K], row-major, as B = weight^T  ->  panels, num_panels(N) * K * 32 elements.
 void pack_panels(const std::uint16_t* weight, std::size_t columns, std::size_t depth, std::uint16_t* panels);

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 
 from tsqp_shm import _native
+from tsqp_shm.gpu import _products
 from tsqp_shm.gpu.device import Device
 from tsqp_shm.gpu.kv_cache import SequenceLengths
 from tsqp_shm.gpu.weights import Linear, Weights
@@ -29,7 +30,7 @@ def is_available(spec: ModelSpec, plan: Plan, device: torch.device) -> bool:
     return (
         device.type == "cpu"
         and plan.geometry["dtype"] == "bfloat16"
-        and _native.panel_kernels() is not None
+        and _products.panel_kernels(_native.active_instruction_set()) is not None
         and all(width % DEPTH_BLOCK == 0 for width in widths)
     )
 
@@ -44,8 +45,9 @@ class PackedProducts:
         windows = list(dict.fromkeys(spec.windows))
         self._windows = windows
         self._window_index = [windows.index(window) for window in spec.windows]
-        self._native = _native.CpuProducts(
+        self._native = _products.CpuProducts(
             device.slot_table(),
+            _native.active_instruction_set(),
             num_layers=spec.num_layers,
             hidden=spec.hidden_size,
             intermediate=spec.intermediate_size,
@@ -101,6 +103,6 @@ class PackedProducts:
         self._native.linear(record.layer, name, record.in_slot, record.out_slot, record.first_row, record.rows)
 
 
-def _bits(tensor: torch.Tensor) -> _native.Bits:
-    array: _native.Bits = tensor.view(torch.uint16).numpy()
+def _bits(tensor: torch.Tensor) -> _products.Bits:
+    array: _products.Bits = tensor.view(torch.uint16).numpy()
     return array
