@@ -102,11 +102,10 @@ def test_the_products_of_the_gpu_process_survive_it_and_its_next_look_at_the_are
     def use():
         _products.set_num_threads(2)
         with Arena.create(name, plan, 1) as arena, open_slots(arena) as slots:
-            sizes = dict.fromkeys(("num_layers", "num_heads", "num_kv_heads", "max_sequences"), 1)
-            sizes |= dict.fromkeys(("hidden", "intermediate", "head_dim", "max_keys"), width)
-            products = _products.CpuProducts(
-                slots.table, instruction_set, **sizes, vocabulary=ELEMENTS, max_tokens=ROWS
-            )
+            sizes = dict.fromkeys(("num_layers", "num_heads", "num_kv_heads"), 1)
+            sizes |= dict.fromkeys(("hidden", "intermediate", "head_dim"), width)
+            sizes |= {"vocabulary": ELEMENTS, "max_tokens": ROWS}
+            products = _products.CpuProducts(slots.table, instruction_set, np.zeros((1, 1), np.int32), **sizes)
             products.set_lm_head(np.ones((ELEMENTS, width), np.uint16))
             products.lm_head(0, 1, 0, ROWS)
             truncate(name)

@@ -28,6 +28,7 @@ namespace {
 using SegmentTuple = std::tuple<std::size_t, std::size_t, std::size_t, std::size_t>;
 using KeyRangeTuple = std::pair<std::size_t, std::size_t>;
 using Weight = py::array_t<std::uint16_t, py::array::c_style>;
+using BlockTable = py::array_t<std::int32_t, py::array::c_style>;
 
 constexpr std::array<std::string_view, 5> kLinears = {"qk", "v", "o", "gate_up", "down"};
 
@@ -56,8 +57,9 @@ PackedLinear packed(const Weight& weight, const std::optional<Weight>& bias) {
 // The products with the slots they work on and the embedding they read.
 class HeldProducts {
   public:
-    HeldProducts(HeldSlots& slots, std::string_view instruction_set, const CpuGeometry& geometry)
-        : slots_(slots), products_(geometry, instruction_set) {}
+    HeldProducts(HeldSlots& slots, std::string_view instruction_set, std::vector<std::int32_t> blocks,
+                 const CpuGeometry& geometry)
+        : slots_(slots), products_(geometry, std::move(blocks), instruction_set) {}
 
     void set_linear(std::size_t layer, std::string_view name, const Weight& weight,
                     const std::optional<Weight>& bias) {
@@ -162,18 +164,21 @@ PYBIND11_MODULE(_products, module) {
         "num_threads"_a, "patience_us"_a = 0);
     module.def("get_num_threads", get_num_threads);
     py::class_<HeldProducts>(module, "CpuProducts")
-        .def(py::init([](HeldSlots& slots, const std::string& instruction_set, std::size_t num_layers,
-                         std::size_t hidden, std::size_t intermediate, std::size_t num_heads,
-                         std::size_t num_kv_heads, std::size_t head_dim, std::size_t vocabulary,
-                         std::size_t max_tokens, std::size_t max_sequences, std::size_t max_keys) {
+        .def(py::init([](HeldSlots& slots, const std::string& instruction_set, const BlockTable& blocks,
+                         std::size_t num_layers, std::size_t hidden, std::size_t intermediate,
+                         std::size_t num_heads, std::size_t num_kv_heads, std::size_t head_dim,
+                         std::size_t vocabulary, std::size_t max_tokens) {
+                 if (blocks.ndim() != 2) throw py::value_error("blocks: expected a matrix");
+                 const auto max_sequences = static_cast<std::size_t>(blocks.shape(0)),
+                            max_keys = static_cast<std::size_t>(blocks.shape(1)) * kKeyBlock;
                  return std::make_unique<HeldProducts>(
-                     slots, instruction_set,
+                     slots, instruction_set, std::vector(blocks.data(), blocks.data() + blocks.size()),
                      CpuGeometry{num_layers, hidden, intermediate, num_heads, num_kv_heads, head_dim,
                                  vocabulary, max_tokens, max_sequences, max_keys});
              }),
-             "slots"_a, "instruction_set"_a, py::kw_only(), "num_layers"_a, "hidden"_a, "intermediate"_a,
-             "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "vocabulary"_a, "max_tokens"_a, "max_sequences"_a,
-             "max_keys"_a, py::keep_alive<1, 2>())
+             "slots"_a, "instruction_set"_a, "blocks"_a, py::kw_only(), "num_layers"_a, "hidden"_a,
+             "intermediate"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "vocabulary"_a, "max_tokens"_a,
+             py::keep_alive<1, 2>())
         .def("set_linear", &HeldProducts::set_linear, "layer"_a, "name"_a, "weight"_a, "bias"_a.none(true))
         .def("set_lm_head", &HeldProducts::set_lm_head, "weight"_a)
         .def("set_embedding", &HeldProducts::set_embedding, "embedding"_a)

@@ -18,6 +18,7 @@ class CpuProducts:
         self,
         slots: SlotTable,
         instruction_set: str,
+        blocks: npt.NDArray[np.int32],
         *,
         num_layers: int,
         hidden: int,
@@ -27,8 +28,6 @@ class CpuProducts:
         head_dim: int,
         vocabulary: int,
         max_tokens: int,
-        max_sequences: int,
-        max_keys: int,
     ) -> None: ...
     def set_linear(self, layer: int, name: str, weight: Bits, bias: Bits | None) -> None: ...
     def set_lm_head(self, weight: Bits) -> None: ...

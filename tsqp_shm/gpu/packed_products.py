@@ -13,12 +13,12 @@ import torch
 from tsqp_shm import _native
 from tsqp_shm.gpu import _products
 from tsqp_shm.gpu.device import Device
-from tsqp_shm.gpu.kv_cache import SequenceLengths
+from tsqp_shm.gpu.kv_cache import BlockTable, SequenceLengths
 from tsqp_shm.gpu.weights import Linear, Weights
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.protocol import NO_SLOT, Record
-from tsqp_shm.shm.tiling import Segment, key_range, padded_length
+from tsqp_shm.shm.tiling import Segment, key_range
 
 # A product's depth is cut in blocks of this many.
 DEPTH_BLOCK = 32
@@ -38,8 +38,11 @@ def is_available(spec: ModelSpec, plan: Plan, device: torch.device) -> bool:
 class PackedProducts:
     """Products over slots in place. Shapes and methods: see `gpu.products.Products`."""
 
-    def __init__(self, spec: ModelSpec, plan: Plan, weights: Weights, device: Device) -> None:
+    def __init__(
+        self, spec: ModelSpec, plan: Plan, weights: Weights, device: Device, blocks: BlockTable | None = None
+    ) -> None:
         limits = plan.geometry
+        blocks = blocks or BlockTable.identity(limits["max_num_seqs"], limits["max_model_len"])
         self._lengths = SequenceLengths(limits["max_num_seqs"], limits["max_model_len"])
         # Layers with one window see the same keys.
         windows = list(dict.fromkeys(spec.windows))
@@ -48,6 +51,7 @@ class PackedProducts:
         self._native = _products.CpuProducts(
             device.slot_table(),
             _native.active_instruction_set(),
+            blocks.entries,
             num_layers=spec.num_layers,
             hidden=spec.hidden_size,
             intermediate=spec.intermediate_size,
@@ -56,8 +60,6 @@ class PackedProducts:
             head_dim=spec.head_dim,
             vocabulary=spec.vocab_size,
             max_tokens=limits["max_batch_tokens"],
-            max_sequences=limits["max_num_seqs"],
-            max_keys=padded_length(limits["max_model_len"]),
         )
         self._native.set_embedding(_bits(weights.embedding))
         self._native.set_lm_head(_bits(weights.lm_head.weight))
