@@ -1,4 +1,4 @@
-"""Build the native extensions from `native/`: `tsqp_shm._native`, and the benchmark's round trips.
+"""Build the native extensions from `native/`: `tsqp_shm._native`, the GPU process's products, and round trips.
 
 Metadata lives in pyproject.toml; this file only says how the C++ is compiled. One source file per instruction
 set is compiled with that set's flags, everything else for the machine's baseline, so one wheel runs on every
@@ -7,6 +7,7 @@ processor of its architecture and picks its kernels at load (see native/kernels/
 
 import os
 import platform
+import re
 import sysconfig
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 
 NATIVE = Path("native")
-FOLDERS = ("border", "kernels", "products", "cpu")
 
 # -ffp-contract=off: a fused multiply-add rounds once where mul and add round twice, and the instruction sets must
 # agree bit for bit.
@@ -23,23 +23,23 @@ FLAGS = ["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-Wall",
 # Warnings are for this project's code: the headers of Python and pybind11 count as the system's.
 FLAGS += ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
 
+INSTRUCTION_SETS = NATIVE / "instruction_sets.mk"
+MACHINE = {"AMD64": "x86_64"}.get(platform.machine(), platform.machine())
+# None: a set of another machine.
 ISA_FLAGS = {
-    "kernels_scalar.cpp": ["-fno-tree-vectorize", "-fno-tree-slp-vectorize"],
+    name: flags.split() if machine in ("any", MACHINE) else None
+    for machine, name, flags in re.findall(r"^isa\.(\w+)\.(\w+) := (.*)$", INSTRUCTION_SETS.read_text(), re.MULTILINE)
 }
-if platform.machine() in ("x86_64", "AMD64"):
-    ISA_FLAGS["kernels_avx2.cpp"] = ["-mavx2", "-mfma"]
-    avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
-    ISA_FLAGS["kernels_avx512.cpp"] = avx512
-    ISA_FLAGS["panels_avx2.cpp"] = ["-mavx2", "-mfma"]
-    for name in ("kernels", "panels"):
-        ISA_FLAGS[f"{name}_avx512bf16.cpp"] = [*avx512, "-mavx512bf16"]
-    ISA_FLAGS["panels_amx.cpp"] = [*avx512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
 
-SOURCES = sorted(
-    path
-    for path in [NATIVE / "module.cpp", *(path for folder in FOLDERS for path in (NATIVE / folder).glob("*.cpp"))]
-    if path.name in ISA_FLAGS or not path.stem.endswith(("_avx2", "_avx512", "_avx512bf16", "_amx"))
-)
+
+def isa_flags(source: Path) -> list[str] | None:
+    """What a source file is compiled with beside the common flags; None where it is for another machine."""
+    return ISA_FLAGS.get(source.stem.rpartition("_")[2], [])
+
+
+def sources(*patterns: str) -> list[Path]:
+    """Those of native/ that this machine can compile."""
+    return sorted(path for pattern in patterns for path in NATIVE.glob(pattern) if isa_flags(path) is not None)
 
 
 class BuildWithIsaFlags(build_ext):
@@ -49,7 +49,7 @@ class BuildWithIsaFlags(build_ext):
         compile_one = self.compiler._compile
 
         def compile_with_isa(obj, src, ext, cc_args, extra_postargs, pp_opts):  # noqa: ANN001, ANN202
-            flags = [*extra_postargs, *ISA_FLAGS.get(Path(src).name, [])]
+            flags = [*extra_postargs, *(isa_flags(Path(src)) or [])]
             return compile_one(obj, src, ext, cc_args, flags, pp_opts)
 
         self.compiler._compile = compile_with_isa
@@ -68,16 +68,17 @@ def extension(name: str, sources: list[Path]) -> Pybind11Extension:
         cxx_std=20,
         extra_compile_args=FLAGS,
         extra_link_args=["-pthread"],
-        depends=[str(path) for path in NATIVE.rglob("*.h")],
+        depends=[str(path) for path in (INSTRUCTION_SETS, *NATIVE.rglob("*.h"))],
     )
 
 
 ParallelCompile("NPY_NUM_BUILD_JOBS", default=2).install()
 setup(
     ext_modules=[
-        extension("tsqp_shm._native", SOURCES),
-        # Beside it and not in it: the TEE process loads no benchmark.
-        extension("tsqp_shm.bench._round_trips", [NATIVE / "bench/round_trips.cpp", NATIVE / "border/ring.cpp"]),
+        extension("tsqp_shm._native", sources("module.cpp", "border/*.cpp", "kernels/*.cpp", "cpu/*.cpp")),
+        # Beside it and not in it: the TEE process loads neither the GPU process's products nor a benchmark.
+        extension("tsqp_shm.gpu._products", sources("products/*.cpp", "cpu/*.cpp")),
+        extension("tsqp_shm.bench._round_trips", sources("bench/*.cpp", "border/ring.cpp")),
     ],
     cmdclass={"build_ext": BuildWithIsaFlags},
 )

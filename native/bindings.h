@@ -1,12 +1,11 @@
-// Which file binds what; module.cpp calls them all.
+// Which file binds what of `_native`; module.cpp calls them all.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 namespace tsqp {
 
-void bind_ring(pybind11::module_& module);        // bind_ring.cpp: layout constants, rings, heartbeat
-void bind_kernels(pybind11::module_& module);     // bind_kernels.cpp: slot table, kernels, instruction sets
-void bind_cpu_device(pybind11::module_& module);  // bind_cpu_device.cpp: the products of a CPU device
+void bind_ring(pybind11::module_& module);     // bind_ring.cpp: layout constants, rings, heartbeat
+void bind_kernels(pybind11::module_& module);  // bind_kernels.cpp: slot table, kernels, instruction sets
 
 }  // namespace tsqp

@@ -11,6 +11,7 @@ import pytest
 
 from tsqp_shm import _native
 from tsqp_shm.errors import ProtocolError
+from tsqp_shm.gpu import _products
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan
@@ -87,6 +88,31 @@ def test_threads_of_native_code_survive_too(name, forked):
                 with pytest.raises(ProtocolError, match="arena"):
                     _native.load_rows(slots.table, 0, 0, ROWS, out)
             heartbeat.release()
+
+    forked(use).join()
+
+
+def test_the_products_of_the_gpu_process_survive_it_and_its_next_look_at_the_arena_does_not(name, forked):
+    """They are in an extension of their own, and the handler is not."""
+    width, plan = 64, Plan.of_slots({}, [("x", "bfloat16", ROWS, 64), ("logits", "bfloat16", ROWS, ELEMENTS)])
+    instruction_set = _native.active_instruction_set()
+    if _products.panel_kernels(instruction_set) is None:
+        pytest.skip(f"{instruction_set} has no packed products")
+
+    def use():
+        _products.set_num_threads(2)
+        with Arena.create(name, plan, 1) as arena, open_slots(arena) as slots:
+            sizes = dict.fromkeys(("num_layers", "num_heads", "num_kv_heads"), 1)
+            sizes |= dict.fromkeys(("hidden", "intermediate", "head_dim"), width)
+            sizes |= {"vocabulary": ELEMENTS, "max_tokens": ROWS}
+            products = _products.CpuProducts(slots.table, instruction_set, np.zeros((1, 1), np.int32), **sizes)
+            products.set_lm_head(np.ones((ELEMENTS, width), np.uint16))
+            products.lm_head(0, 1, 0, ROWS)
+            truncate(name)
+            for _ in range(20):
+                products.lm_head(0, 1, 0, ROWS)
+            with pytest.raises(ProtocolError, match="arena"):
+                _native.load_word(arena.buffer, 0)
 
     forked(use).join()
 

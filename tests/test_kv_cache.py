@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,18 +16,32 @@ from safetensors.torch import load_file, save_file
 from tsqp_shm import SamplingParams
 from tsqp_shm.errors import ProtocolError
 from tsqp_shm.gpu.device import Device
-from tsqp_shm.gpu.kv_cache import KVCache
-from tsqp_shm.shm.tiling import Segment, key_range, padded_length
+from tsqp_shm.gpu.kv_cache import BlockTable, KVCache
+from tsqp_shm.shm.tiling import KEY_BLOCK, Segment, key_range, padded_length
 
 MODEL = SimpleNamespace(num_layers=2, num_kv_heads=3, head_dim=4)
 MAX_MODEL_LEN = 200
 NUM_SEQUENCES = 3
 
 
-def new_cache() -> KVCache:
+BLOCKS_EACH = padded_length(MAX_MODEL_LEN) // KEY_BLOCK
+IDENTITY = BlockTable.identity(NUM_SEQUENCES, MAX_MODEL_LEN)
+SHUFFLED = BlockTable(
+    np.random.default_rng(3).permutation(IDENTITY.entries.reshape(-1)).reshape(NUM_SEQUENCES, BLOCKS_EACH)
+)
+# Runs of two blocks, and some that would go on in the next row.
+ROLLED = BlockTable(np.roll(IDENTITY.entries, 2))
+
+
+@pytest.fixture(params=[IDENTITY, SHUFFLED, ROLLED], ids=["identity", "shuffled", "rolled"])
+def blocks(request) -> BlockTable:
+    return request.param
+
+
+def new_cache(blocks: BlockTable = IDENTITY) -> KVCache:
     arena = SimpleNamespace(plan=SimpleNamespace(slots=()))
     device = Device(torch.device("cpu"), arena)  # type: ignore[arg-type]
-    return KVCache(MODEL, NUM_SEQUENCES, MAX_MODEL_LEN, torch.float32, device)  # type: ignore[arg-type]
+    return KVCache(MODEL, blocks, MAX_MODEL_LEN, torch.float32, device)  # type: ignore[arg-type]
 
 
 def append(cache: KVCache, segment: Segment, value: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,8 +54,8 @@ def append(cache: KVCache, segment: Segment, value: float | None = None) -> tupl
     return keys, values
 
 
-def test_what_was_appended_is_read_back():
-    cache = new_cache()
+def test_what_was_appended_is_read_back(blocks):
+    cache = new_cache(blocks)
     parts = [append(cache, Segment(1, position, 0, rows)) for position, rows in ((0, 70), (70, 1), (71, 60))]
     keys, values = (torch.cat(part) for part in zip(*parts, strict=True))
     seen = key_range(Segment(1, 130, 0, 1), None)
@@ -50,8 +65,8 @@ def test_what_was_appended_is_read_back():
         assert torch.equal(cache.values(layer, 1, seen)[:, :131], values.transpose(0, 1))
 
 
-def test_a_window_reads_from_its_key_block_on():
-    cache = new_cache()
+def test_a_window_reads_from_its_key_block_on(blocks):
+    cache = new_cache(blocks)
     _, values = append(cache, Segment(0, 0, 0, 150))
     seen = key_range(Segment(0, 149, 0, 1), 20)
     assert (seen.start, seen.end, seen.columns) == (128, 150, 64)
@@ -85,8 +100,8 @@ def test_segments_of_one_step_follow_on_each_other():
 
 
 @pytest.mark.parametrize("position", [0, 3, 64, 100])
-def test_values_behind_the_end_are_zero_after_a_longer_sequence(position):
-    cache = new_cache()
+def test_values_behind_the_end_are_zero_after_a_longer_sequence(position, blocks):
+    cache = new_cache(blocks)
     append(cache, Segment(1, 0, 0, MAX_MODEL_LEN), float("nan"))
     append(cache, Segment(2, 0, 0, MAX_MODEL_LEN), 7.0)
     if position:
@@ -102,9 +117,37 @@ def test_values_behind_the_end_are_zero_after_a_longer_sequence(position):
     assert (cache.values(0, 2, key_range(Segment(2, 0, 0, MAX_MODEL_LEN), None))[:, :MAX_MODEL_LEN] == 7).all()
 
 
-@given(st.lists(st.tuples(st.integers(0, NUM_SEQUENCES - 1), st.floats(0, 1), st.integers(1, 60)), max_size=12))
-def test_any_run_of_steps_reads_as_a_list_would(steps):
-    cache = new_cache()
+@given(
+    st.permutations(range(NUM_SEQUENCES * BLOCKS_EACH)),
+    st.integers(0, NUM_SEQUENCES - 1),
+    st.integers(0, MAX_MODEL_LEN),
+    st.integers(0, MAX_MODEL_LEN),
+)
+def test_the_runs_of_a_table_are_its_positions_in_order(entries, sequence, start, end):
+    table = np.array(entries, np.int32).reshape(NUM_SEQUENCES, BLOCKS_EACH)
+    runs = BlockTable(table).runs(sequence, start, end)
+    found = [(run.row, column) for run in runs for column in range(run.start, run.start + run.length)]
+    blocks = [table[sequence, position // KEY_BLOCK] for position in range(start, end)]
+    within = [position % KEY_BLOCK for position in range(start, end)]
+    assert found == [
+        (block // BLOCKS_EACH, block % BLOCKS_EACH * KEY_BLOCK + at) for block, at in zip(blocks, within, strict=True)
+    ]
+    assert all(run.length > 0 for run in runs)
+    # As few as there can be.
+    assert all(a.row != b.row or a.start + a.length != b.start for a, b in pairwise(runs))
+
+
+def test_where_nothing_is_paged_a_sequence_is_one_run():
+    assert IDENTITY.runs(2, 3, MAX_MODEL_LEN) == [(2, 3, MAX_MODEL_LEN - 3)]
+    assert IDENTITY.runs(1, 64, 65) == [(1, 64, 1)]
+
+
+@given(
+    st.sampled_from([IDENTITY, SHUFFLED, ROLLED]),
+    st.lists(st.tuples(st.integers(0, NUM_SEQUENCES - 1), st.floats(0, 1), st.integers(1, 60)), max_size=12),
+)
+def test_any_run_of_steps_reads_as_a_list_would(blocks, steps):
+    cache = new_cache(blocks)
     expected: list[list[float]] = [[] for _ in range(NUM_SEQUENCES)]
     for number, (sequence, share, rows) in enumerate(steps):
         position = round(share * len(expected[sequence]))

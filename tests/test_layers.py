@@ -39,7 +39,7 @@ ALLOWED = {
     "top": (VALUES | {"shm"}, {"rich"}),
     "bench": (VALUES | SHM | {"model", "tee", "llm", "gpu"}, {"numpy", "torch", "transformers", "matplotlib", "zmq"}),
     "sessions": (VALUES | {"shm"}, set()),
-    "doctor": (VALUES | SHM | {"model", "roles", "sessions"}, {"numpy", "zmq"}),
+    "doctor": (VALUES | SHM | {"model", "roles", "gpu", "sessions"}, {"numpy", "zmq"}),
     "cli": (EVERYTHING, set()),
     "__main__": ({"cli"}, set()),
     "__init__": ({"_version", "llm"}, set()),

@@ -454,6 +454,7 @@ with LLM(sys.argv[1], max_model_len=128) as llm:
         "modules": sorted(sys.modules),
         "tee_libraries": sorted({line.split()[-1] for line in maps.splitlines() if "/" in line}),
         "gpu_has_torch": "libtorch" in gpu_maps,
+        "gpu_has_products": "/_products." in gpu_maps,
         "stats": llm.stats(),
     }))
 """
@@ -462,7 +463,10 @@ with LLM(sys.argv[1], max_model_len=128) as llm:
     loaded = {name.partition(".")[0] for name in found["modules"]}
     assert loaded >= {"numpy", "zmq", "tokenizers", "tsqp_shm"}
     assert not loaded & {"torch", "transformers", "gguf", "huggingface_hub"}
-    assert not [path for path in found["tee_libraries"] if "torch" in path or "libgomp" in path or "libcu" in path]
+    assert not [name for name in found["modules"] if name.startswith(("tsqp_shm.gpu", "tsqp_shm.bench"))]
+    foreign = ("torch", "libgomp", "libcu", "_products", "_round_trips")
+    assert not [path for path in found["tee_libraries"] if any(part in path for part in foreign)]
     assert found["gpu_has_torch"]
+    assert found["gpu_has_products"]
     peak = {role: facts["peak_rss_bytes"] for role, facts in found["stats"]["processes"].items()}
     assert 0 < peak["tee"] < peak["gpu"]

@@ -13,8 +13,9 @@ from models import RandomModel
 
 from tsqp_shm import _native
 from tsqp_shm.config import Limits
-from tsqp_shm.gpu import packed_products
+from tsqp_shm.gpu import _products, packed_products
 from tsqp_shm.gpu.device import Device
+from tsqp_shm.gpu.kv_cache import BlockTable
 from tsqp_shm.gpu.packed_products import PackedProducts
 from tsqp_shm.gpu.products import GemmProducts
 from tsqp_shm.gpu.weights import load_weights
@@ -44,7 +45,7 @@ SETS = [name for name in _native.instruction_sets() if name != "scalar"]
 def instruction_set(request):
     before = _native.active_instruction_set()
     _native.use_instruction_set(request.param)
-    if _native.panel_kernels() is None:
+    if _products.panel_kernels(request.param) is None:
         pytest.skip(f"{request.param} has no packed products here")
     yield request.param
     _native.use_instruction_set(before)
@@ -53,14 +54,14 @@ def instruction_set(request):
 class Side:
     """Products of one kind on slots of their own."""
 
-    def __init__(self, kind, spec, folder, limits=LIMITS) -> None:
+    def __init__(self, kind, spec, folder, limits=LIMITS, blocks=None) -> None:
         self.plan = Plan.derive(spec, limits)
         arena = SimpleNamespace(plan=self.plan, buffer=mmap.mmap(-1, self.plan.total_bytes))
         self.device = Device(torch.device("cpu"), arena)
         self.arrays = {slot.name: slot_array(arena, slot) for slot in self.plan.slots}
         with Checkpoint.open(folder) as checkpoint:
             weights = load_weights(spec, checkpoint, torch.bfloat16, torch.device("cpu"))
-            self.products = kind(spec, self.plan, weights, self.device)
+            self.products = kind(spec, self.plan, weights, self.device, blocks)
 
     def record(self, layer=0, source="x", to="x", rows=(0, 1), tile=(0, 1)) -> Record:
         out = NO_SLOT if to is None else self.plan.slot(to).index
@@ -87,15 +88,15 @@ def test_a_product_of_deep_sums_is_that_of_the_gemm(instruction_set, deep_model,
     spec, folder = deep_model
     limits = replace(LIMITS, max_batch_tokens=300)
     sides = [Side(kind, spec, folder, limits) for kind in (GemmProducts, PackedProducts)]
-    before = _native.get_num_threads()
-    _native.set_num_threads(threads)
+    before = _products.get_num_threads()
+    _products.set_num_threads(threads)
     try:
         fill(sides, "act", (rows, spec.intermediate_size))
         for side in sides:
             side.products.down(side.record(0, "act", "hidden", (0, rows)))
         assert_same(sides, "hidden", rows * spec.hidden_size)
     finally:
-        _native.set_num_threads(before)
+        _products.set_num_threads(before)
         for side in sides:
             side.device.close()
 
@@ -130,7 +131,15 @@ def step(sides, segments):
             side.products.begin_step(segments)
 
 
-def attention(sides, spec, segments, tile, layer, seed):
+def assert_close(found, expected, rtol):
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol / 2 * np.abs(expected).max())
+
+
+def assert_equal(found, expected, rtol):
+    np.testing.assert_array_equal(found, expected)
+
+
+def attention(sides, spec, segments, tile, layer, seed, compare=assert_close):
     """q and k of all rows, scores, made-up probabilities that are causal, context and o_proj."""
     rows = segments[-1].first_row + segments[-1].rows
     width = (spec.num_heads + spec.num_kv_heads) * spec.head_dim
@@ -151,9 +160,7 @@ def attention(sides, spec, segments, tile, layer, seed):
         keys = np.arange(seen.columns)[None, :] + seen.start
         visible = np.broadcast_to(keys <= segment.position + np.arange(segment.rows)[:, None], shape)
         expected, found = (to_float(flat[offset:end]).reshape(shape) for flat in scores)
-        np.testing.assert_allclose(
-            found[visible], expected[visible], rtol=2**-6, atol=2**-7 * np.abs(expected[visible]).max()
-        )
+        compare(found[visible], expected[visible], 2**-6)
         weights = torch.from_numpy(probabilities.random(shape) * visible).bfloat16().view(torch.uint16).numpy()
         for flat in scores:
             flat[offset:end] = weights.reshape(-1)
@@ -163,7 +170,7 @@ def attention(sides, spec, segments, tile, layer, seed):
     for side in sides:
         side.products.context(side.record(layer, "scores.0", "hidden", of_rows, tile))
     hidden = [to_float(side.arrays["hidden"][first : sum(of_rows)]) for side in sides]
-    np.testing.assert_allclose(hidden[1], hidden[0], rtol=2**-5, atol=2**-6 * np.abs(hidden[0]).max())
+    compare(hidden[1], hidden[0], 2**-5)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 33, 150])
@@ -213,6 +220,59 @@ def test_a_prompt_then_decode_of_several_sequences(sides, model):
             attention(sides, spec, decode, (0, 3), layer, seed=100 + layer)
 
 
+# Of three sequences of five blocks each.
+BLOCKS = np.arange(15, dtype=np.int32)
+TABLES = {
+    "shuffled": np.random.default_rng(7).permutation(BLOCKS),
+    "runs over the ends of rows": np.roll(BLOCKS, 2),
+    "backwards": BLOCKS[::-1],
+}
+# In each step segments (sequence, position, rows), a tile each but for the last step's.
+STEPS = [
+    [(0, 0, 63), (1, 0, 64), (2, 0, 33)],
+    [(0, 63, 1), (1, 64, 1), (2, 33, 31)],
+    [(0, 64, 64), (1, 65, 62), (2, 64, 1)],
+    [(0, 128, 1), (1, 127, 1), (2, 65, 64)],
+    [(0, 129, 64), (0, 193, 64), (1, 0, 5), (2, 129, 20)],
+    [(0, 257, 1), (1, 5, 1), (2, 149, 1)],
+]
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("kind", ["gemm", *SETS])
+def test_wherever_the_blocks_of_the_cache_lie_the_bits_are_the_same(model, kind, table, request):
+    spec, folder = model
+    before = _native.active_instruction_set()
+    if kind != "gemm":
+        _native.use_instruction_set(kind)
+        request.addfinalizer(lambda: _native.use_instruction_set(before))
+        if _products.panel_kernels(kind) is None:
+            pytest.skip(f"{kind} has no packed products here")
+    products = GemmProducts if kind == "gemm" else PackedProducts
+    tables = [None, BlockTable(TABLES[table].reshape(3, 5).copy())]
+    pair = [Side(products, spec, folder, blocks=blocks) for blocks in tables]
+    with torch.inference_mode():
+        for number, of_step in enumerate(STEPS):
+            segments, first_row = [], 0
+            for sequence, position, rows in of_step:
+                segments.append(Segment(sequence, position, first_row, rows))
+                first_row += rows
+            step(pair, segments)
+            tiles = [(0, 3)] if number + 1 == len(STEPS) else [(index, 1) for index in range(len(segments))]
+            for layer in range(spec.num_layers):
+                for tile in tiles:
+                    attention(pair, spec, segments, tile, layer, 10 * number + layer, assert_equal)
+    for side in pair:
+        side.device.close()
+
+
+def test_a_block_table_that_does_not_fit_is_refused(sides, model):
+    spec, folder = model
+    for entries in ([[0, 15, 1, 2, 3]] * 3, [[0, -1, 1, 2, 3]] * 3):
+        with pytest.raises(ValueError, match="table"):
+            Side(PackedProducts, spec, folder, blocks=BlockTable(np.array(entries, np.int32)))
+
+
 @pytest.mark.parametrize("position", [0, 1, 6, 63, 64, 99])
 def test_what_a_longer_sequence_left_is_gone_and_what_stays_is_kept(sides, model, position):
     """NaN behind a new end would come through probabilities that are zero."""
@@ -248,14 +308,14 @@ def test_what_a_longer_sequence_left_is_gone_and_what_stays_is_kept(sides, model
 def test_any_number_of_threads_gives_the_same_bits(sides, model, num_threads):
     spec, _ = model
     packed = sides[1]
-    before = _native.get_num_threads()
+    before = _products.get_num_threads()
     results = []
     for threads in (1, num_threads):
-        _native.set_num_threads(threads)
+        _products.set_num_threads(threads)
         fill(sides, "x", (150, spec.hidden_size))
         packed.products.gate_up(packed.record(0, "x", "gate_up", (0, 150)))
         results.append(packed.arrays["gate_up"][:150].copy())
-    _native.set_num_threads(before)
+    _products.set_num_threads(before)
     assert np.array_equal(*results)
 
 
@@ -290,10 +350,15 @@ def test_what_does_not_fit_is_refused(sides):
             far()
 
 
+def test_an_instruction_set_that_this_machine_lacks_is_refused():
+    with pytest.raises(ValueError, match="got 'mmx', but this machine has: scalar"):
+        _products.panel_kernels("mmx")
+
+
 def test_other_widths_and_dtypes_go_to_the_gemm_library(model):
     spec, _ = model
     plan, cpu = Plan.derive(spec, LIMITS), torch.device("cpu")
-    if _native.panel_kernels() is not None:
+    if _products.panel_kernels(_native.active_instruction_set()) is not None:
         assert packed_products.is_available(spec, plan, cpu)
     assert not packed_products.is_available(spec, plan, torch.device("cuda:0"))
     odd = SimpleNamespace(hidden_size=96, intermediate_size=164, head_dim=32)

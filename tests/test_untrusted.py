@@ -25,7 +25,7 @@ READS = re.compile(r"(.*\.)?(load_word|frombuffer|slot_array|reader\.read|recv\w
 HOLDERS = {"shm/arena.py", "shm/slots.py"}
 
 # Native code that the arena's memory passes through; of what runs in the TEE process, nothing else may know its layout.
-BORDER_HEADERS = {f"border/{name}.h" for name in ("layout", "ring", "slots", "heartbeat")}
+BORDER_HEADERS = {f"border/{name}.h" for name in ("layout", "ring", "slots", "held_slots", "heartbeat")}
 BORDER_HEADERS |= {"kernels/kernels_arguments.h", "kernels/finite.h"}
 BORDER_SOURCES = BORDER_HEADERS | {
     "border/words.h",

@@ -1,5 +1,11 @@
-// The GPU process's operations for a CPU device (cpu_products.h): slots and rows are checked with Python's
-// lock held, then the products run without it.
+// `tsqp_shm.gpu._products`: the GPU process's operations for a CPU device (cpu_products.h). Slots and rows
+// are checked with Python's lock held, then the products run without it.
+//
+// An extension of its own: the TEE process loads none of it. Slots are `_native`'s, whose type pybind11 knows
+// in every extension; so the mapping is held, and released, in one place. The threads are this extension's
+// own. The instruction set is told by name, as the choice is `_native`'s. A fault in an arena that was taken
+// away is handled by
+// `_native`'s ArenaGuard for the whole process, and the next look at a ring raises.
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
@@ -12,8 +18,8 @@
 #include <utility>
 #include <vector>
 
-#include "bindings.h"
-#include "kernels/kernels_arguments.h"
+#include "border/held_slots.h"
+#include "cpu/thread_pool.h"
 #include "products/cpu_products.h"
 
 namespace tsqp {
@@ -22,6 +28,7 @@ namespace {
 using SegmentTuple = std::tuple<std::size_t, std::size_t, std::size_t, std::size_t>;
 using KeyRangeTuple = std::pair<std::size_t, std::size_t>;
 using Weight = py::array_t<std::uint16_t, py::array::c_style>;
+using BlockTable = py::array_t<std::int32_t, py::array::c_style>;
 
 constexpr std::array<std::string_view, 5> kLinears = {"qk", "v", "o", "gate_up", "down"};
 
@@ -50,7 +57,9 @@ PackedLinear packed(const Weight& weight, const std::optional<Weight>& bias) {
 // The products with the slots they work on and the embedding they read.
 class HeldProducts {
   public:
-    HeldProducts(HeldSlots& slots, const CpuGeometry& geometry) : slots_(slots), products_(geometry) {}
+    HeldProducts(HeldSlots& slots, std::string_view instruction_set, std::vector<std::int32_t> blocks,
+                 const CpuGeometry& geometry)
+        : slots_(slots), products_(geometry, std::move(blocks), instruction_set) {}
 
     void set_linear(std::size_t layer, std::string_view name, const Weight& weight,
                     const std::optional<Weight>& bias) {
@@ -132,23 +141,43 @@ class HeldProducts {
 
 }  // namespace
 
-void bind_cpu_device(py::module_& module) {
+}  // namespace tsqp
+
+PYBIND11_MODULE(_products, module) {
+    using namespace tsqp;
     using namespace py::literals;
-    module.def("panel_kernels", []() -> std::optional<std::string> {
-        const PanelKernels* kernels = active_panel_kernels();
-        return kernels == nullptr ? std::nullopt : std::optional<std::string>(kernels->name);
-    });
+    module.doc() = "The GPU process's products where its device is the CPU: native/products/cpu_products.h.";
+    // Whose SlotTable the products take.
+    py::module_::import("tsqp_shm._native");
+    module.def(
+        "panel_kernels",
+        [](const std::string& instruction_set) -> std::optional<std::string> {
+            const PanelKernels* kernels = panel_kernels_of(instruction_set);
+            return kernels == nullptr ? std::nullopt : std::optional<std::string>(kernels->name);
+        },
+        "instruction_set"_a);
+    module.def(
+        "set_num_threads",
+        [](std::size_t num_threads, std::size_t patience_us) {
+            set_num_threads(num_threads, std::chrono::microseconds(patience_us));
+        },
+        "num_threads"_a, "patience_us"_a = 0);
+    module.def("get_num_threads", get_num_threads);
     py::class_<HeldProducts>(module, "CpuProducts")
-        .def(py::init([](HeldSlots& slots, std::size_t num_layers, std::size_t hidden,
-                         std::size_t intermediate, std::size_t num_heads, std::size_t num_kv_heads,
-                         std::size_t head_dim, std::size_t vocabulary, std::size_t max_tokens,
-                         std::size_t max_sequences, std::size_t max_keys) {
+        .def(py::init([](HeldSlots& slots, const std::string& instruction_set, const BlockTable& blocks,
+                         std::size_t num_layers, std::size_t hidden, std::size_t intermediate,
+                         std::size_t num_heads, std::size_t num_kv_heads, std::size_t head_dim,
+                         std::size_t vocabulary, std::size_t max_tokens) {
+                 if (blocks.ndim() != 2) throw py::value_error("blocks: expected a matrix");
+                 const auto max_sequences = static_cast<std::size_t>(blocks.shape(0)),
+                            max_keys = static_cast<std::size_t>(blocks.shape(1)) * kKeyBlock;
                  return std::make_unique<HeldProducts>(
-                     slots, CpuGeometry{num_layers, hidden, intermediate, num_heads, num_kv_heads, head_dim,
-                                        vocabulary, max_tokens, max_sequences, max_keys});
+                     slots, instruction_set, std::vector(blocks.data(), blocks.data() + blocks.size()),
+                     CpuGeometry{num_layers, hidden, intermediate, num_heads, num_kv_heads, head_dim,
+                                 vocabulary, max_tokens, max_sequences, max_keys});
              }),
-             "slots"_a, py::kw_only(), "num_layers"_a, "hidden"_a, "intermediate"_a, "num_heads"_a,
-             "num_kv_heads"_a, "head_dim"_a, "vocabulary"_a, "max_tokens"_a, "max_sequences"_a, "max_keys"_a,
+             "slots"_a, "instruction_set"_a, "blocks"_a, py::kw_only(), "num_layers"_a, "hidden"_a,
+             "intermediate"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "vocabulary"_a, "max_tokens"_a,
              py::keep_alive<1, 2>())
         .def("set_linear", &HeldProducts::set_linear, "layer"_a, "name"_a, "weight"_a, "bias"_a.none(true))
         .def("set_lm_head", &HeldProducts::set_lm_head, "weight"_a)
@@ -166,5 +195,3 @@ void bind_cpu_device(py::module_& module) {
              "rows"_a)
         .def("lm_head", &HeldProducts::lm_head, "in_slot"_a, "out_slot"_a, "first_row"_a, "rows"_a);
 }
-
-}  // namespace tsqp

@@ -12,82 +12,20 @@ namespace {
 
 using Bf16 = std::uint16_t;
 
-// What one thread takes at a time: enough to be worth a ticket, little enough that two threads end together.
-// Rows of a Linear whose activations stay in the second-level cache while the panels go over them; bytes of
-// weights where rows are few; rows of one head's scores.
-constexpr std::size_t kRowBlock = 128, kPanelBytes = 128 * 1024, kScoreRows = 64;
-// Depth times panels of a task with many rows: some 20 us; more where threads have enough tasks for all that,
-// up to what leaves room for the rows in the second-level cache.
-constexpr std::size_t kBlockDepth = 4608, kTasksPerThread = 16, kPanelBlockBytes = 1024 * 1024;
-// Rows of more inputs than kWholeDepth lie so far apart that they push each other out of that cache: they are
-// taken kDepthCut inputs at a time, of more rows and panels, with sums in between.
-constexpr std::size_t kWholeDepth = 4096, kDepthCut = 288, kCutRowBlock = 256, kCutPanels = 16;
-constexpr std::size_t kFewRows = 32;
-// Panels of keys that one task scores for a row of decode.
-constexpr std::size_t kDecodePanels = 32;
+// Rows of one head that one task scores, and panels of keys for a row of decode.
+constexpr std::size_t kScoreRows = 64, kDecodePanels = 32;
+constexpr std::size_t kBlockPanels = kKeyBlock / kPanelColumns;
 
 std::size_t round_up(std::size_t size, std::size_t block) { return (size + block - 1) / block * block; }
 std::size_t ceil_div(std::size_t size, std::size_t block) { return (size + block - 1) / block; }
 
 Bf16* elements(const Rows& rows) { return reinterpret_cast<Bf16*>(rows.data); }
 
-// Kept by each thread of the pool, as pages that are new each time would cost more than the sums.
-float* this_threads_sums() {
-    static_assert(sizeof(float) == 2 * sizeof(Bf16));
-    thread_local const Pages pages(2 * sums_elements(kCutRowBlock, kCutPanels), false);
-    return reinterpret_cast<float*>(pages.data());
-}
-
 void require(bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(what);
 }
 
 }  // namespace
-
-PackedLinear::PackedLinear(const Bf16* weight, std::size_t columns, std::size_t depth, const Bf16* bias)
-    : columns_(columns), depth_(depth), panels_(num_panels(columns) * kPanelColumns * depth, true) {
-    require(depth % kDepthBlock == 0, "a packed Linear takes whole blocks of 32 inputs");
-    pack_panels(weight, columns, depth, panels_.data());
-    if (bias != nullptr) bias_.assign(bias, bias + columns);
-}
-
-void PackedLinear::apply(const PanelKernels& kernels, const Bf16* x, std::size_t rows, Bf16* out) const {
-    const std::size_t panels = num_panels(columns_), panel_stride = depth_ * kPanelColumns;
-    const bool few = rows <= kFewRows, is_cut = !few && kernels.cuts_depth && depth_ > kWholeDepth;
-    const std::size_t row_block = few ? rows : is_cut ? kCutRowBlock : kRowBlock;
-    const std::size_t row_blocks = ceil_div(rows, row_block), threads = get_num_threads();
-    const std::size_t even = panels * row_blocks / (kTasksPerThread * threads);
-    const std::size_t largest = is_cut ? kCutPanels : kPanelBlockBytes / (panel_stride * sizeof(Bf16));
-    const std::size_t panel_block =
-        std::max<std::size_t>(1, few ? kPanelBytes / (panel_stride * sizeof(Bf16))
-                                     : std::min(largest, std::max(kBlockDepth / depth_, even)));
-    const std::size_t depth_block = is_cut ? kDepthCut : depth_;
-    parallel_rows(row_blocks * ceil_div(panels, panel_block), 1, threads,
-                  [&](std::size_t, std::size_t begin, std::size_t end) {
-                      float* const sums = is_cut ? this_threads_sums() : nullptr;
-                      for (std::size_t task = begin; task < end; ++task) {
-                          // A block of panels stays in the second-level cache while all rows go over it.
-                          const std::size_t panel = task / row_blocks * panel_block,
-                                            row = task % row_blocks * row_block;
-                          for (std::size_t k = 0; k < depth_; k += depth_block) {
-                              const PanelArgs args{.a = x + row * depth_ + k,
-                                                   .a_stride = depth_,
-                                                   .panels = panels_.data() + k * kPanelColumns,
-                                                   .panel_stride = panel_stride,
-                                                   .bias = bias_.empty() ? nullptr : bias_.data(),
-                                                   .out = out + row * columns_,
-                                                   .out_stride = columns_,
-                                                   .rows = std::min(row_block, rows - row),
-                                                   .depth = std::min(depth_block, depth_ - k),
-                                                   .columns = columns_,
-                                                   .sums = sums,
-                                                   .is_first = k == 0,
-                                                   .is_last = k + depth_block >= depth_};
-                              kernels.product(args, panel, std::min(panel + panel_block, panels));
-                          }
-                      }
-                  });
-}
 
 // The segments of a tile with their blocks in the score slot, cut into tasks. In decode the query heads of a
 // group are the rows of one product; in prefill each head has rows enough, and tasks of its own.
@@ -128,24 +66,24 @@ struct CpuProducts::Tile {
 
 namespace {
 
-const PanelKernels& kernels_or_raise() {
-    const PanelKernels* kernels = active_panel_kernels();
+const PanelKernels& kernels_or_raise(std::string_view instruction_set) {
+    const PanelKernels* kernels = panel_kernels_of(instruction_set);
     require(kernels != nullptr, "this instruction set has no kernels for packed products");
     return *kernels;
 }
 
 }  // namespace
 
-CpuProducts::CpuProducts(const CpuGeometry& g)
-    : geometry_(g), kernels_(kernels_or_raise()), layers_(g.num_layers) {
+CpuProducts::CpuProducts(const CpuGeometry& g, std::vector<std::int32_t> blocks,
+                         std::string_view instruction_set)
+    : geometry_(g),
+      kernels_(kernels_or_raise(instruction_set)),
+      layers_(g.num_layers),
+      cache_(g.num_layers, g.num_kv_heads, g.head_dim, g.max_sequences, std::move(blocks)) {
     for (const std::size_t width : {g.hidden, g.intermediate, g.head_dim, g.num_heads * g.head_dim})
         require(width > 0 && width % kDepthBlock == 0, "packed products take widths of whole blocks of 32");
     require(g.num_kv_heads > 0 && g.num_heads % g.num_kv_heads == 0, "query heads do not divide into groups");
-    require(g.max_keys % 64 == 0, "the cache takes whole blocks of 64 keys");
     const std::size_t kv_width = g.num_kv_heads * g.head_dim;
-    const std::size_t cache = g.num_layers * g.max_sequences * kv_width * g.max_keys;
-    keys_ = Pages(cache, false);
-    values_ = Pages(cache, false);
     new_values_ = Pages(g.max_tokens * kv_width, false);
     heads_ = Pages(g.max_tokens * g.num_heads * g.head_dim, false);
 }
@@ -174,35 +112,6 @@ void CpuProducts::set_lm_head(PackedLinear linear) {
     lm_head_ = std::move(linear);
 }
 
-Bf16* CpuProducts::keys(std::size_t layer, std::size_t sequence, std::size_t group) const {
-    const std::size_t index = (layer * geometry_.max_sequences + sequence) * geometry_.num_kv_heads + group;
-    return keys_.data() + index * geometry_.max_keys * geometry_.head_dim;
-}
-
-Bf16* CpuProducts::values(std::size_t layer, std::size_t sequence, std::size_t group) const {
-    const std::size_t index = (layer * geometry_.max_sequences + sequence) * geometry_.num_kv_heads + group;
-    return values_.data() + index * geometry_.max_keys * geometry_.head_dim;
-}
-
-void CpuProducts::clear_values(std::size_t sequence, std::size_t begin, std::size_t end) {
-    const CpuGeometry& g = geometry_;
-    require(sequence < g.max_sequences && begin <= end && end <= g.max_keys && end % 2 == 0,
-            "no such keys in the cache");
-    for (std::size_t layer = 0; layer < g.num_layers; ++layer)
-        for (std::size_t group = 0; group < g.num_kv_heads; ++group)
-            for (std::size_t panel = 0; panel < g.head_dim / kPanelColumns; ++panel) {
-                Bf16* const of_panel = values(layer, sequence, group) + panel * g.max_keys * kPanelColumns;
-                std::size_t key = begin;
-                // The second of a pair of keys lies between values that stay.
-                if (key % 2 == 1 && key < end) {
-                    for (std::size_t d = 0; d < kPanelColumns; ++d)
-                        of_panel[(key / 2 * kPanelColumns + d) * 2 + 1] = 0;
-                    ++key;
-                }
-                std::memset(of_panel + key * kPanelColumns, 0, (end - key) * kPanelColumns * sizeof(Bf16));
-            }
-}
-
 void CpuProducts::begin_step(std::vector<Segment> segments, std::vector<std::vector<KeyRange>> seen) {
     const CpuGeometry& g = geometry_;
     for (const Segment& s : segments)
@@ -215,9 +124,9 @@ void CpuProducts::begin_step(std::vector<Segment> segments, std::vector<std::vec
         for (std::size_t i = 0; i < segments.size(); ++i) {
             const KeyRange keys = of_window[i];
             const std::size_t end = segments[i].position + segments[i].rows;
-            require(keys.start % 64 == 0 && keys.columns % 64 == 0 && keys.start <= segments[i].position &&
-                        keys.columns <= g.max_keys && keys.start <= g.max_keys - keys.columns &&
-                        end <= keys.start + keys.columns,
+            require(keys.start % kKeyBlock == 0 && keys.columns % kKeyBlock == 0 &&
+                        keys.start <= segments[i].position && keys.columns <= g.max_keys &&
+                        keys.start <= g.max_keys - keys.columns && end <= keys.start + keys.columns,
                     "keys outside the cache");
         }
     }
@@ -300,22 +209,13 @@ void CpuProducts::append(std::size_t layer, const Segment& segment, const Bf16* 
     const CpuGeometry& g = geometry_;
     const std::size_t width = (g.num_heads + g.num_kv_heads) * g.head_dim,
                       kv_width = g.num_kv_heads * g.head_dim;
-    const std::size_t pairs = g.head_dim / 2;
-    for (std::size_t group = 0; group < g.num_kv_heads; ++group) {
-        Bf16* const to_keys = keys(layer, segment.sequence, group);
-        Bf16* const to_values = values(layer, segment.sequence, group);
+    for (std::size_t group = 0; group < g.num_kv_heads; ++group)
         for (std::size_t row = 0; row < segment.rows; ++row) {
-            const std::size_t key = segment.position + row, batch_row = segment.first_row + row;
-            const Bf16* from = qk + batch_row * width + (g.num_heads + group) * g.head_dim;
-            Bf16* to = to_keys + (key / kPanelColumns * pairs * kPanelColumns + key % kPanelColumns) * 2;
-            for (std::size_t pair = 0; pair < pairs; ++pair)
-                std::memcpy(to + pair * 2 * kPanelColumns, from + 2 * pair, 2 * sizeof(Bf16));
-            from = new_values_.data() + batch_row * kv_width + group * g.head_dim;
-            for (std::size_t d = 0; d < g.head_dim; ++d)
-                to_values[d / kPanelColumns * g.max_keys * kPanelColumns +
-                          (key / 2 * kPanelColumns + d % kPanelColumns) * 2 + key % 2] = from[d];
+            const std::size_t batch_row = segment.first_row + row;
+            cache_.append(layer, group, segment.sequence, segment.position + row,
+                          qk + batch_row * width + (g.num_heads + group) * g.head_dim,
+                          new_values_.data() + batch_row * kv_width + group * g.head_dim);
         }
-    }
 }
 
 void CpuProducts::scores(std::size_t layer, std::size_t window, std::size_t first_segment,
@@ -330,24 +230,37 @@ void CpuProducts::scores(std::size_t layer, std::size_t window, std::size_t firs
     parallel_rows(tile.num_tasks, 1, get_num_threads(), [&](std::size_t, std::size_t begin, std::size_t end) {
         for (std::size_t task = begin; task < end; ++task) {
             const auto& [part, segment, piece, head, row, rows, is_decode, visible] = tile.task(task);
-            const PanelArgs args{
-                .a = elements(qk) + (segment.first_row + row) * width + head * g.head_dim,
-                .a_stride = is_decode ? g.head_dim : width,
-                .panels = keys(layer, segment.sequence, head * g.num_kv_heads / g.num_heads) +
-                          part.keys.start * g.head_dim,
-                .panel_stride = g.head_dim * kPanelColumns,
-                .bias = nullptr,
-                .out = elements(out) + part.offset + (head * segment.rows + row) * part.keys.columns,
-                .out_stride = part.keys.columns,
-                .rows = rows,
-                .depth = g.head_dim,
-                .columns = part.keys.columns};
-            const std::size_t panels = part.keys.columns / kPanelColumns;
+            const Bf16* const keys = cache_.keys(layer, head * g.num_kv_heads / g.num_heads);
+            const std::int32_t* const blocks = cache_.blocks(segment.sequence, part.keys.start);
+            PanelArgs args{.a = elements(qk) + (segment.first_row + row) * width + head * g.head_dim,
+                           .a_stride = is_decode ? g.head_dim : width,
+                           .panels = nullptr,
+                           .panel_stride = g.head_dim * kPanelColumns,
+                           .bias = nullptr,
+                           .out = nullptr,
+                           .out_stride = part.keys.columns,
+                           .rows = rows,
+                           .depth = g.head_dim,
+                           .columns = 0};
+            Bf16* const to = elements(out) + part.offset + (head * segment.rows + row) * part.keys.columns;
             // Of a prompt, softmax looks at no key behind its row's own.
             const std::size_t first = is_decode ? piece * kDecodePanels : 0;
             const std::size_t end_panel =
-                is_decode ? first + kDecodePanels : ceil_div(visible, kPanelColumns);
-            kernels_.product(args, first, std::min(end_panel, panels));
+                std::min(is_decode ? first + kDecodePanels : ceil_div(visible, kPanelColumns),
+                         part.keys.columns / kPanelColumns);
+            // Blocks that follow on each other are panels that do.
+            for (std::size_t panel = first; panel < end_panel;) {
+                const std::size_t block = panel / kBlockPanels;
+                std::size_t next = block + 1;
+                while (next * kBlockPanels < end_panel && blocks[next] == blocks[next - 1] + 1) ++next;
+                const std::size_t end_run = std::min(next * kBlockPanels, end_panel);
+                args.panels = keys + static_cast<std::size_t>(blocks[block]) * cache_.block_elements() +
+                              panel % kBlockPanels * args.panel_stride;
+                args.out = to + panel * kPanelColumns;
+                args.columns = part.keys.columns - panel * kPanelColumns;
+                kernels_.product(args, 0, end_run - panel);
+                panel = end_run;
+            }
         }
     });
 }
@@ -366,15 +279,16 @@ void CpuProducts::context(std::size_t layer, std::size_t window, std::size_t fir
             const PanelArgs args{
                 .a = elements(probabilities) + part.offset + (head * segment.rows + row) * part.keys.columns,
                 .a_stride = part.keys.columns,
-                .panels = values(layer, segment.sequence, head * g.num_kv_heads / g.num_heads) +
-                          part.keys.start * kPanelColumns,
-                .panel_stride = g.max_keys * kPanelColumns,
+                .panels = cache_.values(layer, head * g.num_kv_heads / g.num_heads),
+                .panel_stride = kKeyBlock * kPanelColumns,
                 .bias = nullptr,
                 .out = heads_.data() + (segment.first_row + row) * width + head * g.head_dim,
                 .out_stride = is_decode ? g.head_dim : width,
                 .rows = rows,
                 .depth = std::min(round_up(visible, kDepthBlock), part.keys.columns),
-                .columns = g.head_dim};
+                .columns = g.head_dim,
+                .blocks = cache_.blocks(segment.sequence, part.keys.start),
+                .block_stride = cache_.block_elements()};
             kernels_.product(args, 0, g.head_dim / kPanelColumns);
         }
     });

@@ -7,9 +7,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 #include <vector>
 
 #include "border/slots.h"
+#include "products/packed_cache.h"
+#include "products/packed_linear.h"
 #include "products/pages.h"
 #include "products/panels.h"
 
@@ -18,27 +21,6 @@ namespace tsqp {
 struct CpuGeometry {
     std::size_t num_layers, hidden, intermediate, num_heads, num_kv_heads, head_dim, vocabulary;
     std::size_t max_tokens, max_sequences, max_keys;  // max_keys: whole blocks of 64
-};
-
-// W packed, with its bias.
-class PackedLinear {
-  public:
-    PackedLinear() = default;
-    // weight [N, K] bf16, row-major; bias [N] or null. Raises invalid_argument unless K is whole depth
-    // blocks.
-    PackedLinear(const std::uint16_t* weight, std::size_t columns, std::size_t depth,
-                 const std::uint16_t* bias);
-
-    std::size_t columns() const { return columns_; }
-    std::size_t depth() const { return depth_; }
-    // x [rows, K], dense  ->  out [rows, N], dense, on the threads of the pool.
-    void apply(const PanelKernels& kernels, const std::uint16_t* x, std::size_t rows,
-               std::uint16_t* out) const;
-
-  private:
-    std::size_t columns_ = 0, depth_ = 0;
-    Pages panels_;
-    std::vector<std::uint16_t> bias_;
 };
 
 class CpuProducts {
@@ -53,8 +35,11 @@ class CpuProducts {
         std::size_t start, columns;
     };
 
-    // Raises invalid_argument where a width is not whole depth blocks, or no kernels are active.
-    explicit CpuProducts(const CpuGeometry& geometry);
+    // blocks [max_sequences, max_keys / 64]: where the cache's blocks lie (packed_cache.h). Raises
+    // invalid_argument where a width is not whole depth blocks, the table does not fit, or the instruction
+    // set is not this machine's or has no kernels for products.
+    CpuProducts(const CpuGeometry& geometry, std::vector<std::int32_t> blocks,
+                std::string_view instruction_set);
 
     // Raises invalid_argument unless weight [N, K] has the shape of that Linear.
     void set_linear(std::size_t layer, Linear which, PackedLinear linear);
@@ -64,7 +49,9 @@ class CpuProducts {
 
     // Clears the cached values [begin, end) of a sequence in every layer: zero probabilities times what
     // another sequence left there must be zero.
-    void clear_values(std::size_t sequence, std::size_t begin, std::size_t end);
+    void clear_values(std::size_t sequence, std::size_t begin, std::size_t end) {
+        cache_.clear_values(sequence, begin, end);
+    }
     // The step's segments, and for each of the model's window sizes the keys that each segment sees. Raises
     // invalid_argument where one lies outside the cache or the batch.
     void begin_step(std::vector<Segment> segments, std::vector<std::vector<KeyRange>> keys);
@@ -94,8 +81,6 @@ class CpuProducts {
 
     Tile tile(std::size_t window, std::size_t first_segment, std::size_t num_segments,
               const Rows& slot) const;
-    std::uint16_t* keys(std::size_t layer, std::size_t sequence, std::size_t group) const;
-    std::uint16_t* values(std::size_t layer, std::size_t sequence, std::size_t group) const;
     void append(std::size_t layer, const Segment& segment, const std::uint16_t* qk) const;
     void apply(const PackedLinear& linear, const Rows& x, const Rows& out) const;
 
@@ -104,7 +89,7 @@ class CpuProducts {
     std::vector<Layer> layers_;
     PackedLinear lm_head_;
     const std::uint16_t* embedding_ = nullptr;
-    Pages keys_, values_;       // [layers, sequences, G, max_keys * D], each group packed
+    PackedCache cache_;
     Pages new_values_, heads_;  // [T, G*D], [T, H*D]
     std::vector<Segment> segments_;
     std::vector<std::vector<KeyRange>> seen_;

@@ -2,22 +2,21 @@
 
 #include <string_view>
 
-#include "kernels/dispatch.h"
+#include "cpu/instruction_sets.h"
 
 namespace tsqp {
 
 std::vector<const PanelKernels*> supported_panel_kernels() {
     std::vector<const PanelKernels*> tables;
-#if defined(__x86_64__)
-    for (const KernelTable* kernels : supported_kernels()) {
-        const PanelKernels* table = panel_kernels_of(kernels->name);
+    for (const std::string_view name : instruction_sets()) {
+        const PanelKernels* table = panel_kernels_of(name);
         if (table != nullptr && (tables.empty() || tables.back() != table)) tables.push_back(table);
     }
-#endif
     return tables;
 }
 
-const PanelKernels* panel_kernels_of([[maybe_unused]] std::string_view instruction_set) {
+const PanelKernels* panel_kernels_of(std::string_view instruction_set) {
+    require_instruction_set(instruction_set, "instruction set");
 #if defined(__x86_64__)
     if (instruction_set == "amx") return &kAmxPanels;
     if (instruction_set == "avx512bf16") return &kAvx512Bf16Panels;
@@ -25,8 +24,6 @@ const PanelKernels* panel_kernels_of([[maybe_unused]] std::string_view instructi
 #endif
     return nullptr;
 }
-
-const PanelKernels* active_panel_kernels() { return panel_kernels_of(active_kernels().name); }
 
 void pack_panels(const std::uint16_t* weight, std::size_t columns, std::size_t depth, std::uint16_t* panels) {
     for (std::size_t panel = 0; panel < num_panels(columns); ++panel)

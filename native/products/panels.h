@@ -20,6 +20,8 @@ namespace tsqp {
 inline constexpr std::size_t kPanelColumns = 32;
 // K of every product is a multiple of this: the depth of a tile.
 inline constexpr std::size_t kDepthBlock = 32;
+// A cache lies in blocks of this many keys (packed_cache.h).
+inline constexpr std::size_t kKeyBlock = 64;
 
 constexpr std::size_t num_panels(std::size_t columns) {
     return (columns + kPanelColumns - 1) / kPanelColumns;
@@ -28,8 +30,7 @@ constexpr std::size_t num_panels(std::size_t columns) {
 // out[r, n] = sum_k a[r, k] B[k, n] + bias[n], rounded once.
 //
 //   Shapes:   a [rows, K] bf16, rows a_stride elements apart; panels as above, panel_stride elements apart;
-//   bias [N]
-//             or null; out [rows, N] bf16, rows out_stride apart.
+//             bias [N] or null; out [rows, N] bf16, rows out_stride apart.
 //   Numerics: f32 sums of pairs along K in order; denormals count as zero where the instruction set says so.
 struct PanelArgs {
     const std::uint16_t* a;
@@ -44,7 +45,26 @@ struct PanelArgs {
     // which go from each block to the next; the last one writes `out`. Null: K is whole.
     float* sums = nullptr;
     bool is_first = true, is_last = true;
+    // Where B's rows lie in blocks of kKeyBlock: the panels of its block b begin blocks[b] * block_stride
+    // elements behind `panels`. Null: all of K is one block.
+    const std::int32_t* blocks = nullptr;
+    std::size_t block_stride = 0;
 };
+
+namespace {  // kernels of several instruction sets compile it: see kernels_impl.h
+
+// B's rows [k, end_of_block) lie in one block, of which k is the first.
+inline std::size_t end_of_block(const PanelArgs& a, std::size_t k) {
+    return a.blocks == nullptr || a.depth - k < kKeyBlock ? a.depth : k + kKeyBlock;
+}
+
+// A panel's pairs in that block.
+inline const std::uint16_t* block_of(const PanelArgs& a, std::size_t panel, std::size_t k) {
+    const std::size_t block = a.blocks == nullptr ? 0 : static_cast<std::size_t>(a.blocks[k / kKeyBlock]);
+    return a.panels + panel * a.panel_stride + block * a.block_stride;
+}
+
+}  // namespace
 
 constexpr std::size_t sums_elements(std::size_t rows, std::size_t panels) {
     return (rows + 31) / 32 * 32 * panels * kPanelColumns;
@@ -62,9 +82,9 @@ extern const PanelKernels kAvx2Panels, kAvx512Bf16Panels, kAmxPanels;
 // What this machine can run, slowest first; may be none.
 std::vector<const PanelKernels*> supported_panel_kernels();
 
-// What goes with an instruction set that this machine has (dispatch.h). Null: a GEMM library does better.
+// What goes with an instruction set. Null: a GEMM library does better. Raises invalid_argument for a set that
+// this machine does not have.
 const PanelKernels* panel_kernels_of(std::string_view instruction_set);
-const PanelKernels* active_panel_kernels();
 
 // weight [N, K], row-major, as B = weight^T  ->  panels, num_panels(N) * K * 32 elements.
 void pack_panels(const std::uint16_t* weight, std::size_t columns, std::size_t depth, std::uint16_t* panels);

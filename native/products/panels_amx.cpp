@@ -35,7 +35,6 @@ template <bool Lower>
 [[gnu::always_inline]] inline void block(const PanelArgs& a, std::size_t panel, std::size_t row,
                                          std::size_t upper_rows, std::size_t lower_rows,
                                          const PanelStore& store, float* so_far, bool first) {
-    const std::uint16_t* weights = a.panels + panel * a.panel_stride;
     const std::uint16_t* upper = a.a + row * a.a_stride;
     const std::uint16_t* lower = upper + 16 * a.a_stride;
     const std::size_t a_bytes = a.a_stride * 2;
@@ -60,20 +59,24 @@ template <bool Lower>
             _tile_loadd(3, so_far + 3 * kTileFloats, kTileBytes);
         }
     }
-    for (std::size_t k = 0; k < a.depth; k += kDepthBlock) {
-        // And it wrote these; after the first panel they are here.
-        if (first)
-            for (std::size_t r = 0; r < upper_rows + lower_rows; ++r)
-                _mm_prefetch(upper + r * a.a_stride + k + 2 * kDepthBlock, _MM_HINT_T0);
-        _tile_loadd(6, weights + k * kPanelColumns, kPairBytes);
-        _tile_loadd(4, upper + k, a_bytes);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, weights + k * kPanelColumns + 32, kPairBytes);
-        _tile_dpbf16ps(1, 4, 7);
-        if constexpr (Lower) {
-            _tile_loadd(5, lower + k, a_bytes);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
+    for (std::size_t begin = 0; begin < a.depth; begin = end_of_block(a, begin)) {
+        const std::uint16_t* weights = block_of(a, panel, begin);
+        const std::size_t end = end_of_block(a, begin);
+        for (std::size_t k = begin; k < end; k += kDepthBlock) {
+            // And it wrote these; after the first panel they are here.
+            if (first)
+                for (std::size_t r = 0; r < upper_rows + lower_rows; ++r)
+                    _mm_prefetch(upper + r * a.a_stride + k + 2 * kDepthBlock, _MM_HINT_T0);
+            _tile_loadd(6, weights + (k - begin) * kPanelColumns, kPairBytes);
+            _tile_loadd(4, upper + k, a_bytes);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, weights + (k - begin) * kPanelColumns + 32, kPairBytes);
+            _tile_dpbf16ps(1, 4, 7);
+            if constexpr (Lower) {
+                _tile_loadd(5, lower + k, a_bytes);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
         }
     }
     alignas(64) float whole[4 * kTileFloats];

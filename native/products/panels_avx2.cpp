@@ -25,24 +25,27 @@ std::uint16_t narrowed(float x) {
 
 template <std::size_t Rows>
 void panel_of_rows(const PanelArgs& a, std::size_t panel, std::size_t row) {
-    const std::uint16_t* weights = a.panels + panel * a.panel_stride;
     const std::uint16_t* x = a.a + row * a.a_stride;
     __m256 sums[Rows][kParts];
     for (auto& of_row : sums)
         for (__m256& sum : of_row) sum = _mm256_setzero_ps();
     const __m256i upper_half = _mm256_set1_epi32(static_cast<int>(0xFFFF0000u));
-    for (std::size_t k = 0; k < a.depth; k += 2)
-        for (std::size_t part = 0; part < kParts; ++part) {
-            const __m256i pairs = _mm256_loadu_si256(
-                reinterpret_cast<const __m256i*>(weights + k * kPanelColumns + part * 2 * kLanes));
-            const __m256 first = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
-            const __m256 second = _mm256_castsi256_ps(_mm256_and_si256(pairs, upper_half));
-            for (std::size_t r = 0; r < Rows; ++r) {
-                const std::uint16_t* at = x + r * a.a_stride + k;
-                sums[r][part] = _mm256_fmadd_ps(_mm256_set1_ps(widened(at[0])), first, sums[r][part]);
-                sums[r][part] = _mm256_fmadd_ps(_mm256_set1_ps(widened(at[1])), second, sums[r][part]);
+    for (std::size_t begin = 0; begin < a.depth; begin = end_of_block(a, begin)) {
+        const std::uint16_t* weights = block_of(a, panel, begin);
+        const std::size_t end = end_of_block(a, begin);
+        for (std::size_t k = begin; k < end; k += 2)
+            for (std::size_t part = 0; part < kParts; ++part) {
+                const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(
+                    weights + (k - begin) * kPanelColumns + part * 2 * kLanes));
+                const __m256 first = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+                const __m256 second = _mm256_castsi256_ps(_mm256_and_si256(pairs, upper_half));
+                for (std::size_t r = 0; r < Rows; ++r) {
+                    const std::uint16_t* at = x + r * a.a_stride + k;
+                    sums[r][part] = _mm256_fmadd_ps(_mm256_set1_ps(widened(at[0])), first, sums[r][part]);
+                    sums[r][part] = _mm256_fmadd_ps(_mm256_set1_ps(widened(at[1])), second, sums[r][part]);
+                }
             }
-        }
+    }
     const std::size_t column = panel * kPanelColumns, left = a.columns - column;
     for (std::size_t r = 0; r < Rows; ++r) {
         alignas(32) float lanes[kPanelColumns];

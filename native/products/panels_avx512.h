@@ -44,24 +44,27 @@ template <std::size_t Rows>
 [[gnu::always_inline]] inline void panel_of_rows(const PanelArgs& a, std::size_t panel, std::size_t row,
                                                  const PanelStore& store) {
     constexpr std::size_t kChains = Rows == 1 ? 4 : Rows == 2 ? 2 : 1;
-    const std::uint16_t* weights = a.panels + panel * a.panel_stride;
     const std::uint16_t* x = a.a + row * a.a_stride;
     __m512 low[Rows][kChains], high[Rows][kChains];
     for (std::size_t r = 0; r < Rows; ++r)
         for (std::size_t c = 0; c < kChains; ++c) low[r][c] = high[r][c] = _mm512_setzero_ps();
-    for (std::size_t k = 0; k < a.depth; k += 2 * kChains) {
-        for (std::size_t c = 0; c < kChains; ++c) {
-            const std::uint16_t* pair = weights + (k + 2 * c) * kPanelColumns;
-            _mm_prefetch(reinterpret_cast<const char*>(pair + 4096), _MM_HINT_T0);
-            _mm_prefetch(reinterpret_cast<const char*>(pair + 4096 + 32), _MM_HINT_T0);
-            const auto w_low = reinterpret_cast<__m512bh>(_mm512_loadu_si512(pair));
-            const auto w_high = reinterpret_cast<__m512bh>(_mm512_loadu_si512(pair + kPanelColumns));
-            for (std::size_t r = 0; r < Rows; ++r) {
-                std::uint32_t bits;
-                __builtin_memcpy(&bits, x + r * a.a_stride + k + 2 * c, sizeof bits);
-                const auto both = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(bits)));
-                low[r][c] = _mm512_dpbf16_ps(low[r][c], w_low, both);
-                high[r][c] = _mm512_dpbf16_ps(high[r][c], w_high, both);
+    for (std::size_t begin = 0; begin < a.depth; begin = end_of_block(a, begin)) {
+        const std::uint16_t* weights = block_of(a, panel, begin);
+        const std::size_t end = end_of_block(a, begin);
+        for (std::size_t k = begin; k < end; k += 2 * kChains) {
+            for (std::size_t c = 0; c < kChains; ++c) {
+                const std::uint16_t* pair = weights + (k - begin + 2 * c) * kPanelColumns;
+                _mm_prefetch(reinterpret_cast<const char*>(pair + 4096), _MM_HINT_T0);
+                _mm_prefetch(reinterpret_cast<const char*>(pair + 4096 + 32), _MM_HINT_T0);
+                const auto w_low = reinterpret_cast<__m512bh>(_mm512_loadu_si512(pair));
+                const auto w_high = reinterpret_cast<__m512bh>(_mm512_loadu_si512(pair + kPanelColumns));
+                for (std::size_t r = 0; r < Rows; ++r) {
+                    std::uint32_t bits;
+                    __builtin_memcpy(&bits, x + r * a.a_stride + k + 2 * c, sizeof bits);
+                    const auto both = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(bits)));
+                    low[r][c] = _mm512_dpbf16_ps(low[r][c], w_low, both);
+                    high[r][c] = _mm512_dpbf16_ps(high[r][c], w_high, both);
+                }
             }
         }
     }

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <random>
 #include <utility>
 
@@ -78,6 +79,40 @@ void test_product(const PanelKernels& kernels, std::size_t rows, std::size_t col
         }
 }
 
+// B in blocks of keys, wherever they lie, gives the bits of B in one piece.
+void test_blocks(const PanelKernels& kernels, std::size_t rows, std::size_t columns, std::size_t depth) {
+    const std::size_t num_blocks = (depth + kKeyBlock - 1) / kKeyBlock, keys = num_blocks * kKeyBlock,
+                      panel_stride = kKeyBlock * kPanelColumns,
+                      block_stride = num_panels(columns) * panel_stride;
+    Guarded<Bf16> a(rows * depth), weight(columns * keys), panels(num_panels(columns) * kPanelColumns * keys),
+        blocks(panels.size()), expected(rows * columns), found(rows * columns);
+    Guarded<std::int32_t> table(num_blocks);
+    fill(a), fill(weight);
+    pack_panels(weight.data(), columns, keys, panels.data());
+    std::iota(table.begin(), table.end(), 0);
+    std::shuffle(table.begin(), table.end(), random_bits);
+    for (std::size_t block = 0; block < num_blocks; ++block)
+        for (std::size_t panel = 0; panel < num_panels(columns); ++panel)
+            std::copy_n(
+                panels.data() + panel * keys * kPanelColumns + block * panel_stride, panel_stride,
+                blocks.data() + static_cast<std::size_t>(table[block]) * block_stride + panel * panel_stride);
+    PanelArgs args{.a = a.data(),
+                   .a_stride = depth,
+                   .panels = panels.data(),
+                   .panel_stride = keys * kPanelColumns,
+                   .bias = nullptr,
+                   .out = expected.data(),
+                   .out_stride = columns,
+                   .rows = rows,
+                   .depth = depth,
+                   .columns = columns};
+    kernels.product(args, 0, num_panels(columns));
+    args.panels = blocks.data(), args.panel_stride = panel_stride, args.out = found.data();
+    args.blocks = table.data(), args.block_stride = block_stride;
+    kernels.product(args, 0, num_panels(columns));
+    CHECK(std::equal(expected.begin(), expected.end(), found.begin()));
+}
+
 void test_packing() {
     const std::size_t columns = 33, depth = 32;
     Guarded<Bf16> weight(columns * depth), panels(2 * kPanelColumns * depth);
@@ -96,6 +131,11 @@ void test_packing() {
 
 int main() {
     test_packing();
+    for (const PanelKernels* kernels : supported_panel_kernels())
+        for (const std::size_t rows : {1, 2, 3, 8, 33})
+            for (const std::size_t columns : {32, 64, 128})
+                for (const std::size_t depth : {32, 64, 96, 128, 608})
+                    test_blocks(*kernels, rows, columns, depth);
     for (const PanelKernels* kernels : supported_panel_kernels())
         for (const std::size_t rows : {1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 47, 48, 65})
             for (const std::size_t columns : {1, 15, 16, 31, 32, 33, 97})

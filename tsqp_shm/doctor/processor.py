@@ -10,6 +10,7 @@ from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding
 from tsqp_shm.doctor.system import cgroup_cores
 from tsqp_shm.errors import ConfigError
+from tsqp_shm.gpu import _products
 from tsqp_shm.roles.resources import ISA_VARIABLE, require_instruction_set
 
 
@@ -20,7 +21,7 @@ def examine_processor(config: EngineConfig) -> Iterator[Finding]:
         yield Finding("instruction sets", BAD, str(error), "a start is refused", f"unset {ISA_VARIABLE}")
     else:
         yield _instruction_sets()
-        yield _products()
+        yield _cpu_products()
     yield _cores()
     yield _threads(config)
 
@@ -37,8 +38,8 @@ def _instruction_sets() -> Finding:
     return Finding("instruction sets", GOOD, found)
 
 
-def _products() -> Finding:
-    panels = _native.panel_kernels()
+def _cpu_products() -> Finding:
+    panels = _products.panel_kernels(_native.active_instruction_set())
     if panels is not None:
         return Finding("products", GOOD, f"{panels} kernels, where the GPU process's device is the CPU")
     why = "this project's own kernels need wider instructions than the ones in use"

@@ -11,13 +11,14 @@ from __future__ import annotations
 import torch
 
 from tsqp_shm import _native
+from tsqp_shm.gpu import _products
 from tsqp_shm.gpu.device import Device
-from tsqp_shm.gpu.kv_cache import SequenceLengths
+from tsqp_shm.gpu.kv_cache import BlockTable, SequenceLengths
 from tsqp_shm.gpu.weights import Linear, Weights
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.protocol import NO_SLOT, Record
-from tsqp_shm.shm.tiling import Segment, key_range, padded_length
+from tsqp_shm.shm.tiling import Segment, key_range
 
 # A product's depth is cut in blocks of this many.
 DEPTH_BLOCK = 32
@@ -29,7 +30,7 @@ def is_available(spec: ModelSpec, plan: Plan, device: torch.device) -> bool:
     return (
         device.type == "cpu"
         and plan.geometry["dtype"] == "bfloat16"
-        and _native.panel_kernels() is not None
+        and _products.panel_kernels(_native.active_instruction_set()) is not None
         and all(width % DEPTH_BLOCK == 0 for width in widths)
     )
 
@@ -37,15 +38,20 @@ def is_available(spec: ModelSpec, plan: Plan, device: torch.device) -> bool:
 class PackedProducts:
     """Products over slots in place. Shapes and methods: see `gpu.products.Products`."""
 
-    def __init__(self, spec: ModelSpec, plan: Plan, weights: Weights, device: Device) -> None:
+    def __init__(
+        self, spec: ModelSpec, plan: Plan, weights: Weights, device: Device, blocks: BlockTable | None = None
+    ) -> None:
         limits = plan.geometry
+        blocks = blocks or BlockTable.identity(limits["max_num_seqs"], limits["max_model_len"])
         self._lengths = SequenceLengths(limits["max_num_seqs"], limits["max_model_len"])
         # Layers with one window see the same keys.
         windows = list(dict.fromkeys(spec.windows))
         self._windows = windows
         self._window_index = [windows.index(window) for window in spec.windows]
-        self._native = _native.CpuProducts(
+        self._native = _products.CpuProducts(
             device.slot_table(),
+            _native.active_instruction_set(),
+            blocks.entries,
             num_layers=spec.num_layers,
             hidden=spec.hidden_size,
             intermediate=spec.intermediate_size,
@@ -54,8 +60,6 @@ class PackedProducts:
             head_dim=spec.head_dim,
             vocabulary=spec.vocab_size,
             max_tokens=limits["max_batch_tokens"],
-            max_sequences=limits["max_num_seqs"],
-            max_keys=padded_length(limits["max_model_len"]),
         )
         self._native.set_embedding(_bits(weights.embedding))
         self._native.set_lm_head(_bits(weights.lm_head.weight))
@@ -101,6 +105,6 @@ class PackedProducts:
         self._native.linear(record.layer, name, record.in_slot, record.out_slot, record.first_row, record.rows)
 
 
-def _bits(tensor: torch.Tensor) -> _native.Bits:
-    array: _native.Bits = tensor.view(torch.uint16).numpy()
+def _bits(tensor: torch.Tensor) -> _products.Bits:
+    array: _products.Bits = tensor.view(torch.uint16).numpy()
     return array

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from tsqp_shm.gpu.device import Device
-from tsqp_shm.gpu.kv_cache import KVCache
+from tsqp_shm.gpu.kv_cache import BlockTable, KVCache
 from tsqp_shm.gpu.weights import Linear, Weights
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm.plan import Plan, Slot
@@ -52,7 +52,9 @@ class Products(Protocol):
 class GemmProducts:
     """Products over slots that the device brings in and out."""
 
-    def __init__(self, spec: ModelSpec, plan: Plan, weights: Weights, device: Device) -> None:
+    def __init__(
+        self, spec: ModelSpec, plan: Plan, weights: Weights, device: Device, blocks: BlockTable | None = None
+    ) -> None:
         limits = plan.geometry
         dtype = weights.embedding.dtype
         tokens = limits["max_batch_tokens"]
@@ -60,7 +62,8 @@ class GemmProducts:
         self._embedding, self._layers, self._lm_head = weights.embedding, tuple(weights.layers), weights.lm_head
         self._device = device
         self._windows = spec.windows
-        self._cache = KVCache(spec, limits["max_num_seqs"], limits["max_model_len"], dtype, device)
+        blocks = blocks or BlockTable.identity(limits["max_num_seqs"], limits["max_model_len"])
+        self._cache = KVCache(spec, blocks, limits["max_model_len"], dtype, device)
         self._segments: list[Segment] = []
         # Private: v [T, G*D] of the layer at hand, and the heads' outputs [T, H*D] before o_proj.
         self._values = device.zeros((tokens, spec.num_kv_heads * spec.head_dim), dtype)

@@ -16,6 +16,7 @@ import torch
 from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ArenaMismatch, DeviceError, ProtocolError
+from tsqp_shm.gpu import _products
 from tsqp_shm.gpu.device import TORCH_DTYPES, Delivery, Device
 from tsqp_shm.gpu.kv_cache import KVCache
 from tsqp_shm.gpu.open_device import open_device, resolve_device
@@ -167,7 +168,7 @@ def serve(
     """
     threads = config.threads().gpu
     torch.set_num_threads(threads)
-    _native.set_num_threads(threads, POOL_PATIENCE_US)
+    _products.set_num_threads(threads, POOL_PATIENCE_US)
     resolve_device(config.device)
     spec = ModelSpec.from_folder(model)
     invitation = wait_for_invitation(session, config.timeout_s, report)

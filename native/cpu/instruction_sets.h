@@ -1,0 +1,18 @@
+// The instruction sets that this machine has and that this library has code for.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace tsqp {
+
+// Their names, slowest first; scalar is always there. The first call asks the operating system for the state
+// of the tiles, which it then keeps for every thread of this process.
+std::vector<std::string_view> instruction_sets();
+
+// Raises invalid_argument, with the names of those that there are, unless `name` is one of them; `asked_by`
+// is in the message.
+void require_instruction_set(std::string_view name, std::string_view asked_by);
+
+}  // namespace tsqp

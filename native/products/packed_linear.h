@@ -1,0 +1,34 @@
+// A Linear of the model on packed weights (panels.h).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "products/pages.h"
+#include "products/panels.h"
+
+namespace tsqp {
+
+// W packed, with its bias.
+class PackedLinear {
+  public:
+    PackedLinear() = default;
+    // weight [N, K] bf16, row-major; bias [N] or null. Raises invalid_argument unless K is whole depth
+    // blocks.
+    PackedLinear(const std::uint16_t* weight, std::size_t columns, std::size_t depth,
+                 const std::uint16_t* bias);
+
+    std::size_t columns() const { return columns_; }
+    std::size_t depth() const { return depth_; }
+    // x [rows, K], dense  ->  out [rows, N], dense, on the threads of the pool.
+    void apply(const PanelKernels& kernels, const std::uint16_t* x, std::size_t rows,
+               std::uint16_t* out) const;
+
+  private:
+    std::size_t columns_ = 0, depth_ = 0;
+    Pages panels_;
+    std::vector<std::uint16_t> bias_;
+};
+
+}  // namespace tsqp
