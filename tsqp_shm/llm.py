@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -50,7 +51,9 @@ class LLM:
             of this LLM.
         trace: a file for a trace of both processes, written at the end, of the GPU processes the last one; unless
             `start_gpu` is True for a recording of this process alone, of which `tsqp-shm trace` makes one.
-        config: fields of `EngineConfig`; `TSQP_SHM_*` environment variables fill what is not given.
+        config: what it is started with; taken as it is.
+        settings: fields of `EngineConfig`, over those of `config`; without one `TSQP_SHM_*` environment variables fill
+            what is not given.
 
     Raises:
         ConfigError: a setting is not allowed, or the trace cannot be written.
@@ -68,9 +71,10 @@ class LLM:
         start_gpu: bool | StartGpu = True,
         report: Callable[[str], None] = lambda line: None,
         trace: str | Path | None = None,
-        **config: Any,
+        config: EngineConfig | None = None,
+        **settings: Any,
     ) -> None:
-        self.config = _engine_config(config)
+        self.config = _engine_config(config, settings)
         require_resources(self.config.threads().tee)
         self.model = Path(model)
         self.spec = ModelSpec.from_folder(self.model)
@@ -161,6 +165,22 @@ class LLM:
         """
         return self.stream_completion(self.start(prompt, params))
 
+    def chat(self, messages: Sequence[Mapping[str, str]], params: SamplingParams | None = None) -> RequestOutput:
+        """Answers a conversation, by the model's chat template.
+
+        Args:
+            messages: each with a "role" and its "content".
+
+        Raises:
+            As `generate`; also where the model has no chat template.
+        """
+        return self.generate([self.chat_prompt(messages)], params)[0]
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The token ids by which a model is asked to answer a conversation."""
+        # A rendered chat template spells out its special tokens itself.
+        return self.tokenizer.encode(self.tokenizer.apply_chat_template(messages), add_special_tokens=False)
+
     def start(self, prompt: Prompt, params: SamplingParams | None = None) -> Completion:
         """A completion to be run by `stream_completion`.
 
@@ -240,18 +260,15 @@ class LLM:
 def _start_gpu(
     model: Path, config: EngineConfig, traced: list[str], report: Callable[[str], None], session: str
 ) -> RoleProcess:
-    arguments = [str(model), "--session", session, "--device", config.device, "--pinning", config.pinning]
-    arguments += ["--timeout", str(config.timeout_s), *traced]
-    if config.gpu_threads is not None:
-        arguments += ["--gpu-threads", str(config.gpu_threads)]
+    arguments = [str(model), "--session", session, *config.gpu_arguments(), *traced]
     return RoleProcess.start("gpu", arguments, listen=report)
 
 
-def _engine_config(values: dict[str, Any]) -> EngineConfig:
-    unknown = sorted(set(values) - set(EngineConfig.__dataclass_fields__))
+def _engine_config(config: EngineConfig | None, settings: dict[str, Any]) -> EngineConfig:
+    unknown = sorted(set(settings) - set(EngineConfig.__dataclass_fields__))
     if unknown:
-        raise ConfigError(unknown[0], values[unknown[0]], "one of " + ", ".join(EngineConfig.__dataclass_fields__))
-    return EngineConfig.from_environment(values)
+        raise ConfigError(unknown[0], settings[unknown[0]], "one of " + ", ".join(EngineConfig.__dataclass_fields__))
+    return EngineConfig.from_environment(settings) if config is None else replace(config, **settings)
 
 
 def _has_tokenizer(model: Path) -> bool:

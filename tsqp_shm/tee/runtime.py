@@ -212,6 +212,11 @@ class Runtime:
             self._stepper.step()
         return not self._stepper.is_idle
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is nothing left of the session, here at least: a forked child has none of it."""
+        return self._has_ended or self._pid != os.getpid()
+
     def load(self) -> Load:
         """What is in progress between two steps."""
         return self._ask(self._stepper.load)
@@ -310,7 +315,8 @@ class Runtime:
             self._stack.__exit__(type(error) if error else None, error, None)
         except Exception as failure:
             self._error_at_end = failure
-        self._has_ended = True
+        finally:
+            self._has_ended = True
         self._take_orders(wait=False)
 
 
@@ -321,5 +327,8 @@ _open: weakref.WeakSet[Runtime] = weakref.WeakSet()
 @atexit.register
 def _close_all() -> None:
     for runtime in list(_open):
-        with suppress(Exception):
-            runtime.close()
+        # A thread that came back to an interpreter that is no more would end the process by an abort: whatever signal
+        # comes meanwhile, its end is waited for, which has deadlines of its own.
+        while not runtime.has_ended:
+            with suppress(BaseException):
+                runtime.close()
