@@ -36,7 +36,6 @@ from tsqp_shm.shm.arena import SHM_FOLDER
 from tsqp_shm.shm.plan import Plan, Slot
 from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record
 from tsqp_shm.shm.session import wait_for_invitation
-from tsqp_shm.shm.slots import NUMPY_DTYPES
 
 # Between two looks. A layer takes longer.
 LOOK_S = 20e-6
@@ -116,7 +115,7 @@ class Reader:
     def _slot(self, name: str) -> npt.NDArray[np.generic]:
         slot: Slot = self.plan.slot(name)
         count = slot.num_rows * slot.row_elements
-        flat = np.frombuffer(self._memory, NUMPY_DTYPES[slot.dtype], count, slot.offset_bytes)
+        flat = np.frombuffer(self._memory, layout.DTYPES[slot.dtype].numpy, count, slot.offset_bytes)
         return flat.reshape(slot.num_rows, slot.row_elements)
 
 

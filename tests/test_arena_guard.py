@@ -18,7 +18,7 @@ from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.slots import open_slots
 
 ROWS, ELEMENTS = 512, 1024
-PLAN = Plan.of_slots({}, [("a", "float32", ROWS, ELEMENTS)])
+PLAN = Plan.of_slots([("a", "float32", ROWS, ELEMENTS)])
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ import mmap, os, sys
 from tsqp_shm.shm.arena import Arena, unlink_arena
 from tsqp_shm.shm.plan import Plan
 name, path = sys.argv[1:]
-with Arena.create(name, Plan.of_slots({}, [("a", "float32", 1, 1)]), 1):
+with Arena.create(name, Plan.of_slots([("a", "float32", 1, 1)]), 1):
     unlink_arena(name)
     with open(path, "w+b") as file:
         file.truncate(4096)

@@ -363,5 +363,5 @@ def test_other_widths_and_dtypes_go_to_the_gemm_library(model):
     assert not packed_products.is_available(spec, plan, torch.device("cuda:0"))
     odd = SimpleNamespace(hidden_size=96, intermediate_size=164, head_dim=32)
     assert not packed_products.is_available(odd, plan, cpu)
-    f32 = SimpleNamespace(geometry={"dtype": "float32"})
+    f32 = Plan.derive(spec, replace(LIMITS, dtype="float32"))
     assert not packed_products.is_available(spec, f32, cpu)

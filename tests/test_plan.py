@@ -1,14 +1,16 @@
 """The plan: where slots lie, and that two different plans cannot be taken for one another."""
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tsqp_shm.config import Limits
+from tsqp_shm.errors import ConfigError
 from tsqp_shm.shm import layout
-from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.plan import Geometry, Plan, SlotShape
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def test_slots_are_aligned_and_disjoint_and_inside_the_arena(model, limits):
         assert slot.index == index
         assert slot.offset_bytes % layout.PAGE_BYTES == 0
         assert slot.offset_bytes >= end_bytes
-        assert slot.size_bytes == slot.num_rows * slot.row_elements * layout.DTYPE_BYTES[slot.dtype] > 0
+        assert slot.size_bytes == slot.num_rows * slot.row_elements * layout.DTYPES[slot.dtype].size_bytes > 0
         end_bytes = slot.offset_bytes + slot.size_bytes
     assert end_bytes <= plan.total_bytes
     assert plan.total_bytes % layout.PAGE_BYTES == 0
@@ -77,6 +79,42 @@ def test_the_digest_differs_with_the_geometry(field):
     value = (None, 33) if field == "windows" else getattr(Model(), field) + 1
     changed = replace(Model(), **{field: value})
     assert Plan.derive(changed, LIMITS).digest != Plan.derive(Model(), LIMITS).digest
+
+
+@given(models, limits)
+def test_a_plan_comes_back_from_what_crosses_of_it_as_json(model, limits):
+    plan = Plan.derive(model, limits)
+    geometry, plain_limits = json.loads(json.dumps([plan.geometry.plain(), asdict(plan.limits)]))
+    assert geometry == plan.geometry.plain()
+    assert Plan.derive(Geometry.of_plain(geometry), Limits(**plain_limits)) == plan
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"num_layers": "2"}, {"num_layers": True}, {"windows": None}, {"windows": ["32"]}, {"windows": 5}, {"more": 1}],
+)
+def test_a_geometry_that_is_none_is_refused(wrong):
+    with pytest.raises(ConfigError):
+        Geometry.of_plain({**Geometry.of(Model()).plain(), **wrong})
+    with pytest.raises(ConfigError):
+        Geometry.of_plain({})
+
+
+def test_a_private_slot_has_no_place_in_the_arena():
+    shared = [SlotShape("x", "float32", 3, 4), SlotShape("scores.0", "float32", 2, 2, kind="tile")]
+    private = SlotShape("kept", "float32", 1 << 20, 4, place="private")
+    plan = Plan.of_slots([*shared, private])
+    assert plan.total_bytes == Plan.of_slots(shared).total_bytes
+    assert [slot.name for slot in plan.shared_slots] == ["x", "scores.0"]
+    assert plan.digest != Plan.of_slots(shared).digest
+    with pytest.raises(ValueError, match="private"):
+        Plan.of_slots([private, *shared])
+
+
+@pytest.mark.parametrize("changed", [{"kind": "tile"}, {"place": "private"}, {"dtype": "int32"}, {"num_rows": 4}])
+def test_the_digest_differs_with_the_slot(changed):
+    shape = SlotShape("x", "float32", 3, 4)
+    assert Plan.of_slots([shape._replace(**changed)]).digest != Plan.of_slots([shape]).digest
 
 
 def test_the_digest_differs_with_the_layout_version(monkeypatch):

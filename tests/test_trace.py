@@ -260,7 +260,7 @@ def test_a_failed_launch_leaves_an_earlier_trace_alone_and_no_empty_one(model, t
 def test_every_way_of_ringing_is_recorded(runtime_folder, forked, tmp_path, mode):
     name, count = f"/tsqp-shm-test-trace-{mode}-{os.getpid()}", 20
     endpoint = f"ipc://{runtime_folder}/trace-{mode}"
-    plan = Plan.of_slots({}, [("x", "float32", 1, 1)])
+    plan = Plan.of_slots([("x", "float32", 1, 1)])
 
     def traced(kind, role, arena, recorder):
         return closing(kind(open_doorbell(mode, arena, role, endpoint, 20, 200), recorder))
@@ -297,7 +297,7 @@ def test_every_way_of_ringing_is_recorded(runtime_folder, forked, tmp_path, mode
 
 
 def test_a_wait_that_ctrl_c_ended_is_taken_up_again_under_its_own_number(tmp_path):
-    plan = Plan.of_slots({}, [("x", "float32", 1, 1)])
+    plan = Plan.of_slots([("x", "float32", 1, 1)])
 
     def interrupt():
         raise KeyboardInterrupt

@@ -28,7 +28,6 @@ from tsqp_shm.shm.slots import open_slots
 
 ROWS, HIDDEN, FEED_FORWARD = 5, 24, 40
 PLAN = Plan.of_slots(
-    {"of": "test_zero_copy"},
     [
         ("gate_up", "bfloat16", 8, 2 * FEED_FORWARD),
         ("act", "bfloat16", 8, FEED_FORWARD),

@@ -82,7 +82,7 @@ def _require_inside_the_plan(record: Record) -> None:
             continue
         slot = PLAN.slots[index]
         assert slot.name in names
-        if not slot.name.startswith("scores."):
+        if slot.kind == "rows":
             assert 0 < record.rows <= slot.num_rows - record.first_row
     segments = PLAN.slot("segments").num_rows
     assert record.first_segment + record.num_segments <= (segments if allowed.segmented else 0)
@@ -144,7 +144,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
             Record(number, EPOCH, opcode, 0, in_slot, out_slot, 0, rows, 0, 1 if allowed.segmented else 0).pack()
         )
     published = struct.pack("<4Q32s", layout.MAGIC, layout.VERSION, EPOCH, PLAN.total_bytes, PLAN.digest)
-    invitation = Invitation(ARENA, "ipc:///tmp/doorbell", "adaptive", 2, 2000, LIMITS, PLAN.geometry, 1)
+    invitation = Invitation(ARENA, "ipc:///tmp/doorbell", "adaptive", 2, 2000, LIMITS, PLAN.geometry.plain(), 1)
     tcp = Invitation(ARENA, "tcp://127.0.0.1:5555", "zmq", 0, 0, LIMITS, {}, 1)
     completed = records[2][:ECHOED_BYTES] + struct.pack("<IIQQ", 1, 0, 5000, 7)
     return {

@@ -56,7 +56,9 @@ class HostileTee:
             doorbell = open_doorbell("adaptive", arena, "tee", endpoint, 0, 2000)
             stack.callback(doorbell.close)
             arena.publish()
-            session.invite(Invitation(arena.name, endpoint, "adaptive", 0, 2000, LIMITS, plan.geometry, os.getpid()))
+            session.invite(
+                Invitation(arena.name, endpoint, "adaptive", 0, 2000, LIMITS, plan.geometry.plain(), os.getpid())
+            )
             tee = cls(arena, doorbell)
             tee.submit(Opcode.READY)
             tee.answer()

@@ -31,7 +31,7 @@ class Operations:
     def __init__(self, plan: Plan, products: Products, device: Device) -> None:
         self._device = device
         self._segments_slot = plan.slot("segments")
-        self._max_tile_rows: int = plan.geometry["tile_rows"]
+        self._max_tile_rows = plan.limits.tile_rows
         self._segments: list[Segment] = []
         self._products = products
         self.qkv = products.qkv

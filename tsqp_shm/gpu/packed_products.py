@@ -29,7 +29,7 @@ def is_available(spec: ModelSpec, plan: Plan, device: torch.device) -> bool:
     widths = (spec.hidden_size, spec.intermediate_size, spec.head_dim)
     return (
         device.type == "cpu"
-        and plan.geometry["dtype"] == "bfloat16"
+        and plan.limits.dtype == "bfloat16"
         and _products.panel_kernels(_native.active_instruction_set()) is not None
         and all(width % DEPTH_BLOCK == 0 for width in widths)
     )
@@ -41,9 +41,9 @@ class PackedProducts:
     def __init__(
         self, spec: ModelSpec, plan: Plan, weights: Weights, device: Device, blocks: BlockTable | None = None
     ) -> None:
-        limits = plan.geometry
-        blocks = blocks or BlockTable.identity(limits["max_num_seqs"], limits["max_model_len"])
-        self._lengths = SequenceLengths(limits["max_num_seqs"], limits["max_model_len"])
+        limits = plan.limits
+        blocks = blocks or BlockTable.identity(limits.max_num_seqs, limits.max_model_len)
+        self._lengths = SequenceLengths(limits.max_num_seqs, limits.max_model_len)
         # Layers with one window see the same keys.
         windows = list(dict.fromkeys(spec.windows))
         self._windows = windows
@@ -59,7 +59,7 @@ class PackedProducts:
             num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
             vocabulary=spec.vocab_size,
-            max_tokens=limits["max_batch_tokens"],
+            max_tokens=limits.max_batch_tokens,
         )
         self._native.set_embedding(_bits(weights.embedding))
         self._native.set_lm_head(_bits(weights.lm_head.weight))

@@ -55,15 +55,15 @@ class GemmProducts:
     def __init__(
         self, spec: ModelSpec, plan: Plan, weights: Weights, device: Device, blocks: BlockTable | None = None
     ) -> None:
-        limits = plan.geometry
+        limits = plan.limits
         dtype = weights.embedding.dtype
-        tokens = limits["max_batch_tokens"]
+        tokens = limits.max_batch_tokens
         self._slots = plan.slots
         self._embedding, self._layers, self._lm_head = weights.embedding, tuple(weights.layers), weights.lm_head
         self._device = device
         self._windows = spec.windows
-        blocks = blocks or BlockTable.identity(limits["max_num_seqs"], limits["max_model_len"])
-        self._cache = KVCache(spec, blocks, limits["max_model_len"], dtype, device)
+        blocks = blocks or BlockTable.identity(limits.max_num_seqs, limits.max_model_len)
+        self._cache = KVCache(spec, blocks, limits.max_model_len, dtype, device)
         self._segments: list[Segment] = []
         # Private: v [T, G*D] of the layer at hand, and the heads' outputs [T, H*D] before o_proj.
         self._values = device.zeros((tokens, spec.num_kv_heads * spec.head_dim), dtype)
@@ -75,7 +75,7 @@ class GemmProducts:
         self._tile_threads = max(1, self._threads // 2)
         self._use_threads = torch.set_num_threads if device.torch_device.type == "cpu" else _leave_threads
         # One tile's heads, head-major, as a batched product wants them.
-        self._blocks = device.zeros((limits["tile_rows"] * spec.num_heads * spec.head_dim,), dtype)
+        self._blocks = device.zeros((limits.tile_rows * spec.num_heads * spec.head_dim,), dtype)
 
     def begin_step(self, segments: list[Segment]) -> None:
         self._cache.begin_step(segments)

@@ -195,17 +195,18 @@ def serve(
 
 def _own_plan(spec: ModelSpec, invitation: Invitation) -> Plan:
     plan = Plan.derive(spec, invitation.limits)
+    own = plan.geometry.plain()
     for field, found in invitation.geometry.items():
-        expected = plan.geometry.get(field)
+        expected = own.get(field)
         if expected != found:
             raise ArenaMismatch(invitation.arena, f"the model's {field}", expected, found)
     return plan
 
 
 def _load(spec: ModelSpec, plan: Plan, model: Path, device: Device, report: Callable[[str], None]) -> Operations:
-    limits = plan.geometry
-    dtype = TORCH_DTYPES[limits["dtype"]]
-    cache_bytes = KVCache.size_bytes(spec, limits["max_num_seqs"], limits["max_model_len"], dtype)
+    limits = plan.limits
+    dtype = TORCH_DTYPES[limits.dtype]
+    cache_bytes = KVCache.size_bytes(spec, limits.max_num_seqs, limits.max_model_len, dtype)
     weights_bytes = weights_size_bytes(spec, dtype)
     device.reserve(weights_bytes, cache_bytes)
     reason = f" ({device.transfer_reason})" if device.transfer_reason else ""

@@ -46,7 +46,7 @@ class Opcode(IntEnum):
     EMBED = 2  # tokens -> hidden; begins a step: the segment table is read
     QKV = 3  # x -> qk; v stays on the device
     SCORES = 4  # qk -> scores.N; appends the segments' k and v to the cache
-    CONTEXT = 5  # scores.N (probabilities) x v; the step's last tile also does o_proj -> hidden
+    CONTEXT = 5  # scores.N (probabilities) x v; the block's last tile also does o_proj -> hidden
     GATE_UP = 6  # x -> gate_up
     DOWN = 7  # act -> hidden
     LM_HEAD = 8  # x -> logits
@@ -231,7 +231,7 @@ class SubmissionRules:
         row_slots = [
             self._slots[index]
             for index in (record.in_slot, record.out_slot)
-            if index != NO_SLOT and not self._slots[index].name.startswith("scores.")
+            if index != NO_SLOT and self._slots[index].kind == "rows"
         ]
         for slot in row_slots:
             check_rows_in_slot(slot, record.first_row, record.rows)

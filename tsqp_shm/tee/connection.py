@@ -134,7 +134,7 @@ class Connection:
                     spin_us=config.spin_us,
                     yield_us=config.yield_us,
                     limits=limits,
-                    geometry=plan.geometry,
+                    geometry=plan.geometry.plain(),
                     tee_pid=os.getpid(),
                 )
             )

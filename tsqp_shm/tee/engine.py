@@ -106,14 +106,14 @@ class Engine:
         statistics: Statistics,
     ) -> None:
         plan = slots.plan
-        limits = plan.geometry
+        limits = plan.limits
         self._spec = spec
         self._norms = norms
         self._slots = slots
         self._queue = queue
-        self._tile_rows: int = limits["tile_rows"]
-        self._block_rows: int = limits["block_rows"]
-        self._ops = Operations(spec, slots, limits["max_model_len"], statistics)
+        self._tile_rows = limits.tile_rows
+        self._block_rows = limits.block_rows
+        self._ops = Operations(spec, slots, limits.max_model_len, statistics)
         self._tokens, self._segments_slot = plan.slot("tokens"), plan.slot("segments")
         self._x, self._hidden, self._qk = plan.slot("x"), plan.slot("hidden"), plan.slot("qk")
         self._gate_up, self._act, self._logits = plan.slot("gate_up"), plan.slot("act"), plan.slot("logits")
@@ -122,7 +122,7 @@ class Engine:
         # Of each block, the last layer whose scores are all submitted.
         self._scored: list[int] = []
         # Private: the residual stream never lies in the arena.
-        self._residual: Float32 = np.zeros((limits["max_batch_tokens"], spec.hidden_size), np.float32)
+        self._residual: Float32 = np.zeros((limits.max_batch_tokens, spec.hidden_size), np.float32)
 
     def forward(self, chunks: Sequence[Chunk]) -> Float32:
         """Runs one step: every chunk's tokens enter the cache.

@@ -42,8 +42,8 @@ class Scheduler:
     def __init__(self, engine: Engine, plan: Plan, statistics: Statistics) -> None:
         self._engine = engine
         self._statistics = statistics
-        self._max_batch_tokens: int = plan.geometry["max_batch_tokens"]
-        self._free_sequences = list(reversed(range(plan.geometry["max_num_seqs"])))
+        self._max_batch_tokens = plan.limits.max_batch_tokens
+        self._free_sequences = list(reversed(range(plan.limits.max_num_seqs)))
         self._waiting: deque[Completion | Reservation] = deque()
         self._running: dict[Completion, int] = {}
 
