@@ -94,7 +94,7 @@ def test_threads_of_native_code_survive_too(name, forked):
 
 def test_the_products_of_the_gpu_process_survive_it_and_its_next_look_at_the_arena_does_not(name, forked):
     """They are in an extension of their own, and the handler is not."""
-    width, plan = 64, Plan.of_slots({}, [("x", "bfloat16", ROWS, 64), ("logits", "bfloat16", ROWS, ELEMENTS)])
+    width, plan = 64, Plan.of_slots([("x", "bfloat16", ROWS, 64), ("logits", "bfloat16", ROWS, ELEMENTS)])
     instruction_set = _native.active_instruction_set()
     if _products.panel_kernels(instruction_set) is None:
         pytest.skip(f"{instruction_set} has no packed products")

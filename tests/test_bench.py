@@ -27,6 +27,7 @@ from tsqp_shm.bench.kernel_cases import kernel_cases, kernel_plan
 from tsqp_shm.bench.report import make_rows
 from tsqp_shm.errors import ConfigError, ContenderFailed
 from tsqp_shm.llm import LLM
+from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm.session import Session
 from tsqp_shm.shm.slots import open_slots
@@ -278,8 +279,8 @@ def test_a_median_a_spread_and_a_ratio_are_those_of_the_samples():
 
 @pytest.mark.parametrize("name", shapes.SHAPES)
 def test_a_shape_has_the_size_of_its_name(name):
-    spec = ModelSpec.from_config(shapes.shape_config(name))
-    parameters = sum(int(np.prod(shape)) for shard in shapes._shards(spec) for shape in shard.values())
+    network = Network.of(ModelSpec.from_config(shapes.shape_config(name)))
+    parameters = sum(int(np.prod(shape)) for _, shape in network.tensors())
     billions = {"smollm2-135m": 0.13, "llama-3.2-1b": 1.24, "llama-3.1-8b": 8.03, "qwen2.5-0.5b": 0.49}
     assert round(parameters / 1e9, 2) == billions[name]
 

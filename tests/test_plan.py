@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tsqp_shm.config import Limits
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.shm import layout
-from tsqp_shm.shm.plan import Geometry, Plan, SlotShape
+from tsqp_shm.shm.plan import Geometry, LinearRoles, Operation, Plan, SlotShape
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Model:
     head_dim: int = 12
     vocab_size: int = 101
     windows: tuple[int | None, ...] = (None, 32)
+    linear_roles: LinearRoles = ((2, ("qkv", "o", "gate_up", "down")), (1, ("lm_head",)))
 
 
 LIMITS = Limits(
@@ -76,7 +77,8 @@ def test_the_digest_differs_with_the_limit(field):
 
 @pytest.mark.parametrize("field", Model.__dataclass_fields__)
 def test_the_digest_differs_with_the_geometry(field):
-    value = (None, 33) if field == "windows" else getattr(Model(), field) + 1
+    other = {"windows": (None, 33), "linear_roles": ((2, ("qkv", "down")), (1, ("lm_head",)))}
+    value = other.get(field) or getattr(Model(), field) + 1
     changed = replace(Model(), **{field: value})
     assert Plan.derive(changed, LIMITS).digest != Plan.derive(Model(), LIMITS).digest
 
@@ -91,13 +93,39 @@ def test_a_plan_comes_back_from_what_crosses_of_it_as_json(model, limits):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"num_layers": "2"}, {"num_layers": True}, {"windows": None}, {"windows": ["32"]}, {"windows": 5}, {"more": 1}],
+    [
+        {"num_layers": "2"},
+        {"num_layers": True},
+        {"windows": None},
+        {"windows": ["32"]},
+        {"windows": 5},
+        {"linear_roles": None},
+        {"linear_roles": [[2]]},
+        {"linear_roles": [["2", ["down"]]]},
+        {"linear_roles": [[0, ["down"]]]},
+        {"linear_roles": [[1 << 40, []]]},
+        {"linear_roles": [[1 << 16, ["down", "o"]]]},
+        {"linear_roles": [[1, ["\x1b[2J"]]]},
+        {"linear_roles": [[1, [7]]]},
+        {"linear_roles": [[1, 7]]},
+        {"more": 1},
+    ],
 )
 def test_a_geometry_that_is_none_is_refused(wrong):
     with pytest.raises(ConfigError):
         Geometry.of_plain({**Geometry.of(Model()).plain(), **wrong})
     with pytest.raises(ConfigError):
         Geometry.of_plain({})
+
+
+def test_the_linears_of_a_plan_are_in_the_order_of_the_network():
+    linears = Plan.derive(Model(), LIMITS).linears
+    assert [linear.operation for linear in linears] == [
+        *(Operation(name, layer) for layer in (0, 1) for name in ("QKV", "O", "GATE_UP", "DOWN")),
+        Operation("LM_HEAD", None),
+    ]
+    assert [linear.slots for linear in linears[:4]] == [None, None, ("x", "gate_up"), ("act", "hidden")]
+    assert linears[-1].slots == ("x", "logits")
 
 
 def test_a_private_slot_has_no_place_in_the_arena():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,9 +18,16 @@ from tsqp_shm.errors import ConfigError
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.tiling import padded_length
 
+# What each Linear is in its layer, in the order of the network: runs of (layers, the roles in each of them), the last
+# run of those that belong to no layer.
+LinearRoles = tuple[tuple[int, tuple[str, ...]], ...]
+_ROLE = re.compile("[a-z_]{1,24}")
+# A record has 16 bits for one.
+MAX_LINEARS = 1 << 16
+
 
 class Model(Protocol):
-    """The numbers of a model that decide shapes; `model.spec.ModelSpec` has them."""
+    """What of a model decides shapes and order; `model.network.Network` has it."""
 
     @property
     def num_layers(self) -> int: ...
@@ -37,6 +45,8 @@ class Model(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def windows(self) -> tuple[int | None, ...]: ...
+    @property
+    def linear_roles(self) -> LinearRoles: ...
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class Geometry:
     head_dim: int
     vocab_size: int
     windows: tuple[int | None, ...]
+    linear_roles: LinearRoles
 
     @classmethod
     def of(cls, model: Model) -> Geometry:
@@ -70,19 +81,36 @@ class Geometry:
         """
         if set(values) != set(cls.__dataclass_fields__):
             raise ConfigError("geometry", sorted(values), f"the fields {', '.join(cls.__dataclass_fields__)}")
+        tuples = {"windows": _windows(values["windows"]), "linear_roles": _linear_roles(values["linear_roles"])}
         for field, value in values.items():
-            is_of_kind = _is_windows(value) if field == "windows" else type(value) is int
-            if not is_of_kind:
-                raise ConfigError(field, value, "a number" if field != "windows" else "a list of numbers and nulls")
-        return cls(**{**values, "windows": tuple(values["windows"])})
+            if field not in tuples and type(value) is not int:
+                raise ConfigError(field, value, "a number")
+        return cls(**{**values, **tuples})
 
 
-def _is_windows(value: object) -> bool:
-    return isinstance(value, list) and all(window is None or type(window) is int for window in value)
+def _windows(value: object) -> tuple[int | None, ...]:
+    if not isinstance(value, list) or any(window is not None and type(window) is not int for window in value):
+        raise ConfigError("windows", value, "a list of numbers and nulls")
+    return tuple(value)
+
+
+def _linear_roles(value: Any) -> LinearRoles:
+    """UNTRUSTED: whoever shows a session reads them of its header, and shows the names."""
+    try:
+        runs = tuple((layers, tuple(roles)) for layers, roles in value)
+        is_of_kind = all(type(layers) is int and layers > 0 and roles for layers, roles in runs)
+        are_names = all(_ROLE.fullmatch(role) for _, roles in runs for role in roles)
+    except (TypeError, ValueError):
+        is_of_kind = are_names = False
+    if not is_of_kind or not are_names:
+        raise ConfigError("linear_roles", value, "runs of layers and the roles in each of them")
+    if sum(layers * len(roles) for layers, roles in runs) > MAX_LINEARS:
+        raise ConfigError("linear_roles", value, f"at most {MAX_LINEARS} Linears")
+    return runs
 
 
 # An arena that carries no model: of a trial, a benchmark or a test.
-NO_MODEL = Geometry(1, 0, 0, 0, 0, 0, 0, (None,))
+NO_MODEL = Geometry(1, 0, 0, 0, 0, 0, 0, (None,), ())
 NO_LIMITS = Limits("float32", max_model_len=1, max_num_seqs=1, max_batch_tokens=1, tile_rows=1, tiles_in_flight=2)
 
 # Rows that records address by number, or one tile of attention, whose use follows from its segments.
@@ -130,6 +158,29 @@ class Slot:
         return self.num_rows * self.row_bytes
 
 
+class Operation(NamedTuple):
+    """What the GPU process is asked for, as people read it; layer None: it belongs to none."""
+
+    name: str
+    layer: int | None
+
+
+class PlannedLinear(NamedTuple):
+    """A Linear of the network, at its index.
+
+    Attributes:
+        operation: how it is called where LINEAR asks for it.
+        slots: what LINEAR reads and what it writes; None: another operation's product, and none of LINEAR's.
+    """
+
+    operation: Operation
+    slots: tuple[str, str] | None
+
+
+# Of attention's own, QKV and CONTEXT do the products.
+_LINEAR_SLOTS = {"gate_up": ("x", "gate_up"), "down": ("act", "hidden"), "lm_head": ("x", "logits")}
+
+
 @dataclass(frozen=True)
 class Plan:
     """Slots, their places and the arena's size.
@@ -158,6 +209,22 @@ class Plan:
     @cached_property
     def score_slots(self) -> tuple[Slot, ...]:
         return tuple(slot for slot in self.slots if slot.kind == "tile")
+
+    @cached_property
+    def linears(self) -> tuple[PlannedLinear, ...]:
+        """Each at its index."""
+        linears: list[PlannedLinear] = []
+        begin = 0
+        for layers, roles in self.geometry.linear_roles:
+            for layer in range(begin, begin + layers):
+                of_layer = layer if layer < self.geometry.num_layers else None
+                linears += [PlannedLinear(Operation(role.upper(), of_layer), _LINEAR_SLOTS.get(role)) for role in roles]
+            begin += layers
+        return tuple(linears)
+
+    @cached_property
+    def linear_operations(self) -> tuple[Operation, ...]:
+        return tuple(linear.operation for linear in self.linears)
 
     @classmethod
     def of_slots(cls, shapes: Iterable[SlotShape], geometry: Geometry = NO_MODEL, limits: Limits = NO_LIMITS) -> Plan:

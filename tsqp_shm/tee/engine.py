@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.model.network import Network, Norm
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.shm.plan import Slot
 from tsqp_shm.shm.protocol import Opcode
@@ -54,19 +54,18 @@ class NormWeights:
     final: Float32
 
     @classmethod
-    def load(cls, spec: ModelSpec, checkpoint: Checkpoint) -> NormWeights:
+    def load(cls, network: Network, checkpoint: Checkpoint) -> NormWeights:
         """Raises:
         ModelFileError: a tensor is missing or has another shape.
         """
 
-        def norm(name: str) -> Float32:
-            return checkpoint.tensor(f"model.{name}.weight", (spec.hidden_size,)).to_float32()
+        def load(norm: Norm) -> Float32:
+            return checkpoint.tensor(norm.weight, (norm.size,)).to_float32()
 
-        layers = range(spec.num_layers)
         return cls(
-            attention=tuple(norm(f"layers.{layer}.input_layernorm") for layer in layers),
-            mlp=tuple(norm(f"layers.{layer}.post_attention_layernorm") for layer in layers),
-            final=norm("norm"),
+            attention=tuple(load(layer.attention_norm) for layer in network.layers),
+            mlp=tuple(load(layer.mlp_norm) for layer in network.layers),
+            final=load(network.final_norm),
         )
 
 
@@ -99,7 +98,7 @@ class Engine:
 
     def __init__(
         self,
-        spec: ModelSpec,
+        network: Network,
         norms: NormWeights,
         slots: Slots,
         queue: SubmissionQueue,
@@ -107,13 +106,13 @@ class Engine:
     ) -> None:
         plan = slots.plan
         limits = plan.limits
-        self._spec = spec
+        self._network = network
         self._norms = norms
         self._slots = slots
         self._queue = queue
         self._tile_rows = limits.tile_rows
         self._block_rows = limits.block_rows
-        self._ops = Operations(spec, slots, limits.max_model_len, statistics)
+        self._ops = Operations(network, slots, limits.max_model_len, statistics)
         self._tokens, self._segments_slot = plan.slot("tokens"), plan.slot("segments")
         self._x, self._hidden, self._qk = plan.slot("x"), plan.slot("hidden"), plan.slot("qk")
         self._gate_up, self._act, self._logits = plan.slot("gate_up"), plan.slot("act"), plan.slot("logits")
@@ -122,7 +121,7 @@ class Engine:
         # Of each block, the last layer whose scores are all submitted.
         self._scored: list[int] = []
         # Private: the residual stream never lies in the arena.
-        self._residual: Float32 = np.zeros((limits.max_batch_tokens, spec.hidden_size), np.float32)
+        self._residual: Float32 = np.zeros((limits.max_batch_tokens, network.hidden_size), np.float32)
 
     def forward(self, chunks: Sequence[Chunk]) -> Float32:
         """Runs one step: every chunk's tokens enter the cache.
@@ -163,16 +162,17 @@ class Engine:
         ops, norms = self._ops, self._norms
         first, rows = block.first_row, block.rows
         ops.load_rows(self._hidden, first, rows, self._residual[first : first + rows])
-        for layer in range(self._spec.num_layers):
+        for layer in range(self._network.num_layers):
             delta = self._hidden if layer > 0 else None
+            mlp = self._network.layers[layer].mlp
             ops.add_rms_norm(self._residual, norms.attention[layer], self._x, first, rows, delta=delta)
             yield self._submit(Opcode.QKV, layer, self._x, self._qk, block)
             ops.rope(self._qk, first, rows, step.positions[first : first + rows])
             yield from self._attention(step, layer, block)
             ops.add_rms_norm(self._residual, norms.mlp[layer], self._x, first, rows, delta=self._hidden)
-            yield self._submit(Opcode.GATE_UP, layer, self._x, self._gate_up, block)
+            yield self._submit(Opcode.LINEAR, mlp.gate_up.index, self._x, self._gate_up, block)
             ops.silu_mul(self._gate_up, self._act, first, rows)
-            yield self._submit(Opcode.DOWN, layer, self._act, self._hidden, block)
+            yield self._submit(Opcode.LINEAR, mlp.down.index, self._act, self._hidden, block)
 
     def _attention(self, step: _Step, layer: int, block: Block) -> Lane:
         """qk -> hidden of a block's rows, tile by tile: the GPU process scores the next while this one is
@@ -180,7 +180,7 @@ class Engine:
         # A sequence's keys enter the cache in their order, so a block scores after the one before it.
         while block.number > 0 and self._scored[block.number - 1] < layer:
             yield None
-        window = self._spec.windows[layer]
+        window = self._network.windows[layer]
         scored: deque[_Scored] = deque()
         context = 0
         left = deque(block.tiles)
@@ -204,9 +204,9 @@ class Engine:
             self._free_slots.append(slot)
         yield context
 
-    def _submit(self, opcode: Opcode, layer: int, in_slot: Slot, out_slot: Slot, block: Block) -> int:
+    def _submit(self, opcode: Opcode, target: int, in_slot: Slot, out_slot: Slot, block: Block) -> int:
         return self._queue.submit(
-            opcode, layer=layer, in_slot=in_slot, out_slot=out_slot, first_row=block.first_row, rows=block.rows
+            opcode, target=target, in_slot=in_slot, out_slot=out_slot, first_row=block.first_row, rows=block.rows
         )
 
     def _submit_tile(
@@ -221,7 +221,7 @@ class Engine:
     ) -> int:
         return self._queue.submit(
             opcode,
-            layer=layer,
+            target=layer,
             in_slot=in_slot,
             out_slot=out_slot,
             first_row=block.first_row,
@@ -234,18 +234,20 @@ class Engine:
         slot = self._score_slots[0]
         element_bytes = slot.row_bytes // slot.row_elements
         columns = sum(segment.rows * key_range(segment, window).columns for segment in segments)
-        return self._spec.num_heads * columns * element_bytes
+        return self._network.num_heads * columns * element_bytes
 
     def _lm_head(self, wanted: npt.NDArray[np.int32]) -> Float32:
         """Adds the last delta, normalises the wanted rows and has their logits computed, a slot's worth at a time."""
-        logits: Float32 = np.empty((len(wanted), self._spec.vocab_size), np.float32)
+        logits: Float32 = np.empty((len(wanted), self._network.vocab_size), np.float32)
         for first in range(0, len(wanted), self._logits.num_rows):
             index = wanted[first : first + self._logits.num_rows]
             rows = len(index)
             self._ops.add_rms_norm(
                 self._residual, self._norms.final, self._x, 0, rows, delta=self._hidden, row_index=index
             )
-            self._queue.wait(self._queue.submit(Opcode.LM_HEAD, in_slot=self._x, out_slot=self._logits, rows=rows))
+            self._queue.wait(
+                self._submit(Opcode.LINEAR, self._network.lm_head.index, self._x, self._logits, Block(0, 0, rows, ()))
+            )
             self._ops.load_rows(self._logits, 0, rows, logits[first : first + rows])
         return logits
 

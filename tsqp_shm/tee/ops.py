@@ -5,7 +5,6 @@ Shapes: T tokens, C hidden, H query heads, G kv heads, D head dim, F feed-forwar
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tsqp_shm import _native
+from tsqp_shm.model.network import Network
 from tsqp_shm.model.rope import rope_tables
-from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm.plan import Slot
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.tiling import Segment, key_range
@@ -27,12 +26,13 @@ Int32 = npt.NDArray[np.int32]
 class Operations:
     """The model's light half: everything that sees activations between two Linears."""
 
-    def __init__(self, spec: ModelSpec, slots: Slots, max_model_len: int, statistics: Statistics) -> None:
-        self._spec = spec
+    def __init__(self, network: Network, slots: Slots, max_model_len: int, statistics: Statistics) -> None:
+        self._network = network
         self._slots = slots
         self._statistics = statistics
-        self._scale = 1.0 / math.sqrt(spec.head_dim)
-        self._cos, self._sin = rope_tables(spec.rope, spec.head_dim, max_model_len)
+        attention = network.layers[0].attention
+        self._scale = attention.scale
+        self._cos, self._sin = rope_tables(attention.rope, attention.head_dim, max_model_len)
 
     def load_rows(self, slot: Slot, first_row: int, rows: int, out: Float32) -> None:
         """Widens slot [rows, W] into private out [rows, W] f32."""
@@ -61,21 +61,21 @@ class Operations:
             delta_index = self._slots.own(delta, *delta_rows)
         self._run(
             "RMSNORM", _native.add_rms_norm, out_index, first_row, delta_index, residual, row_index, first_row, rows,
-            weight, self._spec.rms_norm_eps,
+            weight, self._network.final_norm.eps,
         )  # fmt: skip
 
     def rope(self, slot: Slot, first_row: int, rows: int, positions: Int32) -> None:
         """Rotates q and k in place: slot [T, (H+G)*D]; positions [rows]."""
         index = self._slots.own(slot, first_row, rows)
-        heads = self._spec.num_heads + self._spec.num_kv_heads
+        heads = self._network.num_heads + self._network.num_kv_heads
         self._run(
-            "ROPE", _native.rope, index, first_row, rows, positions, self._cos, self._sin, heads, self._spec.head_dim
+            "ROPE", _native.rope, index, first_row, rows, positions, self._cos, self._sin, heads, self._network.head_dim
         )
 
     def softmax(self, slot: Slot, segments: Sequence[Segment], window: int | None) -> None:
         """Scales, masks and normalises a tile in place: one dense [H, rows, columns] block per segment."""
         index = self._slots.own(slot)
-        heads = self._spec.num_heads
+        heads = self._network.num_heads
         offset = 0
         for segment in segments:
             seen = key_range(segment, window)

@@ -134,7 +134,7 @@ class PeerLink:
         )
         stack.callback(self._doorbell.close)
         self._watch = PeerWatch(self.arena, "tee")
-        self._rules = SubmissionRules(plan, self.arena.epoch, 1)
+        self._rules = SubmissionRules(plan, self.arena.epoch)
         self._words: dict[int, Words] = {
             slot.index: slot_array(self.arena, slot).reshape(-1).view(np.uint64) for slot in plan.score_slots
         }
