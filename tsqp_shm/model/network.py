@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count, groupby
+from typing import Literal
 
 from tsqp_shm.model.rope import RopeSpec
 from tsqp_shm.model.spec import ModelSpec
@@ -112,9 +113,10 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class GatedMlp:
-    """down(silu(gate) * up). gate_up: x [T, C] -> [T, 2F], gate before up; down: [T, F] -> hidden [T, C]."""
+class Mlp:
+    """down(activation(gate) * up). gate_up: x [T, C] -> [T, 2F], gate before up; down: [T, F] -> hidden [T, C]."""
 
+    activation: Literal["silu"]
     gate_up: Linear
     down: Linear
 
@@ -125,7 +127,7 @@ class Layer:
     attention_norm: Norm
     attention: Attention
     mlp_norm: Norm
-    mlp: GatedMlp
+    mlp: Mlp
 
     @property
     def linears(self) -> tuple[Linear, ...]:
@@ -264,7 +266,8 @@ def _layer(spec: ModelSpec, index: int, indices: Iterator[int]) -> Layer:
             o=linear("o", q_width, "self_attn", {"o_proj": hidden}, has_bias=spec.o_bias),
         ),
         mlp_norm=_norm(spec, f"model.layers.{index}.post_attention_layernorm"),
-        mlp=GatedMlp(
+        mlp=Mlp(
+            activation="silu",
             gate_up=linear(
                 "gate_up", hidden, "mlp", {"gate_proj": intermediate, "up_proj": intermediate}, has_bias=spec.mlp_bias
             ),

@@ -29,7 +29,7 @@ from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.shm.session import Session
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.connection import Connection, StartGpu
-from tsqp_shm.tee.engine import NormWeights
+from tsqp_shm.tee.norms import NormWeights
 from tsqp_shm.tee.ops import Float32
 from tsqp_shm.tee.scheduler import Reservation
 from tsqp_shm.tee.statistics import Statistics, TracedStatistics

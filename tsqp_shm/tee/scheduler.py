@@ -7,8 +7,9 @@ from collections import deque
 from queue import SimpleQueue
 
 from tsqp_shm.shm.plan import Plan
+from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.completion import Completion
-from tsqp_shm.tee.engine import Chunk, Engine
+from tsqp_shm.tee.engine import Engine
 from tsqp_shm.tee.statistics import Statistics
 
 
