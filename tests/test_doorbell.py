@@ -31,7 +31,7 @@ SUBMISSION_TAIL, SUBMISSION_HEAD, COMPLETION_TAIL, COMPLETION_PARKED = (
 
 @pytest.fixture
 def arena():
-    plan = Plan.of_slots({}, [("x", "float32", 1, 1)])
+    plan = Plan.of_slots([("x", "float32", 1, 1)])
     with Arena.create(f"/tsqp-shm-test-{secrets.token_hex(4)}", plan, 1) as arena:
         yield arena
 

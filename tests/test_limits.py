@@ -24,7 +24,7 @@ from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.session import arena_name, sessions_folder
 
-PLAN = Plan.of_slots({}, [("x", "float32", 100, 300)])
+PLAN = Plan.of_slots([("x", "float32", 100, 300)])
 NOBODY = 65534
 # Without what lets root pass over modes and limits.
 PLAIN_ROOT = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner,-ipc_lock"]

@@ -21,7 +21,7 @@ BEAT_S = liveness.HEARTBEAT_INTERVAL_MS / 1000
 
 @pytest.fixture
 def arena():
-    plan = Plan.of_slots({}, [("x", "float32", 1, 1)])
+    plan = Plan.of_slots([("x", "float32", 1, 1)])
     with Arena.create(f"/tsqp-shm-test-{secrets.token_hex(4)}", plan, 1) as arena:
         yield arena
 

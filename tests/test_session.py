@@ -25,7 +25,7 @@ from tsqp_shm.shm.session import (
     wait_for_invitation,
 )
 
-PLAN = Plan.of_slots({}, [("x", "float32", 1, 1)])
+PLAN = Plan.of_slots([("x", "float32", 1, 1)])
 LIMITS = Limits(
     dtype="bfloat16", max_model_len=100, max_num_seqs=3, max_batch_tokens=70, tile_rows=16, tiles_in_flight=2
 )

@@ -14,7 +14,7 @@ from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.session import Session, arena_name, sessions_folder, sweep_dead_sessions
 
-PLAN = Plan.of_slots({}, [("x", "float32", 100, 300)])
+PLAN = Plan.of_slots([("x", "float32", 100, 300)])
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from models import FastStart, RandomModel, fast_start, model_folder
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.observer import Observer
+from tsqp_shm.shm.plan import Operation
 from tsqp_shm.shm.progress import Progress
 from tsqp_shm.shm.protocol import Opcode
 from tsqp_shm.shm.session import Session
@@ -118,12 +119,13 @@ def test_a_stopped_gpu_process_is_seen_with_what_it_has_not_done(llm):
     pid = llm.bring_up()["processes"]["gpu"]["pid"]
     # Idle, so the queue is this test's to use.
     queue, slots = llm.runtime.connection.queue, llm.runtime.connection.arena.plan
+    down = slots.linear_operations.index(Operation("DOWN", 1))
     with closing(Observer(session_of(llm))) as observer:
         summary = Summary(observer)
         os.kill(pid, signal.SIGSTOP)
         try:
             sequence = queue.submit(
-                Opcode.DOWN, layer=1, in_slot=slots.slot("act"), out_slot=slots.slot("hidden"), rows=3
+                Opcode.LINEAR, target=down, in_slot=slots.slot("act"), out_slot=slots.slot("hidden"), rows=3
             )
             facts = facts_until(summary, observer, lambda facts: facts["gpu"]["is_silent"])
         finally:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ConfigError, ModelFileError, RequestError
+from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.model.weights import Checkpoint
@@ -78,7 +79,7 @@ class LLM:
         require_resources(self.config.threads().tee)
         self.model = Path(model)
         self.spec = ModelSpec.from_folder(self.model)
-        limits = self.config.limits(self.spec.max_position_embeddings, self.spec.layer_parameters)
+        limits = self.config.limits(self.spec.max_position_embeddings, Network.of(self.spec).layer_parameters)
         self.max_model_len = limits.max_model_len
         self._tokenizer = Tokenizer.from_folder(self.model) if _has_tokenizer(self.model) else None
         with ExitStack() as stack:

@@ -16,12 +16,13 @@ from processes import beside
 from tsqp_shm import _native
 from tsqp_shm.config import Limits
 from tsqp_shm.errors import PeerDied, TsqpError
+from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
-from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.plan import Operation, Plan
 from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record
 from tsqp_shm.shm.session import Invitation, Session
 from tsqp_shm.shm.slots import slot_array
@@ -47,7 +48,7 @@ class HostileTee:
     @contextlib.contextmanager
     def session(cls, model: Path, name: str) -> Iterator[HostileTee]:
         """Begins a session as an honest TEE does."""
-        plan = Plan.derive(ModelSpec.from_folder(model), LIMITS)
+        plan = Plan.derive(Network.of(ModelSpec.from_folder(model)), LIMITS)
         with contextlib.ExitStack() as stack:
             session = stack.enter_context(Session.begin(name))
             arena = stack.enter_context(session.create_arena(plan, secrets.randbits(63) | 1))
@@ -56,7 +57,9 @@ class HostileTee:
             doorbell = open_doorbell("adaptive", arena, "tee", endpoint, 0, 2000)
             stack.callback(doorbell.close)
             arena.publish()
-            session.invite(Invitation(arena.name, endpoint, "adaptive", 0, 2000, LIMITS, plan.geometry, os.getpid()))
+            session.invite(
+                Invitation(arena.name, endpoint, "adaptive", 0, 2000, LIMITS, plan.geometry.plain(), os.getpid())
+            )
             tee = cls(arena, doorbell)
             tee.submit(Opcode.READY)
             tee.answer()
@@ -95,21 +98,25 @@ class HostileTee:
         }
         return self.call(Opcode.EMBED, **{**legal, **fields})
 
-    def layer(self, first_segment: int = 0, num_segments: int = 1, **fields: int) -> None:
+    def linear(self, name: str, layer: int | None) -> dict[str, int]:
+        return {"target": self.plan.linear_operations.index(Operation(name, layer))}
+
+    def layer(self, first_segment: int = 0, num_segments: int = 1, layer: int = 0) -> None:
         """Every operation of a layer and the logits, in no order that makes sense."""
-        tile = {"first_segment": first_segment, "num_segments": num_segments}
+        of_layer = {"target": layer}
+        tile = {"first_segment": first_segment, "num_segments": num_segments, **of_layer}
         for opcode, in_slot, out_slot, extra in (
-            (Opcode.LM_HEAD, "x", "logits", {"rows": 2}),
+            (Opcode.LINEAR, "x", "logits", {"rows": 2, **self.linear("LM_HEAD", None)}),
             (Opcode.CONTEXT, "scores.1", None, tile),
-            (Opcode.QKV, "x", "qk", {}),
+            (Opcode.QKV, "x", "qk", of_layer),
             (Opcode.SCORES, "qk", "scores.0", tile),
             (Opcode.SCORES, "qk", "scores.1", tile),
             (Opcode.CONTEXT, "scores.0", "hidden", tile),
-            (Opcode.DOWN, "act", "hidden", {}),
-            (Opcode.GATE_UP, "x", "gate_up", {}),
+            (Opcode.LINEAR, "act", "hidden", self.linear("DOWN", layer)),
+            (Opcode.LINEAR, "x", "gate_up", self.linear("GATE_UP", layer)),
         ):
             out = NO_SLOT if out_slot is None else self.index(out_slot)
-            self.call(opcode, **{"in_slot": self.index(in_slot), "out_slot": out, "rows": ROWS, **extra, **fields})
+            self.call(opcode, **{"in_slot": self.index(in_slot), "out_slot": out, "rows": ROWS, **extra})
 
 
 Misbehaviour = Callable[[HostileTee], object]

@@ -10,14 +10,13 @@ import os
 import struct
 import time
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import posix_ipc
 
 from tsqp_shm.errors import ArenaNotReady
 from tsqp_shm.shm import layout
-from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.plan import Geometry, Plan
 from tsqp_shm.shm.progress import Progress
 from tsqp_shm.shm.protocol import Record
 from tsqp_shm.shm.session import SESSION_FILE, Invitation, arena_name, sessions_folder
@@ -66,7 +65,7 @@ class Observer:
         except (FileNotFoundError, posix_ipc.ExistentialError):
             raise ArenaNotReady(arena_name(session), f"session {session!r} has none at the moment") from None
         self.invitation = Invitation.parse(content)
-        self.plan = Plan.derive(SimpleNamespace(**self.invitation.geometry), self.invitation.limits)
+        self.plan = Plan.derive(Geometry.of_plain(self.invitation.geometry), self.invitation.limits)
 
     @property
     def is_gone(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from tsqp_shm import _native
 from tsqp_shm.config import MODE, EngineConfig, Limits
 from tsqp_shm.errors import TsqpError
-from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.model.network import Network
 from tsqp_shm.shm.arena import Arena, Residency
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
@@ -87,7 +87,7 @@ class Connection:
     def open(
         cls,
         session: Session,
-        spec: ModelSpec,
+        network: Network,
         config: EngineConfig,
         limits: Limits,
         statistics: Statistics,
@@ -108,7 +108,7 @@ class Connection:
         Raises:
             TsqpError: what kept it from coming up; nothing is left behind but the session.
         """
-        plan = Plan.derive(spec, limits)
+        plan = Plan.derive(network, limits)
         with ExitStack() as stack:
             # Started first: loading torch takes longer than everything else here, and it waits for the invitation.
             gpu_process = start_gpu(session.name) if start_gpu else None
@@ -123,7 +123,7 @@ class Connection:
             doorbell = open_doorbell(config.doorbell, arena, "tee", endpoint, config.spin_us, config.yield_us)
             stack.callback(doorbell.close)
             if recorder is not None:
-                recorder.slot_names = [slot.name for slot in plan.slots]
+                recorder.describe(plan)
                 doorbell = SubmittingDoorbell(doorbell, recorder)
             arena.publish()
             session.invite(
@@ -134,7 +134,7 @@ class Connection:
                     spin_us=config.spin_us,
                     yield_us=config.yield_us,
                     limits=limits,
-                    geometry=plan.geometry,
+                    geometry=plan.geometry.plain(),
                     tee_pid=os.getpid(),
                 )
             )

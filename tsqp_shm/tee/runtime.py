@@ -23,12 +23,13 @@ from typing import Any, TypeVar
 from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import TsqpError
+from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.shm.session import Session
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.connection import Connection, StartGpu
-from tsqp_shm.tee.engine import NormWeights
+from tsqp_shm.tee.norms import NormWeights
 from tsqp_shm.tee.ops import Float32
 from tsqp_shm.tee.scheduler import Reservation
 from tsqp_shm.tee.statistics import Statistics, TracedStatistics
@@ -88,8 +89,9 @@ class Runtime:
         Raises:
             TsqpError: what kept it from coming up; nothing is left behind.
         """
-        limits = config.limits(spec.max_position_embeddings, spec.layer_parameters)
-        norms = NormWeights.load(spec, checkpoint)
+        network = Network.of(spec)
+        limits = config.limits(spec.max_position_embeddings, network.layer_parameters)
+        norms = NormWeights.load(network, checkpoint)
         _native.set_num_threads(config.threads().tee)
         statistics = Statistics() if recorder is None else TracedStatistics(recorder)
         with ExitStack() as stack:
@@ -100,10 +102,10 @@ class Runtime:
             def make_stepper(must_stop: Callable[[], bool]) -> Stepper:
                 def connect() -> Connection:
                     return Connection.open(
-                        session, spec, config, limits, statistics, start_gpu, report, recorder, must_stop
+                        session, network, config, limits, statistics, start_gpu, report, recorder, must_stop
                     )
 
-                stepper = Stepper(spec, norms, statistics, connect, config.restart_gpu, report)
+                stepper = Stepper(network, norms, statistics, connect, config.restart_gpu, report)
                 # Not the connection of this moment: a restart puts another in its place.
                 stack.callback(lambda: stepper.connection.close())
                 return stepper
