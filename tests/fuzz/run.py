@@ -29,7 +29,7 @@ NATIVE = ROOT / "native" / "fuzz"
 CORPUS = HERE / "corpus"
 OUT = ROOT / "build" / "fuzz"
 BORDER = ("completion", "submission", "header", "session")
-PROGRAMS = ("ring", "slots")
+PROGRAMS = ("ring", "submissions", "slots")
 NAMES = (*BORDER, *PROGRAMS, "kernels")
 # More than an input can need that finds a way nobody else found, and a bound on the time of one.
 MAX_INPUT_BYTES = {"session": 2048}

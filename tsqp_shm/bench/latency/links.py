@@ -20,7 +20,7 @@ from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import open_doorbell
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, ChildProcess, PeerWatch
 from tsqp_shm.shm.plan import Plan, SlotShape
-from tsqp_shm.shm.protocol import Opcode, Status, SubmissionRules, pack_completion
+from tsqp_shm.shm.protocol import Opcode, Status, SubmissionRules
 from tsqp_shm.shm.session import Session
 from tsqp_shm.shm.slots import Slots, open_slots, slot_array
 from tsqp_shm.shm.tiling import Tile
@@ -153,7 +153,7 @@ class PeerLink:
             if work_us:
                 _work(work_us)
             busy_ns = time.perf_counter_ns() - started_ns
-            self._doorbell.send(pack_completion(submission, Status.OK, busy_ns))
+            self._doorbell.complete(submission, Status.OK, busy_ns)
 
 
 def _work(microseconds: int) -> None:
