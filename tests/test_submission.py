@@ -25,7 +25,7 @@ from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
 
 EPOCH = 0xFEED_0000_0000_0001
-PLAN = Plan.of_slots({}, [("x", "bfloat16", 8, 8), ("qk", "bfloat16", 8, 16), ("scores.0", "bfloat16", 4, 64, "tile")])
+PLAN = Plan.of_slots([("x", "bfloat16", 8, 8), ("qk", "bfloat16", 8, 16), ("scores.0", "bfloat16", 4, 64, "tile")])
 X, QK, SCORES = PLAN.slots
 ALIVE = SimpleNamespace(heartbeat_age_s=0.5, check=lambda: None)
 MODES = ("adaptive", "spin", "zmq")
