@@ -19,6 +19,13 @@ constexpr std::size_t kBlockPanels = kKeyBlock / kPanelColumns;
 std::size_t round_up(std::size_t size, std::size_t block) { return (size + block - 1) / block * block; }
 std::size_t ceil_div(std::size_t size, std::size_t block) { return (size + block - 1) / block; }
 
+// The first block behind `block`, up to `end`, that does not follow on the one before it.
+std::size_t end_of_run(const std::int32_t* blocks, std::size_t block, std::size_t end) {
+    std::size_t next = block + 1;
+    while (next < end && blocks[next] == blocks[next - 1] + 1) ++next;
+    return next;
+}
+
 Bf16* elements(const Rows& rows) { return reinterpret_cast<Bf16*>(rows.data); }
 
 void require(bool holds, const char* what) {
@@ -251,10 +258,9 @@ void CpuProducts::scores(std::size_t layer, std::size_t window, std::size_t firs
             // Blocks that follow on each other are panels that do.
             for (std::size_t panel = first; panel < end_panel;) {
                 const std::size_t block = panel / kBlockPanels;
-                std::size_t next = block + 1;
-                while (next * kBlockPanels < end_panel && blocks[next] == blocks[next - 1] + 1) ++next;
-                const std::size_t end_run = std::min(next * kBlockPanels, end_panel);
-                args.panels = keys + static_cast<std::size_t>(blocks[block]) * cache_.block_elements() +
+                const std::size_t end_block = end_of_run(blocks, block, ceil_div(end_panel, kBlockPanels));
+                const std::size_t end_run = std::min(end_block * kBlockPanels, end_panel);
+                args.panels = keys + static_cast<std::size_t>(blocks[block]) * cache_.key_block_stride() +
                               panel % kBlockPanels * args.panel_stride;
                 args.out = to + panel * kPanelColumns;
                 args.columns = part.keys.columns - panel * kPanelColumns;
@@ -276,19 +282,27 @@ void CpuProducts::context(std::size_t layer, std::size_t window, std::size_t fir
             const auto& [part, segment, piece, head, row, rows, is_decode, visible] = tile.task(task);
             // A sum over keys is not split: the first of the pieces that scored has all of it.
             if (is_decode && piece > 0) continue;
+            const std::int32_t* const blocks = cache_.blocks(segment.sequence, part.keys.start);
+            const std::size_t depth = std::min(round_up(visible, kDepthBlock), part.keys.columns);
+            const std::size_t num_blocks = ceil_div(depth, kKeyBlock);
+            // Blocks that follow on each other are panels in one piece, for which kernels are a little
+            // faster.
+            const bool is_one_run = end_of_run(blocks, 0, num_blocks) == num_blocks;
+            const std::size_t first_block = is_one_run ? static_cast<std::size_t>(blocks[0]) : 0;
             const PanelArgs args{
                 .a = elements(probabilities) + part.offset + (head * segment.rows + row) * part.keys.columns,
                 .a_stride = part.keys.columns,
-                .panels = cache_.values(layer, head * g.num_kv_heads / g.num_heads),
-                .panel_stride = kKeyBlock * kPanelColumns,
+                .panels = cache_.values(layer, head * g.num_kv_heads / g.num_heads) +
+                          first_block * cache_.value_block_stride(),
+                .panel_stride = cache_.value_panel_stride(),
                 .bias = nullptr,
                 .out = heads_.data() + (segment.first_row + row) * width + head * g.head_dim,
                 .out_stride = is_decode ? g.head_dim : width,
                 .rows = rows,
-                .depth = std::min(round_up(visible, kDepthBlock), part.keys.columns),
+                .depth = depth,
                 .columns = g.head_dim,
-                .blocks = cache_.blocks(segment.sequence, part.keys.start),
-                .block_stride = cache_.block_elements()};
+                .blocks = is_one_run ? nullptr : blocks,
+                .block_stride = cache_.value_block_stride()};
             kernels_.product(args, 0, g.head_dim / kPanelColumns);
         }
     });

@@ -16,8 +16,8 @@ PackedCache::PackedCache(std::size_t layers, std::size_t groups, std::size_t hea
       sequences_(sequences),
       table_(std::move(table)),
       blocks_each_(sequences == 0 ? 0 : table_.size() / sequences),
-      keys_(layers * groups * table_.size() * block_elements(), false),
-      values_(layers * groups * table_.size() * block_elements(), false) {
+      keys_(layers * groups * table_.size() * kKeyBlock * head_dim, false),
+      values_(layers * groups * table_.size() * kKeyBlock * head_dim, false) {
     const auto is_there = [&](std::int32_t block) {
         return block >= 0 && static_cast<std::size_t>(block) < table_.size();
     };
@@ -28,14 +28,15 @@ PackedCache::PackedCache(std::size_t layers, std::size_t groups, std::size_t hea
 
 void PackedCache::append(std::size_t layer, std::size_t group, std::size_t sequence, std::size_t position,
                          const Bf16* key, const Bf16* value) const {
-    const std::size_t block = offset_of(layer, group, sequence, position), within = position % kKeyBlock;
-    Bf16* to = keys_.data() + block + within / kPanelColumns * kPanelColumns * head_dim_ +
-               within % kPanelColumns * 2;
+    const std::size_t in_block = block(sequence, position), within = position % kKeyBlock;
+    Bf16* to = keys_.data() + offset(layer, group) + in_block * key_block_stride() +
+               within / kPanelColumns * kPanelColumns * head_dim_ + within % kPanelColumns * 2;
     for (std::size_t d = 0; d < head_dim_; d += 2)
         std::memcpy(to + d * kPanelColumns, key + d, 2 * sizeof(Bf16));
-    to = values_.data() + block + within / 2 * kPanelColumns * 2 + within % 2;
+    to = values_.data() + offset(layer, group) + in_block * value_block_stride() +
+         within / 2 * kPanelColumns * 2 + within % 2;
     for (std::size_t d = 0; d < head_dim_; ++d)
-        to[d / kPanelColumns * kKeyBlock * kPanelColumns + d % kPanelColumns * 2] = value[d];
+        to[d / kPanelColumns * value_panel_stride() + d % kPanelColumns * 2] = value[d];
 }
 
 void PackedCache::clear_values(std::size_t sequence, std::size_t begin, std::size_t end) const {
@@ -46,9 +47,9 @@ void PackedCache::clear_values(std::size_t sequence, std::size_t begin, std::siz
         const std::size_t from = key % kKeyBlock, to = from + (next - key);
         for (std::size_t layer = 0; layer < layers_; ++layer)
             for (std::size_t group = 0; group < groups_; ++group)
-                for (std::size_t column = 0; column < head_dim_; column += kPanelColumns) {
-                    Bf16* const panel =
-                        values_.data() + offset_of(layer, group, sequence, key) + column * kKeyBlock;
+                for (std::size_t q = 0; q < head_dim_ / kPanelColumns; ++q) {
+                    Bf16* const panel = values_.data() + offset(layer, group) + q * value_panel_stride() +
+                                        block(sequence, key) * value_block_stride();
                     const std::size_t even = from + from % 2;
                     // The second of a pair of keys lies between values that stay.
                     if (even > from)
