@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from arenas import arena_of
 from commands import assert_one_line, run
 from late_device import LateDevice
 from models import (
@@ -36,7 +37,9 @@ from tsqp_shm.gpu.device import Device, require_memory
 from tsqp_shm.gpu.pinning import CudaDriver, choose_pinning
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.session import Session
+from tsqp_shm.shm.posix.session import Session
+from tsqp_shm.shm.posix.transport import PosixTransport
+from tsqp_shm.shm.transport import Hold
 
 PROMPTS = [list(random_token_ids(length, seed=length)) for length in (1, 40, 7, 100)]
 MAX_TOKENS = 12
@@ -72,13 +75,13 @@ class Role:
 
         monkeypatch.setattr(worker, "open_device", open_device)
 
-    def start(self, session: str) -> None:
-        self._thread = threading.Thread(target=self._run, args=(session,))
+    def start(self, session: Hold) -> None:
+        self._thread = threading.Thread(target=self._run, args=(session.name,))
         self._thread.start()
 
     def _run(self, session: str) -> None:
         try:
-            worker.serve(self._model, session, EngineConfig(device="cpu", gpu_threads=1, timeout_s=20), len, int)
+            worker.serve(self._model, PosixTransport(session), EngineConfig(device="cpu", timeout_s=20), len, int)
         except Exception as error:
             self.error = error
 
@@ -148,7 +151,7 @@ def test_copies_and_arithmetic_wait_for_each_other(monkeypatch):
     plan = Plan.of_slots({}, [("given", "bfloat16", 4, 16), ("result", "bfloat16", 4, 16)])
     cuda = PretendedCuda()
     cuda.put_in_place(monkeypatch)
-    with Session.begin(next(SESSION_NAMES)) as session, session.create_arena(plan, 1) as arena:
+    with Session.begin(next(SESSION_NAMES)) as session, arena_of(session, plan) as arena:
         device = cuda.open(arena, "auto")
         device.reserve(0, 0)
         given, result = plan.slots
@@ -252,7 +255,7 @@ def test_too_little_memory_is_said_with_the_figures(needed, remedy):
 
 def test_copies_are_compared_with_the_bus():
     plan = Plan.of_slots({}, [("copied", "bfloat16", 1, 1 << 16)])
-    with Session.begin(next(SESSION_NAMES)) as session, session.create_arena(plan, 1) as arena:
+    with Session.begin(next(SESSION_NAMES)) as session, arena_of(session, plan) as arena:
         devices = {"staged": LateDevice(arena, looks=2000), "bus": LateDevice(arena, looks=0)}
         rows = compare_copies(devices, plan.slots[0], runs=3)
         for device in devices.values():

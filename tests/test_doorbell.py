@@ -7,19 +7,22 @@ import signal
 import socket
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from arenas import new_arena
 from endpoints import free_tcp_endpoint
 
 from tsqp_shm import _native
 from tsqp_shm.errors import ConfigError, PeerDied, PeerTimeout, ProtocolError
 from tsqp_shm.shm import doorbell, layout
 from tsqp_shm.shm.arena import Arena
-from tsqp_shm.shm.doorbell import MAX_IPC_PATH_BYTES, open_doorbell
+from tsqp_shm.shm.doorbell import Doorbell
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
 from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.posix.stream import MAX_IPC_PATH_BYTES, ZmqStream
 
 MODES = ("adaptive", "zmq", "spin")
 SPIN_US, YIELD_US = 20, 2000
@@ -32,8 +35,12 @@ SUBMISSION_TAIL, SUBMISSION_HEAD, COMPLETION_TAIL, COMPLETION_PARKED = (
 @pytest.fixture
 def arena():
     plan = Plan.of_slots({}, [("x", "float32", 1, 1)])
-    with Arena.create(f"/tsqp-shm-test-{secrets.token_hex(4)}", plan, 1) as arena:
+    with new_arena(plan) as arena:
         yield arena
+
+
+def open_doorbell(mode: str, arena: Arena, role: str, endpoint: str, spin_us: int, yield_us: int) -> Doorbell:
+    return doorbell.open_doorbell(mode, arena, role, partial(ZmqStream, endpoint, role), spin_us, yield_us)
 
 
 @pytest.fixture
@@ -112,8 +119,8 @@ def test_no_wake_up_is_lost(bell, forked, arena, monkeypatch):
             # The first record goes out when the TEE is parked: its wake-up then tells that the sockets have met.
             while not _native.load_word(arena.buffer, COMPLETION_PARKED) % 2:
                 os.sched_yield()
-            while not gpu._socket._connections:
-                gpu._socket.discard()
+            while not gpu.waker.is_connected():
+                gpu.waker.discard()
             gpu.send(record(0))
             for _ in range(count):
                 gpu.send(gpu.receive(ALIVE, None, "a submission"))
@@ -285,10 +292,9 @@ def test_in_adaptive_mode_a_message_wakes_and_says_nothing(bell, raw_peer):
 
 
 def test_a_peer_that_sends_without_end_does_not_keep_the_tee_from_its_deadline(bell, monkeypatch):
-    flooded = SimpleNamespace(poll=lambda timeout, flags: 1, recv_multipart=lambda flags: [b"peer", record(0)])
+    flooded = SimpleNamespace(poll=lambda timeout, flags: 1, recv_multipart=lambda flags: [b"gpu", record(0)])
     with bell("adaptive", "tee") as tee, monkeypatch.context() as patch, pytest.raises(PeerTimeout):
-        tee._socket._connections.append(b"peer")
-        patch.setattr(tee._socket, "_socket", flooded)
+        patch.setattr(tee.waker, "_socket", flooded)
         tee.receive(ALIVE, 0.1, "a completion")
 
 

@@ -20,10 +20,11 @@ from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
+from tsqp_shm.shm.invitation import Invitation
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
 from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record
-from tsqp_shm.shm.session import Invitation, Session
 from tsqp_shm.shm.slots import slot_array
 
 LIMITS = Limits(
@@ -50,13 +51,14 @@ class HostileTee:
         plan = Plan.derive(ModelSpec.from_folder(model), LIMITS)
         with contextlib.ExitStack() as stack:
             session = stack.enter_context(Session.begin(name))
-            arena = stack.enter_context(session.create_arena(plan, secrets.randbits(63) | 1))
+            arena = stack.enter_context(
+                Arena.create(session.create_memory(plan.total_bytes), plan, secrets.randbits(63) | 1)
+            )
             stack.callback(_native.Heartbeat(arena.buffer, "tee", HEARTBEAT_INTERVAL_MS).release)
-            endpoint = session.default_endpoint
-            doorbell = open_doorbell("adaptive", arena, "tee", endpoint, 0, 2000)
+            doorbell = open_doorbell("adaptive", arena, "tee", session.open_waker, 0, 2000)
             stack.callback(doorbell.close)
-            arena.publish()
-            session.invite(Invitation(arena.name, endpoint, "adaptive", 0, 2000, LIMITS, plan.geometry, os.getpid()))
+            invitation = Invitation(session.endpoint, "adaptive", 0, 2000, LIMITS, plan.geometry, os.getpid())
+            arena.publish(invitation.pack())
             tee = cls(arena, doorbell)
             tee.submit(Opcode.READY)
             tee.answer()
