@@ -20,9 +20,9 @@ PRIVATE = "PRIVATE:"
 ELSEWHERE = {"gpu", "bench", "model"}
 BORDER_UNITS = {"shm", "tee"}
 # What gives bytes of the other side to Python: a word, a slot's memory, a record, a message.
-READS = re.compile(r"(.*\.)?(load_word|frombuffer|slot_array|reader\.read|recv\w*)")
+READS = re.compile(r"(.*\.)?(load_word|frombuffer|slot_array|reader\.read|os\.p?read|recv\w*)")
 # The mapping itself may be handed to native code; these alone make more of it.
-HOLDERS = {"shm/arena.py", "shm/slots.py", "shm/posix/memory.py", "shm/posix/transport.py"}
+HOLDERS = {"shm/arena.py", "shm/slots.py", "shm/posix/memory.py", "shm/posix/transport.py", "shm/local.py"}
 
 # Native code that the arena's memory passes through; of what runs in the TEE process, nothing else may know its layout.
 BORDER_HEADERS = {f"border/{name}.h" for name in ("layout", "ring", "slots", "held_slots", "heartbeat")}
@@ -42,7 +42,7 @@ NATIVE_READ = re.compile(r"\.load\(|__atomic_load|read_words\(|_mm\d+_\w*loadu?_
 
 PLACES = (
     "shm/doorbell.py", "shm/liveness.py", "shm/slots.py", "shm/arena.py", "shm/rendezvous.py", "shm/invitation.py",
-    "shm/posix/stream.py",
+    "shm/posix/stream.py", "shm/byte_stream.py",
 )  # fmt: skip
 
 

@@ -144,6 +144,7 @@ def owner_pid(folder: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError):
         fd = _open_lock(folder, os.O_RDONLY)
         try:
+            # UNTRUSTED: whatever process wrote it; shown, and nothing follows from it.
             return int(os.read(fd, 32))
         finally:
             os.close(fd)
