@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from arenas import arena_of
+from commands import assert_one_line, run
+from models import RandomModel, model_folder
 
 from tsqp_shm import _native
 from tsqp_shm.errors import ArenaError, ArenaMismatch, ArenaNotReady
@@ -188,6 +190,16 @@ def test_a_live_tee_of_another_version_is_one_clear_line(name, tee, version):
         "layout version", layout.VERSION, version,
     )  # fmt: skip
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_gpu_process_of_another_version_says_so_in_one_line(name, tee):
+    arena = tee.open()
+    _native.store_word(arena.buffer, layout.HEADER_VERSION_OFFSET_BYTES, layout.VERSION + 1)
+    tee.beat(arena)
+    folder = model_folder(RandomModel("llama"))
+    refused = run("gpu", folder, "--session", name, "-q")
+    assert_one_line(refused, 1, f"layout version differs: expected {layout.VERSION}, found {layout.VERSION + 1}")
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])

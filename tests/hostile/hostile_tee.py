@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import secrets
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -223,6 +225,52 @@ MISBEHAVIOURS: dict[str, Misbehaviour] = {
     "truncate-slots": truncate(layout.SLOTS_OFFSET_BYTES),
     "ring-overrun": no_more_answers_read,
 }
+
+
+def _rewritten(**fields: object) -> Callable[[bytes], bytes]:
+    return lambda honest: json.dumps({**json.loads(honest), **fields}).encode()
+
+
+def _other_limits(**limits: int) -> Callable[[bytes], bytes]:
+    return lambda honest: _rewritten(limits={**json.loads(honest)["limits"], **limits})(honest)
+
+
+# What an honest invitation is put in the place of.
+INVITATIONS: dict[str, Callable[[bytes], bytes]] = {
+    "nothing": lambda honest: b"",
+    "endless": lambda honest: b"",
+    "junk": lambda honest: os.urandom(layout.MAX_INVITATION_BYTES),
+    "cut": lambda honest: honest[:100],
+    "deep": lambda honest: b"[" * layout.MAX_INVITATION_BYTES,
+    "long-number": lambda honest: b"9" * layout.MAX_INVITATION_BYTES,
+    "no-limits": _rewritten(limits=None),
+    "other-limits": _other_limits(max_model_len=129),
+    "vast-limits": _other_limits(max_model_len=1 << 20, max_batch_tokens=1 << 20, tile_rows=4096, max_num_seqs=1024),
+    "other-geometry": _rewritten(geometry={"hidden_size": 1 << 40}),
+    "other-doorbell": _rewritten(doorbell="loud"),
+    "file-as-endpoint": _rewritten(endpoint="ipc:///etc/passwd"),
+    "no-endpoint": _rewritten(endpoint=""),
+    "network-endpoint": _rewritten(endpoint="tcp://192.0.2.1:9"),
+}
+
+
+def invite(model: Path, name: str, invitation: str, invited: int) -> None:
+    """Publishes a false invitation under a heartbeat that moves, and lives until it is killed.
+
+    Args:
+        invited: a pipe, to be told when it is published.
+    """
+    plan = Plan.derive(ModelSpec.from_folder(model), LIMITS)
+    session = Session.begin(name)
+    arena = Arena.create(session.create_memory(plan.total_bytes), plan, 1)
+    heartbeat = _native.Heartbeat(arena.buffer, "tee", HEARTBEAT_INTERVAL_MS)
+    honest = Invitation(session.endpoint, "adaptive", 0, 2000, LIMITS, plan.geometry, os.getpid())
+    arena.publish(INVITATIONS[invitation](honest.pack()))
+    if invitation == "endless":
+        _native.store_word(arena.buffer, layout.INVITATION_LENGTH_OFFSET_BYTES, 1 << 63)
+    os.write(invited, b"x")
+    signal.pause()
+    heartbeat.release()
 
 
 def misbehave(model: Path, session: str, name: str) -> None:
