@@ -32,9 +32,8 @@ from tsqp_shm.shm.posix.folder import sessions_folder
 from tsqp_shm.shm.posix.memory import arena_name
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.posix.transport import PosixTransport
-from tsqp_shm.shm.protocol import Opcode
+from tsqp_shm.shm.protocol import Opcode, Record
 
-OPCODE_BYTES = slice(16, 18)
 OWNERS = {"Session": Session, "PosixTransport": PosixTransport, "Arena": Arena, "Lifeline": Lifeline}
 # However it goes, it has ended by then.
 DEADLINE_S = 30.0
@@ -47,6 +46,7 @@ class Moment:
     Attributes:
         victim: "tee", "gpu" or "launch"; "": nobody is killed.
         step: an opcode, whose record it sends, or a function, which it calls.
+        target: of the opcode's record; None: any.
         count: the how-manyth time.
         after: after it, and not before.
         after_s: no step, but so long after the process has begun.
@@ -54,6 +54,7 @@ class Moment:
 
     victim: str
     step: str = ""
+    target: int | None = None
     count: int = 1
     after: bool = False
     after_s: float | None = None
@@ -63,7 +64,8 @@ class Moment:
             return "nobody"
         if self.after_s is not None:
             return f"{self.victim} after {self.after_s:.3f} s"
-        return f"{self.victim} {'after' if self.after else 'before'} {self.step}" + f" {self.count}" * (self.count > 1)
+        step = self.step if self.target is None else f"{self.step} of {self.target}"
+        return f"{self.victim} {'after' if self.after else 'before'} {step}" + f" {self.count}" * (self.count > 1)
 
 
 @dataclass
@@ -266,9 +268,13 @@ def _doom(moment: Moment, marks: int) -> None:
         return call
 
     if moment.step in Opcode.__members__:
-        code = Opcode[moment.step].to_bytes(2, "little")
+
+        def is_it(bell: doorbell.Doorbell, packed: bytes) -> bool:
+            record = Record.unpack(packed)
+            return record.opcode == Opcode[moment.step] and moment.target in (None, record.target)
+
         for kind in (doorbell.AdaptiveDoorbell, doorbell.ZmqDoorbell, doorbell.SpinDoorbell):
-            kind.send = around(kind.send, lambda bell, record: record[OPCODE_BYTES] == code)  # type: ignore[method-assign]
+            kind.send = around(kind.send, is_it)  # type: ignore[method-assign]
         return
     owner_name, _, name = moment.step.rpartition(".")
     owner: Any = OWNERS.get(owner_name, tsqp_shm.gpu.worker)

@@ -32,8 +32,9 @@ from forked_roles import Ending, Moment, run_session
 
 from tsqp_shm.bench.shapes import write_shape
 from tsqp_shm.demo.model import demo_model_folder
+from tsqp_shm.model.network import Network
+from tsqp_shm.model.spec import ModelSpec
 
-RECORDS = ("READY", "EMBED", "QKV", "SCORES", "CONTEXT", "GATE_UP", "DOWN", "LM_HEAD", "STOP")
 # Functions, by role, that a process is killed before or after; then the records that it sends.
 STEPS = {
     "tee": ("Session.begin", "Session.create_memory", "Arena.publish", "Session.end"),
@@ -46,6 +47,14 @@ SHAPE = {
     "model_type": "llama", "vocab_size": 49152, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "eos_token_id": 0,
 }  # fmt: skip
+NETWORK = Network.of(ModelSpec.from_config(SHAPE))
+MLP, LM_HEAD = NETWORK.layers[0].mlp, NETWORK.lm_head
+# Each operation's first record: opcode, and of LINEAR the Linear.
+RECORDS: tuple[tuple[str, int | None], ...] = (
+    *((opcode, None) for opcode in ("READY", "EMBED", "QKV", "SCORES", "CONTEXT")),
+    *(("LINEAR", linear.index) for linear in (MLP.gate_up, MLP.down, LM_HEAD)),
+    ("STOP", None),
+)
 # What a role says that has waited for one that was never there.
 NEVER_MET = ("no TEE process began", "waiting for READY; the peer's last heartbeat: never seen")
 
@@ -84,10 +93,10 @@ def steps(quick: bool) -> Iterator[Moment]:
     for victim, functions in STEPS.items():
         for step in functions:
             yield Moment(victim, step=step)
-        for opcode in RECORDS:
+        for opcode, target in RECORDS:
             for after in (False, True):
                 if not (quick and after):
-                    yield Moment(victim, step=opcode, after=after)
+                    yield Moment(victim, step=opcode, target=target, after=after)
         yield Moment(victim, step="EMBED", count=NEW_TOKENS // 2)
 
 

@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from tsqp_shm.demo.model import demo_model_folder
 from tsqp_shm.errors import TsqpError
+from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.model.weights import Checkpoint, bfloat16_to_float32
@@ -38,7 +39,6 @@ from tsqp_shm.shm.plan import Plan, Slot
 from tsqp_shm.shm.posix.memory import SHM_FOLDER
 from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record
-from tsqp_shm.shm.slots import NUMPY_DTYPES
 
 # Between two looks. A layer takes longer.
 LOOK_S = 20e-6
@@ -79,7 +79,7 @@ class Reader:
                 while read < submitted:
                     record = self._record(read)
                     read += 1
-                    if (record.opcode, record.layer) == (Opcode.QKV, 0) and record.sequence == read:
+                    if (record.opcode, record.target) == (Opcode.QKV, 0) and record.sequence == read:
                         self._read_step(record)
                 time.sleep(LOOK_S)
 
@@ -118,19 +118,23 @@ class Reader:
     def _slot(self, name: str) -> npt.NDArray[np.generic]:
         slot: Slot = self.plan.slot(name)
         count = slot.num_rows * slot.row_elements
-        flat = np.frombuffer(self._memory, NUMPY_DTYPES[slot.dtype], count, slot.offset_bytes)
+        flat = np.frombuffer(self._memory, layout.DTYPES[slot.dtype].numpy, count, slot.offset_bytes)
         return flat.reshape(slot.num_rows, slot.row_elements)
 
 
 class EmbeddingTable:
     """The model's embedding rows as the first Linear would see them: weighted by its norm, of length one."""
 
-    def __init__(self, model: Path, spec: ModelSpec) -> None:
+    def __init__(self, model: Path, network: Network) -> None:
+        first_norm = network.layers[0].attention_norm
         with Checkpoint.open(model) as checkpoint:
-            rows = checkpoint.tensor("model.embed_tokens.weight", (spec.vocab_size, spec.hidden_size)).to_float32()
-            norm = checkpoint.tensor("model.layers.0.input_layernorm.weight", (spec.hidden_size,)).to_float32()
-        scale = np.sqrt(np.mean(rows * rows, axis=1, keepdims=True) + spec.rms_norm_eps)
-        self._rows = rows / scale * norm
+            rows, weight = (
+                checkpoint.tensor(name, shape).to_float32()
+                for part in (network.embedding, first_norm)
+                for name, shape in part.tensors()
+            )
+        scale = np.sqrt(np.mean(rows * rows, axis=1, keepdims=True) + first_norm.eps)
+        self._rows = rows / scale * weight
         self._rows /= np.linalg.norm(self._rows, axis=1, keepdims=True) + 1e-30
 
     def nearest(self, activations: Rows) -> list[int]:
@@ -172,7 +176,8 @@ def main() -> int:
         spec, tokenizer = ModelSpec.from_folder(model), Tokenizer.from_folder(model)
         with closing(PosixTransport(arguments.session).join(arguments.timeout, say)) as joined:
             arena, invitation = joined.name, Invitation.parse(joined.invitation)
-        plan = Plan.derive(spec, invitation.limits)
+        network = Network.of(spec)
+        plan = Plan.derive(network, invitation.limits)
         fd = os.open(Path(SHM_FOLDER) / arena.removeprefix("/"), os.O_RDONLY)
         if os.fstat(fd).st_size != plan.total_bytes:
             raise TsqpError("the session runs another model; name its folder")
@@ -181,7 +186,7 @@ def main() -> int:
         say(f"reading {arena}, {plan.total_bytes:,} bytes, until the session ends")
         reader = Reader(fd, plan)
         reader.follow()
-        table = EmbeddingTable(model, spec)
+        table = EmbeddingTable(model, network)
     except (TsqpError, OSError) as error:
         say(f"error: {error}")
         return 1

@@ -17,7 +17,7 @@ from tsqp_shm.shm import layout
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.posix.memory import unlink_arena
 
-PLAN = Plan.of_slots({"made for": "tests"}, [("a", "float32", 10, 300), ("b", "bfloat16", 7, 5)])
+PLAN = Plan.of_slots([("a", "float32", 10, 300), ("b", "bfloat16", 7, 5)])
 EPOCH = 0x1234_5678_9ABC_DEF1
 
 
@@ -113,7 +113,7 @@ def test_attach_names_the_header_field_that_differs(published, field, offset_byt
 
 
 def test_attach_refuses_another_size(published):
-    larger = Plan.of_slots({}, [("a", "float32", 100, 300)])
+    larger = Plan.of_slots([("a", "float32", 100, 300)])
     with pytest.raises(ArenaMismatch) as caught:
         attach_arena(published.name, larger)
     assert caught.value.field == "size in bytes"
@@ -121,7 +121,7 @@ def test_attach_refuses_another_size(published):
 
 
 def test_attach_refuses_another_plan_of_the_same_size(published):
-    other = Plan.of_slots({"made for": "others"}, [("a", "float32", 10, 300), ("b", "bfloat16", 7, 5)])
+    other = Plan.of_slots([("other", "float32", 10, 300), ("b", "bfloat16", 7, 5)])
     assert other.total_bytes == PLAN.total_bytes
     with pytest.raises(ArenaMismatch, match="plan digest"):
         attach_arena(published.name, other)

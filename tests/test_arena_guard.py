@@ -19,7 +19,7 @@ from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.slots import open_slots
 
 ROWS, ELEMENTS = 512, 1024
-PLAN = Plan.of_slots({}, [("a", "float32", ROWS, ELEMENTS)])
+PLAN = Plan.of_slots([("a", "float32", ROWS, ELEMENTS)])
 
 
 @pytest.fixture
@@ -95,14 +95,14 @@ def test_threads_of_native_code_survive_too(name, forked):
 
 def test_the_products_of_the_gpu_process_survive_it_and_its_next_look_at_the_arena_does_not(name, forked):
     """They are in an extension of their own, and the handler is not."""
-    width, plan = 64, Plan.of_slots({}, [("x", "bfloat16", ROWS, 64), ("logits", "bfloat16", ROWS, ELEMENTS)])
+    width, plan = 64, Plan.of_slots([("x", "bfloat16", ROWS, 64), ("logits", "bfloat16", ROWS, ELEMENTS)])
     instruction_set = _native.active_instruction_set()
     if _products.panel_kernels(instruction_set) is None:
         pytest.skip(f"{instruction_set} has no packed products")
 
     def use():
         _products.set_num_threads(2)
-        with Arena.create(name, plan, 1) as arena, open_slots(arena) as slots:
+        with new_arena(plan, name) as arena, open_slots(arena) as slots:
             sizes = dict.fromkeys(("num_layers", "num_heads", "num_kv_heads"), 1)
             sizes |= dict.fromkeys(("hidden", "intermediate", "head_dim"), width)
             sizes |= {"vocabulary": ELEMENTS, "max_tokens": ROWS}
@@ -165,7 +165,7 @@ from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.posix.memory import PosixMemory, unlink_arena
 name, path = sys.argv[1:]
-plan = Plan.of_slots({}, [("a", "float32", 1, 1)])
+plan = Plan.of_slots([("a", "float32", 1, 1)])
 with Arena.create(PosixMemory.create(name, plan.total_bytes), plan, 1):
     unlink_arena(name)
     with open(path, "w+b") as file:

@@ -28,6 +28,7 @@ from tsqp_shm.bench.kernel_cases import kernel_cases, kernel_plan
 from tsqp_shm.bench.report import make_rows
 from tsqp_shm.errors import ConfigError, ContenderFailed
 from tsqp_shm.llm import LLM
+from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.slots import open_slots
@@ -279,8 +280,8 @@ def test_a_median_a_spread_and_a_ratio_are_those_of_the_samples():
 
 @pytest.mark.parametrize("name", shapes.SHAPES)
 def test_a_shape_has_the_size_of_its_name(name):
-    spec = ModelSpec.from_config(shapes.shape_config(name))
-    parameters = sum(int(np.prod(shape)) for shard in shapes._shards(spec) for shape in shard.values())
+    network = Network.of(ModelSpec.from_config(shapes.shape_config(name)))
+    parameters = sum(int(np.prod(shape)) for _, shape in network.tensors())
     billions = {"smollm2-135m": 0.13, "llama-3.2-1b": 1.24, "llama-3.1-8b": 8.03, "qwen2.5-0.5b": 0.49}
     assert round(parameters / 1e9, 2) == billions[name]
 
@@ -370,17 +371,17 @@ def test_the_arithmetic_of_a_prefill_is_that_of_its_products():
     config.update(num_key_value_heads=1, intermediate_size=8, vocab_size=5)
     # q, k, v, o: 4 x (8 + 4 + 4 + 8); gate, up, down: 3 x 4 x 8; logits 5 x 4; 3 rows see 1 + 2 + 3 keys.
     linears, logits, attention = 3 * (96 + 96), 20, 2 * (1 + 2 + 3) * 8
-    assert prefill_flops(ModelSpec.from_config(config), 3) == 2 * (linears + logits + attention)
+    assert prefill_flops(Network.of(ModelSpec.from_config(config)), 3) == 2 * (linears + logits + attention)
 
 
 def test_a_window_bounds_the_arithmetic():
     config = {**shapes.shape_config("qwen2.5-0.5b", 2), "use_sliding_window": True, "sliding_window": 4}
     config["max_window_layers"] = 0
-    spec = ModelSpec.from_config(config)
-    assert spec.windows == (4, 4)
-    without = prefill_flops(ModelSpec.from_config(shapes.shape_config("qwen2.5-0.5b", 2)), 10)
+    network = Network.of(ModelSpec.from_config(config))
+    assert network.windows == (4, 4)
+    without = prefill_flops(Network.of(ModelSpec.from_config(shapes.shape_config("qwen2.5-0.5b", 2))), 10)
     # 55 pairs without it; with it 1 + 2 + 3 + 4 and six times 4.
-    assert without - prefill_flops(spec, 10) == 2 * 4 * spec.num_heads * spec.head_dim * (55 - 34)
+    assert without - prefill_flops(network, 10) == 2 * 4 * network.num_heads * network.head_dim * (55 - 34)
 
 
 def test_kernels_are_measured_on_every_instruction_set_beside_a_copy_and_torch():

@@ -126,7 +126,7 @@ def test_the_cuda_devices_own_code_gives_the_same_on_a_pretended_device(made, ex
 
 
 def test_copies_and_arithmetic_wait_for_each_other(monkeypatch):
-    plan = Plan.of_slots({}, [("given", "bfloat16", 4, 16), ("result", "bfloat16", 4, 16)])
+    plan = Plan.of_slots([("given", "bfloat16", 4, 16), ("result", "bfloat16", 4, 16)])
     cuda = PretendedCuda()
     cuda.put_in_place(monkeypatch)
     with new_arena(plan) as arena:
@@ -228,7 +228,7 @@ def test_too_little_memory_is_said_with_the_figures(needed, remedy):
 
 
 def test_copies_are_compared_with_the_bus():
-    plan = Plan.of_slots({}, [("copied", "bfloat16", 1, 1 << 16)])
+    plan = Plan.of_slots([("copied", "bfloat16", 1, 1 << 16)])
     with new_arena(plan) as arena:
         devices = {"staged": LateDevice(arena, looks=2000), "bus": LateDevice(arena, looks=0)}
         rows = compare_copies(devices, plan.slots[0], runs=3)

@@ -36,7 +36,7 @@ SUBMISSION_TAIL, SUBMISSION_HEAD, COMPLETION_TAIL, COMPLETION_PARKED = (
 
 @pytest.fixture
 def arena():
-    plan = Plan.of_slots({}, [("x", "float32", 1, 1)])
+    plan = Plan.of_slots([("x", "float32", 1, 1)])
     with new_arena(plan) as arena:
         yield arena
 

@@ -13,12 +13,13 @@ from arenas import new_arena
 from tsqp_shm import _native
 from tsqp_shm.config import Limits
 from tsqp_shm.errors import ArenaError, ArenaMismatch, TsqpError
+from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.invitation import Invitation, invitation_in, put_invitation, take_invitation
 from tsqp_shm.shm.plan import Plan
 
-PLAN = Plan.of_slots({}, [("x", "float32", 1, 1)])
+PLAN = Plan.of_slots([("x", "float32", 1, 1)])
 LIMITS = Limits(
     dtype="bfloat16", max_model_len=100, max_num_seqs=3, max_batch_tokens=70, tile_rows=16, tiles_in_flight=2
 )
@@ -116,7 +117,7 @@ def test_that_of_a_large_model_fits():
             "max_position_embeddings": 1 << 20,
         }
     )  # fmt: skip
-    geometry = {**Plan.derive(spec, LIMITS).geometry, "windows": [None, 131072] * 64}
+    geometry = {**Plan.derive(Network.of(spec), LIMITS).geometry.plain(), "windows": [None, 131072] * 64}
     content = invitation(endpoint="ipc:///" + 106 * "x", geometry=geometry).pack()
     assert len(content) <= layout.MAX_INVITATION_BYTES
 

@@ -39,7 +39,7 @@ def blocks(request) -> BlockTable:
 
 
 def new_cache(blocks: BlockTable = IDENTITY) -> KVCache:
-    arena = SimpleNamespace(plan=SimpleNamespace(slots=()))
+    arena = SimpleNamespace(plan=SimpleNamespace(shared_slots=()))
     device = Device(torch.device("cpu"), arena)  # type: ignore[arg-type]
     return KVCache(MODEL, blocks, MAX_MODEL_LEN, torch.float32, device)  # type: ignore[arg-type]
 

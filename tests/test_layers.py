@@ -144,7 +144,8 @@ def test_the_table_goes_down():
 
 def test_the_trusted_process_loads_neither_torch_nor_transformers():
     modules = ["tsqp_shm.llm", "tsqp_shm.console"]
-    modules += [f"tsqp_shm.tee.{path.stem}" for path in (PACKAGE / "tee").glob("*.py") if path.stem != "__init__"]
+    inside = [path.relative_to(PACKAGE.parent).with_suffix("") for path in (PACKAGE / "tee").rglob("*.py")]
+    modules += [".".join(path.parts).removesuffix(".__init__") for path in inside]
     code = f"import sys, {', '.join(modules)}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "tsqp_shm" in loaded

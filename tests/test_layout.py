@@ -11,13 +11,13 @@ DTYPE_NAMES = {"dtype_bf16": "bfloat16", "dtype_f32": "float32", "dtype_i32": "i
 @pytest.mark.parametrize("name", sorted(_native.LAYOUT))
 def test_python_and_native_agree_on(name):
     if name in DTYPE_NAMES:
-        assert layout.DTYPE_CODES[DTYPE_NAMES[name]] == _native.LAYOUT[name]
+        assert layout.DTYPES[DTYPE_NAMES[name]].code == _native.LAYOUT[name]
     else:
         assert getattr(layout, name.upper()) == _native.LAYOUT[name]
 
 
 def test_no_python_constant_is_missing_from_the_native_layout():
-    constants = {name for name in vars(layout) if name.isupper()} - {"DTYPE_CODES", "DTYPE_BYTES"}
+    constants = {name for name in vars(layout) if name.isupper()} - {"DTYPES"}
     assert {name.lower() for name in constants} | set(DTYPE_NAMES) == set(_native.LAYOUT)
 
 

@@ -25,7 +25,7 @@ from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.posix.folder import sessions_folder
 from tsqp_shm.shm.posix.memory import arena_name
 
-PLAN = Plan.of_slots({}, [("x", "float32", 100, 300)])
+PLAN = Plan.of_slots([("x", "float32", 100, 300)])
 NOBODY = 65534
 # Without what lets root pass over modes and limits.
 PLAIN_ROOT = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner,-ipc_lock"]

@@ -20,7 +20,7 @@ BEAT_S = liveness.HEARTBEAT_INTERVAL_MS / 1000
 
 @pytest.fixture
 def arena():
-    plan = Plan.of_slots({}, [("x", "float32", 1, 1)])
+    plan = Plan.of_slots([("x", "float32", 1, 1)])
     with new_arena(plan) as arena:
         yield arena
 

@@ -17,7 +17,7 @@ from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.config import DOORBELLS
 from tsqp_shm.errors import ArenaMismatch, ArenaNotReady, DeviceError, PeerDied, SessionBusy
 from tsqp_shm.gpu import worker
-from tsqp_shm.gpu.ops import Operations
+from tsqp_shm.gpu.step import Step
 from tsqp_shm.roles.thread import RoleThread
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.arena import Arena
@@ -29,7 +29,7 @@ from tsqp_shm.tee.completion import Completion
 PROMPTS = [list(random_token_ids(count, seed=count)) for count in (3, 40, 70)]
 SMALL = {"tile_rows": 16, "block_rows": 16, "max_model_len": 128}
 GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
-PLAN = Plan.of_slots({}, [("x", "float32", 1, 1)])
+PLAN = Plan.of_slots([("x", "float32", 1, 1)])
 
 
 @pytest.fixture(scope="module")
@@ -116,18 +116,18 @@ def test_the_steps_may_be_the_test_s_own(gpus, model):
 
 
 def break_in_a_step(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has the GPU role end by an error in the middle of a step."""
-    calls = 0
-    honest = Operations.embed
+    """Has the GPU role end by an error at the second step."""
+    steps = 0
+    begin = Step.begin
 
-    def embed(operations, record):
-        nonlocal calls
-        calls += 1
-        if calls == 2:
+    def begin_or_break(step, record):
+        nonlocal steps
+        steps += 1
+        if steps == 2:
             raise error
-        return honest(operations, record)
+        return begin(step, record)
 
-    monkeypatch.setattr(Operations, "embed", embed)
+    monkeypatch.setattr(Step, "begin", begin_or_break)
 
 
 def test_what_the_gpu_role_ends_by_is_what_the_tee_reports(gpus, monkeypatch):

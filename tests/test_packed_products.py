@@ -19,6 +19,7 @@ from tsqp_shm.gpu.kv_cache import BlockTable
 from tsqp_shm.gpu.packed_products import PackedProducts
 from tsqp_shm.gpu.products import GemmProducts
 from tsqp_shm.gpu.weights import load_weights
+from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.shm.plan import Plan
@@ -54,24 +55,24 @@ def instruction_set(request):
 class Side:
     """Products of one kind on slots of their own."""
 
-    def __init__(self, kind, spec, folder, limits=LIMITS, blocks=None) -> None:
-        self.plan = Plan.derive(spec, limits)
+    def __init__(self, kind, network, folder, limits=LIMITS, blocks=None) -> None:
+        self.plan = Plan.derive(network, limits)
         arena = SimpleNamespace(plan=self.plan, buffer=mmap.mmap(-1, self.plan.total_bytes))
         self.device = Device(torch.device("cpu"), arena)
         self.arrays = {slot.name: slot_array(arena, slot) for slot in self.plan.slots}
         with Checkpoint.open(folder) as checkpoint:
-            weights = load_weights(spec, checkpoint, torch.bfloat16, torch.device("cpu"))
-            self.products = kind(spec, self.plan, weights, self.device, blocks)
+            weights = load_weights(network, checkpoint, torch.bfloat16, torch.device("cpu"))
+            self.products = kind(network, self.plan, weights, self.device, blocks)
 
-    def record(self, layer=0, source="x", to="x", rows=(0, 1), tile=(0, 1)) -> Record:
+    def record(self, target=0, source="x", to="x", rows=(0, 1), tile=(0, 1)) -> Record:
         out = NO_SLOT if to is None else self.plan.slot(to).index
-        return Record(1, 1, 0, layer, self.plan.slot(source).index, out, *rows, *tile)
+        return Record(1, 1, 0, target, self.plan.slot(source).index, out, *rows, *tile)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = RandomModel("qwen2", FIELDS).write(tmp_path_factory.mktemp("packed"))
-    return ModelSpec.from_folder(folder), folder
+    return Network.of(ModelSpec.from_folder(folder)), folder
 
 
 @pytest.fixture(scope="module")
@@ -79,22 +80,22 @@ def deep_model(tmp_path_factory):
     """One whose DOWN sums over more inputs than are taken at once, in runs and a rest."""
     fields = {**FIELDS, "hidden_size": 544, "intermediate_size": 4128, "num_hidden_layers": 1, "max_window_layers": 0}
     folder = RandomModel("qwen2", fields).write(tmp_path_factory.mktemp("deep"))
-    return ModelSpec.from_folder(folder), folder
+    return Network.of(ModelSpec.from_folder(folder)), folder
 
 
 @pytest.mark.parametrize("rows", [33, 256, 300])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_product_of_deep_sums_is_that_of_the_gemm(instruction_set, deep_model, rows, threads):
-    spec, folder = deep_model
+    network, folder = deep_model
     limits = replace(LIMITS, max_batch_tokens=300)
-    sides = [Side(kind, spec, folder, limits) for kind in (GemmProducts, PackedProducts)]
+    sides = [Side(kind, network, folder, limits) for kind in (GemmProducts, PackedProducts)]
     before = _products.get_num_threads()
     _products.set_num_threads(threads)
     try:
-        fill(sides, "act", (rows, spec.intermediate_size))
+        fill(sides, "act", (rows, network.intermediate_size))
         for side in sides:
-            side.products.down(side.record(0, "act", "hidden", (0, rows)))
-        assert_same(sides, "hidden", rows * spec.hidden_size)
+            side.products.linear(side.record(network.layers[0].mlp.down.index, "act", "hidden", (0, rows)))
+        assert_same(sides, "hidden", rows * network.hidden_size)
     finally:
         _products.set_num_threads(before)
         for side in sides:
@@ -103,8 +104,8 @@ def test_a_product_of_deep_sums_is_that_of_the_gemm(instruction_set, deep_model,
 
 @pytest.fixture
 def sides(instruction_set, model):
-    spec, folder = model
-    pair = [Side(kind, spec, folder) for kind in (GemmProducts, PackedProducts)]
+    network, folder = model
+    pair = [Side(kind, network, folder) for kind in (GemmProducts, PackedProducts)]
     yield pair
     for side in pair:
         side.device.close()
@@ -139,11 +140,11 @@ def assert_equal(found, expected, rtol):
     np.testing.assert_array_equal(found, expected)
 
 
-def attention(sides, spec, segments, tile, layer, seed, compare=assert_close):
+def attention(sides, network, segments, tile, layer, seed, compare=assert_close):
     """q and k of all rows, scores, made-up probabilities that are causal, context and o_proj."""
     rows = segments[-1].first_row + segments[-1].rows
-    width = (spec.num_heads + spec.num_kv_heads) * spec.head_dim
-    fill(sides, "x", (rows, spec.hidden_size), seed=seed)
+    width = (network.num_heads + network.num_kv_heads) * network.head_dim
+    fill(sides, "x", (rows, network.hidden_size), seed=seed)
     for side in sides:
         side.products.qkv(side.record(layer, "x", "qk", (0, rows)))
     assert_same(sides, "qk", rows * width)
@@ -154,8 +155,8 @@ def attention(sides, spec, segments, tile, layer, seed, compare=assert_close):
     offset, probabilities = 0, np.random.default_rng(seed)
     scores = [side.arrays["scores.0"].reshape(-1) for side in sides]
     for segment in of_tile:
-        seen = key_range(segment, spec.windows[layer])
-        shape = (spec.num_heads, segment.rows, seen.columns)
+        seen = key_range(segment, network.windows[layer])
+        shape = (network.num_heads, segment.rows, seen.columns)
         end = offset + int(np.prod(shape))
         keys = np.arange(seen.columns)[None, :] + seen.start
         visible = np.broadcast_to(keys <= segment.position + np.arange(segment.rows)[:, None], shape)
@@ -175,49 +176,47 @@ def attention(sides, spec, segments, tile, layer, seed, compare=assert_close):
 
 @pytest.mark.parametrize("rows", [1, 5, 33, 150])
 def test_linears_are_those_of_the_gemm_library(sides, model, rows):
-    spec, _ = model
+    network, _ = model
     with torch.inference_mode():
-        for name, source, to, width in (
-            ("gate_up", "x", "gate_up", spec.hidden_size),
-            ("down", "act", "hidden", spec.intermediate_size),
-        ):
-            fill(sides, source, (rows, width), seed=rows)
+        mlp = network.layers[2].mlp
+        for linear, source, to in ((mlp.gate_up, "x", "gate_up"), (mlp.down, "act", "hidden")):
+            fill(sides, source, (rows, linear.inputs), seed=rows)
             for side in sides:
-                getattr(side.products, name)(side.record(2, source, to, (0, rows)))
+                side.products.linear(side.record(linear.index, source, to, (0, rows)))
             assert_same(sides, to, rows * side.plan.slot(to).row_elements)
         wanted = min(rows, 3)
         for side in sides:
-            side.products.lm_head(side.record(0, "x", "logits", (0, wanted)))
-        assert_same(sides, "logits", wanted * spec.vocab_size)
+            side.products.linear(side.record(network.lm_head.index, "x", "logits", (0, wanted)))
+        assert_same(sides, "logits", wanted * network.vocab_size)
 
 
 def test_embed_copies_rows_and_refuses_what_is_no_token(sides, model):
-    spec, _ = model
-    ids = [0, spec.vocab_size - 1, 7]
+    network, _ = model
+    ids = [0, network.vocab_size - 1, 7]
     for side in sides:
         side.arrays["tokens"][:3, 0] = ids
         with torch.inference_mode():
             side.products.embed(side.record(0, "tokens", "hidden", (0, 3)))
     assert np.array_equal(sides[0].arrays["hidden"][:3], sides[1].arrays["hidden"][:3])
-    for bad in (-1, spec.vocab_size):
+    for bad in (-1, network.vocab_size):
         sides[1].arrays["tokens"][1, 0] = bad
         with pytest.raises(IndexError, match=str(bad)):
             sides[1].products.embed(sides[1].record(0, "tokens", "hidden", (0, 3)))
 
 
 def test_a_prompt_then_decode_of_several_sequences(sides, model):
-    spec, _ = model
+    network, _ = model
     with torch.inference_mode():
         prompt = [Segment(0, 0, 0, 64), Segment(0, 64, 64, 64), Segment(0, 128, 128, 5), Segment(2, 0, 133, 17)]
-        for layer in range(spec.num_layers):
+        for layer in range(network.num_layers):
             if layer == 0:
                 step(sides, prompt)
             for number, tile in enumerate(((0, 1), (1, 1), (2, 2))):
-                attention(sides, spec, prompt, tile, layer, seed=10 * layer + number)
+                attention(sides, network, prompt, tile, layer, seed=10 * layer + number)
         decode = [Segment(0, 133, 0, 1), Segment(1, 0, 1, 1), Segment(2, 17, 2, 1)]
         step(sides, decode)
-        for layer in range(spec.num_layers):
-            attention(sides, spec, decode, (0, 3), layer, seed=100 + layer)
+        for layer in range(network.num_layers):
+            attention(sides, network, decode, (0, 3), layer, seed=100 + layer)
 
 
 # Of three sequences of five blocks each.
@@ -241,7 +240,7 @@ STEPS = [
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("kind", ["gemm", *SETS])
 def test_wherever_the_blocks_of_the_cache_lie_the_bits_are_the_same(model, kind, table, request):
-    spec, folder = model
+    network, folder = model
     before = _native.active_instruction_set()
     if kind != "gemm":
         _native.use_instruction_set(kind)
@@ -250,7 +249,7 @@ def test_wherever_the_blocks_of_the_cache_lie_the_bits_are_the_same(model, kind,
             pytest.skip(f"{kind} has no packed products here")
     products = GemmProducts if kind == "gemm" else PackedProducts
     tables = [None, BlockTable(TABLES[table].reshape(3, 5).copy())]
-    pair = [Side(products, spec, folder, blocks=blocks) for blocks in tables]
+    pair = [Side(products, network, folder, blocks=blocks) for blocks in tables]
     with torch.inference_mode():
         for number, of_step in enumerate(STEPS):
             segments, first_row = [], 0
@@ -259,29 +258,29 @@ def test_wherever_the_blocks_of_the_cache_lie_the_bits_are_the_same(model, kind,
                 first_row += rows
             step(pair, segments)
             tiles = [(0, 3)] if number + 1 == len(STEPS) else [(index, 1) for index in range(len(segments))]
-            for layer in range(spec.num_layers):
+            for layer in range(network.num_layers):
                 for tile in tiles:
-                    attention(pair, spec, segments, tile, layer, 10 * number + layer, assert_equal)
+                    attention(pair, network, segments, tile, layer, 10 * number + layer, assert_equal)
     for side in pair:
         side.device.close()
 
 
 def test_a_block_table_that_does_not_fit_is_refused(sides, model):
-    spec, folder = model
+    network, folder = model
     for entries in ([[0, 15, 1, 2, 3]] * 3, [[0, -1, 1, 2, 3]] * 3):
         with pytest.raises(ValueError, match="table"):
-            Side(PackedProducts, spec, folder, blocks=BlockTable(np.array(entries, np.int32)))
+            Side(PackedProducts, network, folder, blocks=BlockTable(np.array(entries, np.int32)))
 
 
 @pytest.mark.parametrize("position", [0, 1, 6, 63, 64, 99])
 def test_what_a_longer_sequence_left_is_gone_and_what_stays_is_kept(sides, model, position):
     """NaN behind a new end would come through probabilities that are zero."""
-    spec, _ = model
+    network, _ = model
 
     def append(segment, scale):
         step(sides, [segment])
-        fill(sides, "x", (segment.rows, spec.hidden_size), scale, seed=segment.rows)
-        fill(sides, "qk", (segment.rows, (spec.num_heads + spec.num_kv_heads) * spec.head_dim))
+        fill(sides, "x", (segment.rows, network.hidden_size), scale, seed=segment.rows)
+        fill(sides, "qk", (segment.rows, (network.num_heads + network.num_kv_heads) * network.head_dim))
         for side in sides:
             side.products.qkv(side.record(0, "x", "qk", (0, segment.rows)))
             side.products.scores(side.record(0, "qk", "scores.0", (0, segment.rows)))
@@ -292,9 +291,9 @@ def test_what_a_longer_sequence_left_is_gone_and_what_stays_is_kept(sides, model
         append(Segment(0, position, 0, 30), float("nan"))
         last = Segment(0, position, 0, 1)
         append(last, 1.0)
-        seen = key_range(last, spec.windows[0])
+        seen = key_range(last, network.windows[0])
         visible = np.arange(seen.columns) + seen.start <= position
-        weights = torch.from_numpy(np.broadcast_to(visible / 128, (spec.num_heads, seen.columns)).copy())
+        weights = torch.from_numpy(np.broadcast_to(visible / 128, (network.num_heads, seen.columns)).copy())
         for side in sides:
             flat = side.arrays["scores.0"].reshape(-1)
             flat[: weights.numel()] = weights.bfloat16().view(torch.uint16).numpy().reshape(-1)
@@ -306,14 +305,14 @@ def test_what_a_longer_sequence_left_is_gone_and_what_stays_is_kept(sides, model
 
 @pytest.mark.parametrize("num_threads", [2, 3])
 def test_any_number_of_threads_gives_the_same_bits(sides, model, num_threads):
-    spec, _ = model
+    network, _ = model
     packed = sides[1]
     before = _products.get_num_threads()
     results = []
     for threads in (1, num_threads):
         _products.set_num_threads(threads)
-        fill(sides, "x", (150, spec.hidden_size))
-        packed.products.gate_up(packed.record(0, "x", "gate_up", (0, 150)))
+        fill(sides, "x", (150, network.hidden_size))
+        packed.products.linear(packed.record(network.layers[0].mlp.gate_up.index, "x", "gate_up", (0, 150)))
         results.append(packed.arrays["gate_up"][:150].copy())
     _products.set_num_threads(before)
     assert np.array_equal(*results)
@@ -356,12 +355,12 @@ def test_an_instruction_set_that_this_machine_lacks_is_refused():
 
 
 def test_other_widths_and_dtypes_go_to_the_gemm_library(model):
-    spec, _ = model
-    plan, cpu = Plan.derive(spec, LIMITS), torch.device("cpu")
+    network, _ = model
+    plan, cpu = Plan.derive(network, LIMITS), torch.device("cpu")
     if _products.panel_kernels(_native.active_instruction_set()) is not None:
-        assert packed_products.is_available(spec, plan, cpu)
-    assert not packed_products.is_available(spec, plan, torch.device("cuda:0"))
+        assert packed_products.is_available(network, plan, cpu)
+    assert not packed_products.is_available(network, plan, torch.device("cuda:0"))
     odd = SimpleNamespace(hidden_size=96, intermediate_size=164, head_dim=32)
     assert not packed_products.is_available(odd, plan, cpu)
-    f32 = SimpleNamespace(geometry={"dtype": "float32"})
-    assert not packed_products.is_available(spec, f32, cpu)
+    f32 = Plan.derive(network, replace(LIMITS, dtype="float32"))
+    assert not packed_products.is_available(network, f32, cpu)

@@ -1,14 +1,16 @@
 """The plan: where slots lie, and that two different plans cannot be taken for one another."""
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tsqp_shm.config import Limits
+from tsqp_shm.errors import ConfigError
 from tsqp_shm.shm import layout
-from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.plan import Geometry, LinearRoles, Operation, Plan, SlotShape
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Model:
     head_dim: int = 12
     vocab_size: int = 101
     windows: tuple[int | None, ...] = (None, 32)
+    linear_roles: LinearRoles = ((2, ("qkv", "o", "gate_up", "down")), (1, ("lm_head",)))
 
 
 LIMITS = Limits(
@@ -54,7 +57,7 @@ def test_slots_are_aligned_and_disjoint_and_inside_the_arena(model, limits):
         assert slot.index == index
         assert slot.offset_bytes % layout.PAGE_BYTES == 0
         assert slot.offset_bytes >= end_bytes
-        assert slot.size_bytes == slot.num_rows * slot.row_elements * layout.DTYPE_BYTES[slot.dtype] > 0
+        assert slot.size_bytes == slot.num_rows * slot.row_elements * layout.DTYPES[slot.dtype].size_bytes > 0
         end_bytes = slot.offset_bytes + slot.size_bytes
     assert end_bytes <= plan.total_bytes
     assert plan.total_bytes % layout.PAGE_BYTES == 0
@@ -74,9 +77,72 @@ def test_the_digest_differs_with_the_limit(field):
 
 @pytest.mark.parametrize("field", Model.__dataclass_fields__)
 def test_the_digest_differs_with_the_geometry(field):
-    value = (None, 33) if field == "windows" else getattr(Model(), field) + 1
+    other = {"windows": (None, 33), "linear_roles": ((2, ("qkv", "down")), (1, ("lm_head",)))}
+    value = other.get(field) or getattr(Model(), field) + 1
     changed = replace(Model(), **{field: value})
     assert Plan.derive(changed, LIMITS).digest != Plan.derive(Model(), LIMITS).digest
+
+
+@given(models, limits)
+def test_a_plan_comes_back_from_what_crosses_of_it_as_json(model, limits):
+    plan = Plan.derive(model, limits)
+    geometry, plain_limits = json.loads(json.dumps([plan.geometry.plain(), asdict(plan.limits)]))
+    assert geometry == plan.geometry.plain()
+    assert Plan.derive(Geometry.of_plain(geometry), Limits(**plain_limits)) == plan
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_layers": "2"},
+        {"num_layers": True},
+        {"windows": None},
+        {"windows": ["32"]},
+        {"windows": 5},
+        {"linear_roles": None},
+        {"linear_roles": [[2]]},
+        {"linear_roles": [["2", ["down"]]]},
+        {"linear_roles": [[0, ["down"]]]},
+        {"linear_roles": [[1 << 40, []]]},
+        {"linear_roles": [[1 << 16, ["down", "o"]]]},
+        {"linear_roles": [[1, ["\x1b[2J"]]]},
+        {"linear_roles": [[1, [7]]]},
+        {"linear_roles": [[1, 7]]},
+        {"more": 1},
+    ],
+)
+def test_a_geometry_that_is_none_is_refused(wrong):
+    with pytest.raises(ConfigError):
+        Geometry.of_plain({**Geometry.of(Model()).plain(), **wrong})
+    with pytest.raises(ConfigError):
+        Geometry.of_plain({})
+
+
+def test_the_linears_of_a_plan_are_in_the_order_of_the_network():
+    linears = Plan.derive(Model(), LIMITS).linears
+    assert [linear.operation for linear in linears] == [
+        *(Operation(name, layer) for layer in (0, 1) for name in ("QKV", "O", "GATE_UP", "DOWN")),
+        Operation("LM_HEAD", None),
+    ]
+    assert [linear.slots for linear in linears[:4]] == [None, None, ("x", "gate_up"), ("act", "hidden")]
+    assert linears[-1].slots == ("x", "logits")
+
+
+def test_a_private_slot_has_no_place_in_the_arena():
+    shared = [SlotShape("x", "float32", 3, 4), SlotShape("scores.0", "float32", 2, 2, kind="tile")]
+    private = SlotShape("kept", "float32", 1 << 20, 4, place="private")
+    plan = Plan.of_slots([*shared, private])
+    assert plan.total_bytes == Plan.of_slots(shared).total_bytes
+    assert [slot.name for slot in plan.shared_slots] == ["x", "scores.0"]
+    assert plan.digest != Plan.of_slots(shared).digest
+    with pytest.raises(ValueError, match="private"):
+        Plan.of_slots([private, *shared])
+
+
+@pytest.mark.parametrize("changed", [{"kind": "tile"}, {"place": "private"}, {"dtype": "int32"}, {"num_rows": 4}])
+def test_the_digest_differs_with_the_slot(changed):
+    shape = SlotShape("x", "float32", 3, 4)
+    assert Plan.of_slots([shape._replace(**changed)]).digest != Plan.of_slots([shape]).digest
 
 
 def test_the_digest_differs_with_the_layout_version(monkeypatch):

@@ -192,6 +192,26 @@ def test_a_relayed_error_is_not_forgotten_when_the_role_was_ready_before(script,
     assert str(process.death()) == str(death)
 
 
+def test_the_error_is_the_line_that_says_so_though_a_library_has_the_last_word(script, start):
+    script(
+        "import sys\nfrom tsqp_shm.errors import ConfigError\nfrom tsqp_shm.roles.lifeline import Lifeline\n"
+        "error = ConfigError('device', 'x', 'cpu')\nLifeline.from_environment().failed(error)\n"
+        "print(f'tsqp-shm: {error}\\na library says goodbye', file=sys.stderr)\nsys.exit(2)"
+    )
+    process, _ = start()
+    process.wait(30)
+    assert str(process.death()) == "device: got 'x', expected cpu"
+
+
+def test_a_forked_child_does_not_hold_its_parent_s_role(script, start, forked):
+    """With a copy of the lifeline the role would live for as long as the child does."""
+    script(LIVES.replace("os.kill(os.getpid(), signal.SIGTERM)", "os._exit(7)"))
+    process, lines = start()
+    lines.get(timeout=30)
+    forked(signal.pause)
+    assert process.stop() == 7
+
+
 def test_an_exit_that_nobody_explained_is_a_peer_that_died(script, start):
     script("import sys; print('tsqp-shm: device: no', file=sys.stderr); sys.exit(5)")
     process, _ = start()

@@ -19,6 +19,7 @@ from tsqp_shm.shm.protocol import (
     Status,
     SubmissionRules,
     check_completion,
+    operation_of,
     pack_completion,
     pack_identity,
     unpack_identity,
@@ -29,7 +30,7 @@ LIMITS = Limits(
 )
 MODEL = SimpleNamespace(
     num_layers=4, hidden_size=48, intermediate_size=80, num_heads=4, num_kv_heads=2, head_dim=12, vocab_size=101,
-    windows=(None,) * 4,
+    windows=(None,) * 4, linear_roles=((4, ("qkv", "o", "gate_up", "down")), (1, ("lm_head",))),
 )  # fmt: skip
 PLAN = Plan.derive(MODEL, LIMITS)
 EPOCH = 0xFEED_0000_0000_0001
@@ -37,16 +38,20 @@ INDEX = {slot.name: slot.index for slot in PLAN.slots}
 NUM_SEGMENTS = PLAN.slot("segments").num_rows
 TOKENS, LOGIT_ROWS = 70, PLAN.slot("logits").num_rows
 
-# opcode: in slots, out slots, most rows (None: addressed by segments only), whether it has a layer, segments
+GATE_UP, DOWN, LM_HEAD = 4 * 2 + 2, 4 * 2 + 3, 4 * 4
+# Of every Linear that LINEAR computes: in slot, out slot, most rows.
+LINEARS = {
+    **{4 * layer + 2: (INDEX["x"], INDEX["gate_up"], TOKENS) for layer in range(4)},
+    **{4 * layer + 3: (INDEX["act"], INDEX["hidden"], TOKENS) for layer in range(4)},
+    LM_HEAD: (INDEX["x"], INDEX["logits"], LOGIT_ROWS),
+}
+# opcode, but LINEAR: in slots, out slots, most rows, whether it has a layer, segments
 LEGAL = {
     Opcode.READY: ([NO_SLOT], [NO_SLOT], 0, False, False),
     Opcode.EMBED: ([INDEX["tokens"]], [INDEX["hidden"]], TOKENS, False, True),
     Opcode.QKV: ([INDEX["x"]], [INDEX["qk"]], TOKENS, True, False),
     Opcode.SCORES: ([INDEX["qk"]], [INDEX["scores.0"], INDEX["scores.1"]], TOKENS, True, True),
     Opcode.CONTEXT: ([INDEX["scores.0"], INDEX["scores.1"]], [INDEX["hidden"]], TOKENS, True, True),
-    Opcode.GATE_UP: ([INDEX["x"]], [INDEX["gate_up"]], TOKENS, True, False),
-    Opcode.DOWN: ([INDEX["act"]], [INDEX["hidden"]], TOKENS, True, False),
-    Opcode.LM_HEAD: ([INDEX["x"]], [INDEX["logits"]], LOGIT_ROWS, False, False),
     Opcode.STATUS: ([NO_SLOT], [NO_SLOT], 0, False, False),
     Opcode.STOP: ([NO_SLOT], [NO_SLOT], 0, False, False),
 }
@@ -58,14 +63,20 @@ records = st.builds(Record, u64, u64, u16, u16, u16, u16, u32, u32, u32, u32, u3
 @st.composite
 def legal_records(draw):
     opcode = draw(st.sampled_from(Opcode))
-    in_slots, out_slots, most_rows, layered, segmented = LEGAL[opcode]
+    if opcode == Opcode.LINEAR:
+        target = draw(st.sampled_from(sorted(LINEARS)))
+        in_slot, out_slot, most_rows = LINEARS[target]
+        in_slots, out_slots, segmented = [in_slot], [out_slot], False
+    else:
+        in_slots, out_slots, most_rows, layered, segmented = LEGAL[opcode]
+        target = draw(st.integers(0, MODEL.num_layers - 1)) if layered else 0
     first_row = draw(st.integers(0, most_rows - 1)) if most_rows else 0
     first_segment = draw(st.integers(0, NUM_SEGMENTS - 1)) if segmented else 0
     return Record(
         sequence=1,
         epoch=EPOCH,
         opcode=opcode,
-        layer=draw(st.integers(0, MODEL.num_layers - 1)) if layered else 0,
+        target=target,
         in_slot=draw(st.sampled_from(in_slots)),
         out_slot=draw(st.sampled_from(out_slots)),
         first_row=first_row,
@@ -76,11 +87,16 @@ def legal_records(draw):
 
 
 def rules():
-    return SubmissionRules(PLAN, EPOCH, MODEL.num_layers)
+    return SubmissionRules(PLAN, EPOCH)
 
 
 def qkv(**fields):
     legal = Record(1, EPOCH, Opcode.QKV, 2, INDEX["x"], INDEX["qk"], first_row=5, rows=60)
+    return legal._replace(**fields)
+
+
+def linear(target, in_slot, out_slot, /, **fields):
+    legal = Record(1, EPOCH, Opcode.LINEAR, target, INDEX[in_slot], INDEX[out_slot], first_row=5, rows=7)
     return legal._replace(**fields)
 
 
@@ -146,9 +162,9 @@ def test_a_context_that_is_not_the_last_needs_no_out_slot():
         ("sequence", qkv(sequence=2)),
         ("epoch", qkv(epoch=EPOCH ^ 1)),
         ("opcode", qkv(opcode=0)),
-        ("opcode", qkv(opcode=11)),
-        ("layer", qkv(layer=MODEL.num_layers)),
-        ("layer", Record(1, EPOCH, Opcode.READY, layer=1)),
+        ("opcode", qkv(opcode=9)),
+        ("target", qkv(target=MODEL.num_layers)),
+        ("target", Record(1, EPOCH, Opcode.READY, target=1)),
         ("in_slot", qkv(in_slot=INDEX["act"])),
         ("in_slot", qkv(in_slot=len(PLAN.slots))),
         ("in_slot", qkv(in_slot=NO_SLOT)),
@@ -160,7 +176,20 @@ def test_a_context_that_is_not_the_last_needs_no_out_slot():
         ("rows of slot x", qkv(rows=66)),
         ("rows of slot x", qkv(first_row=TOKENS, rows=1)),
         ("rows of slot x", qkv(first_row=0xFFFF_FFFF, rows=0xFFFF_FFFF)),
-        ("rows of slot logits", Record(1, EPOCH, Opcode.LM_HEAD, 0, INDEX["x"], INDEX["logits"], 0, LOGIT_ROWS + 1)),
+        ("target", linear(LM_HEAD + 1, "x", "logits")),
+        ("target", linear(0xFFFF, "x", "logits")),
+        ("target", linear(GATE_UP - 2, "x", "qk")),
+        ("target", linear(GATE_UP - 1, "x", "hidden")),
+        ("target", linear(GATE_UP - 2, "x", "x", in_slot=NO_SLOT, out_slot=NO_SLOT)),
+        ("in_slot", linear(GATE_UP, "act", "gate_up")),
+        ("in_slot", linear(GATE_UP, "x", "gate_up", in_slot=NO_SLOT)),
+        ("in_slot", linear(DOWN, "x", "hidden")),
+        ("out_slot", linear(GATE_UP, "x", "hidden")),
+        ("out_slot", linear(DOWN, "act", "x")),
+        ("out_slot", linear(DOWN, "act", "hidden", out_slot=NO_SLOT)),
+        ("out_slot", linear(LM_HEAD, "x", "gate_up")),
+        ("num_segments", linear(DOWN, "act", "hidden", num_segments=1)),
+        ("rows of slot logits", linear(LM_HEAD, "x", "logits", first_row=0, rows=LOGIT_ROWS + 1)),
         ("rows", Record(1, EPOCH, Opcode.READY, rows=1)),
         ("rows", Record(1, EPOCH, Opcode.READY, first_row=1)),
         ("num_segments", scores(num_segments=0)),
@@ -180,6 +209,33 @@ def test_a_submission_is_refused_by_the_name_of_its(field, record):
         rules().check(record)
     assert caught.value.field == field
     assert caught.value.expected != caught.value.found
+
+
+@given(st.integers(0, 0xFFFF) | st.integers(0, LM_HEAD + 2), *[st.integers(0, len(PLAN.slots)) | st.just(NO_SLOT)] * 2)
+def test_a_linear_has_one_pair_of_slots_and_no_other(target, in_slot, out_slot):
+    record = Record(1, EPOCH, Opcode.LINEAR, target, in_slot, out_slot, 0, 1)
+    if LINEARS.get(target, (None, None))[:2] == (in_slot, out_slot):
+        rules().check(record)
+        return
+    with pytest.raises(ProtocolError) as caught:
+        rules().check(record)
+    assert caught.value.field in ("target", "in_slot", "out_slot")
+
+
+@given(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF))
+def test_every_record_has_a_name(opcode, target):
+    name, layer = operation_of(opcode, target, PLAN.linear_operations)
+    assert name
+    assert layer is None or layer == target or opcode == Opcode.LINEAR
+
+
+def test_a_linear_is_called_by_what_it_is():
+    found = [operation_of(Opcode.LINEAR, target, PLAN.linear_operations) for target in (GATE_UP, DOWN, LM_HEAD)]
+    assert found == [("GATE_UP", 2), ("DOWN", 2), ("LM_HEAD", None)]
+    assert operation_of(Opcode.LINEAR, 40, PLAN.linear_operations) == ("LINEAR 40", None)
+    assert operation_of(Opcode.CONTEXT, 3, ()) == ("CONTEXT", 3)
+    assert operation_of(Opcode.EMBED, 3, ()) == ("EMBED", None)
+    assert operation_of(77, 3, ()) == ("opcode 77", None)
 
 
 @pytest.mark.parametrize("sequence", [1, 3])
@@ -228,7 +284,7 @@ def test_the_kinds_of_submissions_that_are_remembered_are_bounded(monkeypatch):
     monkeypatch.setattr(protocol, "MAX_ACCEPTED_KINDS", 3)
     checker = rules()
     for number in range(1, 12):
-        checker.accept(qkv(sequence=number, layer=number % 4, rows=number).pack())
+        checker.accept(qkv(sequence=number, target=number % 4, rows=number).pack())
         assert len(checker._accepted) <= 3
 
 
@@ -250,7 +306,7 @@ def test_random_bytes_are_a_protocol_error_and_nothing_else(data):
 @given(records)
 def test_random_fields_of_this_session_are_accepted_or_a_protocol_error(record):
     try:
-        rules().check(record._replace(sequence=1, epoch=EPOCH, opcode=record.opcode % 12, layer=record.layer % 5))
+        rules().check(record._replace(sequence=1, epoch=EPOCH, opcode=record.opcode % 10, target=record.target % 5))
     except ProtocolError:
         return
 

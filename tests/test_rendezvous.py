@@ -20,7 +20,7 @@ from tsqp_shm.shm.posix.memory import arena_name
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.posix.transport import PosixTransport
 
-PLAN = Plan.of_slots({}, [("x", "float32", 1, 1)])
+PLAN = Plan.of_slots([("x", "float32", 1, 1)])
 INVITATION = b"come in"
 BEAT_MS = 10
 

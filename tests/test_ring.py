@@ -21,7 +21,7 @@ SECOND_NS = 1_000_000_000
 
 @pytest.fixture
 def arena():
-    plan = Plan.of_slots({}, [("x", "float32", 1, 1)])
+    plan = Plan.of_slots([("x", "float32", 1, 1)])
     with new_arena(plan) as arena:
         yield arena
 

@@ -15,7 +15,7 @@ from tsqp_shm.shm.posix.memory import arena_name
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.posix.transport import PosixTransport
 
-PLAN = Plan.of_slots({}, [("x", "float32", 1, 1)])
+PLAN = Plan.of_slots([("x", "float32", 1, 1)])
 BAD_NAMES = [".hidden", "..", "a/b", "/a", "a b", "-x", "_x", "é", "a\n", "a\0b", "x" * 41]
 
 

@@ -16,7 +16,7 @@ from tsqp_shm.shm.posix.folder import sessions_folder, sweep_dead_sessions
 from tsqp_shm.shm.posix.memory import arena_name
 from tsqp_shm.shm.posix.session import Session
 
-PLAN = Plan.of_slots({}, [("x", "float32", 100, 300)])
+PLAN = Plan.of_slots([("x", "float32", 100, 300)])
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ from arenas import new_arena
 
 from tsqp_shm import _native
 from tsqp_shm.errors import SlotOwnershipError
+from tsqp_shm.shm import layout
 from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.slots import NUMPY_DTYPES, open_slots
+from tsqp_shm.shm.slots import open_slots
 
-PLAN = Plan.of_slots({}, [("x", "bfloat16", 12, 40), ("y", "float32", 6, 8), ("z", "int32", 5, 4)])
+PLAN = Plan.of_slots([("x", "bfloat16", 12, 40), ("y", "float32", 6, 8), ("z", "int32", 5, 4)])
 X, Y, Z = PLAN.slots
 
 
@@ -29,7 +30,7 @@ def slots(arena):
 def test_a_view_has_the_slots_shape_and_dtype(slots, slot):
     view = slots.view(slot)
     assert view.shape == (slot.num_rows, slot.row_elements)
-    assert view.dtype == NUMPY_DTYPES[slot.dtype]
+    assert view.dtype == layout.DTYPES[slot.dtype].numpy
 
 
 def test_bfloat16_shows_as_its_bits(slots):

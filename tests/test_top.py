@@ -21,6 +21,7 @@ from models import FastStart, RandomModel, fast_start, model_folder
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.observer import Observer
+from tsqp_shm.shm.plan import Operation
 from tsqp_shm.shm.posix.memory import arena_name
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.posix.transport import PosixTransport
@@ -125,12 +126,13 @@ def test_a_stopped_gpu_process_is_seen_with_what_it_has_not_done(llm):
     pid = llm.bring_up()["processes"]["gpu"]["pid"]
     # Idle, so the queue is this test's to use.
     queue, slots = llm.runtime.connection.queue, llm.runtime.connection.arena.plan
+    down = slots.linear_operations.index(Operation("DOWN", 1))
     with closing(observer_of(session_of(llm))) as observer:
         summary = Summary(observer)
         os.kill(pid, signal.SIGSTOP)
         try:
             sequence = queue.submit(
-                Opcode.DOWN, layer=1, in_slot=slots.slot("act"), out_slot=slots.slot("hidden"), rows=3
+                Opcode.LINEAR, target=down, in_slot=slots.slot("act"), out_slot=slots.slot("hidden"), rows=3
             )
             facts = facts_until(summary, observer, lambda facts: facts["gpu"]["is_silent"])
         finally:

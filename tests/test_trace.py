@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.config import DOORBELLS
 from tsqp_shm.errors import ConfigError, PeerDied, TraceError
 from tsqp_shm.shm.doorbell import SpinDoorbell, open_doorbell
-from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.plan import NO_MODEL, Plan
 from tsqp_shm.shm.posix.stream import ZmqStream
 from tsqp_shm.shm.protocol import Opcode, pack_completion, pack_submission
 from tsqp_shm.tee.statistics import Statistics
@@ -38,6 +39,7 @@ TEE, GPU = 1, 2
 PHASES = {"spin", "yield", "park"}
 PROMPT = "Grüße aus dem schönen Köln, sehr geehrte Damen und Herren"
 ALIVE = SimpleNamespace(heartbeat_age_s=0.5, check=lambda: None)
+PLAN = Plan.of_slots([("x", "float32", 1, 1)], replace(NO_MODEL, linear_roles=((1, ("down",)), (1, ("lm_head",)))))
 
 
 class Trace:
@@ -262,12 +264,11 @@ def test_a_failed_launch_leaves_an_earlier_trace_alone_and_no_empty_one(model, t
 def test_every_way_of_ringing_is_recorded(runtime_folder, forked, tmp_path, mode):
     name, count = f"/tsqp-shm-test-trace-{mode}-{os.getpid()}", 20
     endpoint = f"ipc://{runtime_folder}/trace-{mode}"
-    plan = Plan.of_slots({}, [("x", "float32", 1, 1)])
 
     def traced(kind, role, arena, recorder):
         return closing(kind(open_doorbell(mode, arena, role, partial(ZmqStream, endpoint, role), 20, 200), recorder))
 
-    with new_arena(plan, name) as arena:
+    with new_arena(PLAN, name) as arena:
 
         def serve():
             recorder = Recorder("gpu")
@@ -281,7 +282,7 @@ def test_every_way_of_ringing_is_recorded(runtime_folder, forked, tmp_path, mode
         recorder = Recorder("tee")
         with traced(SubmittingDoorbell, "tee", arena, recorder) as bell:
             for sequence in range(1, count + 1):
-                bell.send(pack_submission(sequence, 1, Opcode.DOWN, 3, 0, 0, 0, 1, 0, 0))
+                bell.send(pack_submission(sequence, 1, Opcode.CONTEXT, 3, 0, 0, 0, 1, 0, 0))
                 bell.receive(ALIVE, 30.0, "a completion")
             assert sum(bell.waits.values()) == count
         child.join()
@@ -299,17 +300,16 @@ def test_every_way_of_ringing_is_recorded(runtime_folder, forked, tmp_path, mode
 
 
 def test_a_wait_that_ctrl_c_ended_is_taken_up_again_under_its_own_number(tmp_path):
-    plan = Plan.of_slots({}, [("x", "float32", 1, 1)])
 
     def interrupt():
         raise KeyboardInterrupt
 
     recorder = Recorder("tee")
-    with new_arena(plan, f"/tsqp-shm-test-trace-{os.getpid()}") as arena:
+    with new_arena(PLAN, f"/tsqp-shm-test-trace-{os.getpid()}") as arena:
         tee_end = SubmittingDoorbell(SpinDoorbell(arena, "tee", 0), recorder)
         with closing(tee_end) as tee, closing(SpinDoorbell(arena, "gpu", 0)) as gpu:
             for sequence in (1, 2):
-                tee.send(pack_submission(sequence, 1, Opcode.DOWN, 0, 0, 0, 0, 1, 0, 0))
+                tee.send(pack_submission(sequence, 1, Opcode.CONTEXT, 0, 0, 0, 0, 1, 0, 0))
             with pytest.raises(KeyboardInterrupt):
                 tee.receive(SimpleNamespace(heartbeat_age_s=0.5, check=interrupt), 30.0, "a completion")
             for _ in range(2):
@@ -336,9 +336,9 @@ def test_a_full_buffer_counts_what_it_has_no_room_for(tmp_path):
 
 def written(role: str) -> bytes:
     recorder = Recorder(role)
-    recorder.slot_names = ["x"]
-    record = pack_submission(7, 0, Opcode.QKV, 1, 0, 0xFFFF, 0, 3, 0, 0)
-    recorder.slice("run", 10, 30, record)
+    recorder.describe(PLAN)
+    for sequence, (opcode, target) in enumerate(((Opcode.QKV, 1), (Opcode.LINEAR, 0), (Opcode.LINEAR, 1)), 7):
+        recorder.slice("run", 10, 30, pack_submission(sequence, 0, opcode, target, 0, 0xFFFF, 0, 3, 0, 0))
     recorder.slice("spin", 12, 13)
     out = io.BytesIO()
     recorder.write(out)
@@ -365,6 +365,16 @@ def test_a_recording_is_whole_though_a_signal_ends_the_process_meanwhile():
         recorder.write(out)
     recorder.write(undisturbed)
     assert out.getvalue() == undisturbed.getvalue()
+
+
+def test_a_linear_is_shown_by_its_name_and_layer(tmp_path):
+    (tmp_path / "gpu").write_bytes(RECORDING)
+    out = io.StringIO()
+    write_trace([Recording.read(tmp_path / "gpu")], out)
+    shown = [event for event in json.loads(out.getvalue())["traceEvents"] if event.get("cat") == "operation"]
+    assert [(one["name"], one["args"]["opcode"], one["args"]["layer"]) for one in shown] == [
+        ("QKV", "QKV", 1), ("DOWN", "DOWN", 0), ("LM_HEAD", "LM_HEAD", 0),
+    ]  # fmt: skip
 
 
 def test_two_recordings_of_one_role_or_none_are_refused(tmp_path):
@@ -404,7 +414,7 @@ def test_a_recording_too_long_to_be_one_is_not_read(tmp_path):
 
 def test_a_count_of_slices_that_is_not_there_is_refused(tmp_path):
     path = tmp_path / "short"
-    path.write_bytes(RECORDING[:24] + struct.pack("<Q", 1 << 60) + RECORDING[32:])
+    path.write_bytes(RECORDING[:32] + struct.pack("<Q", 1 << 60) + RECORDING[40:])
     with pytest.raises(TraceError, match="whole"):
         Recording.read(path)
 

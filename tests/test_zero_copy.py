@@ -18,7 +18,7 @@ from models import FastStart, RandomModel, fast_start, model_folder, random_toke
 
 from tsqp_shm import SamplingParams, _native
 from tsqp_shm.gpu.device import Device
-from tsqp_shm.gpu.weights import Linear
+from tsqp_shm.gpu.weights import LinearWeights
 from tsqp_shm.model.weights import bfloat16_to_float32, float32_to_bfloat16
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.plan import Plan
@@ -28,7 +28,6 @@ from tsqp_shm.shm.slots import open_slots
 
 ROWS, HIDDEN, FEED_FORWARD = 5, 24, 40
 PLAN = Plan.of_slots(
-    {"of": "test_zero_copy"},
     [
         ("gate_up", "bfloat16", 8, 2 * FEED_FORWARD),
         ("act", "bfloat16", 8, FEED_FORWARD),
@@ -106,7 +105,7 @@ def test_a_kernels_output_is_the_linears_input_and_its_output_the_next_kernels_i
 
         weight = torch.randn(HIDDEN, FEED_FORWARD, generator=torch.Generator().manual_seed(2)).bfloat16()
         before = hidden.data_ptr()
-        Linear(weight, None).apply(act, hidden)
+        LinearWeights(weight, None).apply(act, hidden)
         device.finish()
         assert hidden.data_ptr() == before
         send(from_gpu, hidden.view(torch.uint16).tolist())

@@ -159,6 +159,13 @@ class EngineConfig:
         cores = min(MAX_THREADS, len(os.sched_getaffinity(0)))
         return Threads(self.tee_threads or max(1, cores // 2), self.gpu_threads or cores)
 
+    def gpu_arguments(self) -> list[str]:
+        """What a GPU process is started with, whoever starts it; the rest it is told in the arena."""
+        told = {"device": self.device, "pinning": self.pinning, "timeout": self.timeout_s}
+        if self.gpu_threads is not None:
+            told["gpu-threads"] = self.gpu_threads
+        return [f"--{name}={value}" for name, value in told.items()]
+
     @classmethod
     def from_environment(cls, overrides: Mapping[str, Any]) -> EngineConfig:
         """Defaults, then `TSQP_SHM_*` variables, then the overrides that are not None.

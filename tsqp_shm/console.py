@@ -34,18 +34,13 @@ def run_prompts(
     if interactive:
         completions = _converse(llm, params)
     else:
-        text = llm.tokenizer.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
-        completions = [_start(llm, params, text, special=not chat)]
+        asked = llm.chat_prompt([{"role": "user", "content": prompt}]) if chat else prompt
+        completions = [llm.start(asked, params)]
         _run(llm, completions[0], shown=not json_output)
     if json_output:
         print(json.dumps({**summary(completions[0]), **llm.stats()}))
     elif not quiet and completions:
         print_statistics(llm, completions, sys.stderr)
-
-
-def _start(llm: LLM, params: SamplingParams, text: str, *, special: bool) -> Completion:
-    # A rendered chat template spells out its special tokens itself.
-    return llm.start(llm.tokenizer.encode(text, add_special_tokens=special), params)
 
 
 def _run(llm: LLM, completion: Completion, *, shown: bool) -> None:
@@ -72,8 +67,7 @@ def _converse(llm: LLM, params: SamplingParams) -> list[Completion]:
             continue
         messages.append({"role": "user", "content": content})
         try:
-            text = llm.tokenizer.apply_chat_template(messages)
-            completions.append(_start(llm, params, text, special=False))
+            completions.append(llm.start(llm.chat_prompt(messages), params))
         except RequestError as error:
             # The conversation has outgrown the model: begin a new one, and say so.
             print(f"{error}; starting over", file=sys.stderr)

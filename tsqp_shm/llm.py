@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ConfigError, ModelFileError, RequestError
+from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.model.weights import Checkpoint
@@ -55,7 +57,9 @@ class LLM:
             `start_gpu` is True for a recording of this process alone, of which `tsqp-shm trace` makes one.
         transport: what joins the two sides; None: POSIX shared memory under the `session` and `endpoint` of the
             settings. Where another is given, `start_gpu` has to be what starts a GPU process over it, or False.
-        config: fields of `EngineConfig`; `TSQP_SHM_*` environment variables fill what is not given.
+        config: what it is started with; taken as it is.
+        settings: fields of `EngineConfig`, over those of `config`; without one `TSQP_SHM_*` environment variables fill
+            what is not given.
 
     Raises:
         ConfigError: a setting is not allowed, or the trace cannot be written.
@@ -74,13 +78,14 @@ class LLM:
         report: Callable[[str], None] = lambda line: None,
         trace: str | Path | None = None,
         transport: Transport | None = None,
-        **config: Any,
+        config: EngineConfig | None = None,
+        **settings: Any,
     ) -> None:
-        self.config = _engine_config(config)
+        self.config = _engine_config(config, settings)
         require_resources(self.config.threads().tee)
         self.model = Path(model)
         self.spec = ModelSpec.from_folder(self.model)
-        limits = self.config.limits(self.spec.max_position_embeddings, self.spec.layer_parameters)
+        limits = self.config.limits(self.spec.max_position_embeddings, Network.of(self.spec).layer_parameters)
         self.max_model_len = limits.max_model_len
         self._tokenizer = Tokenizer.from_folder(self.model) if _has_tokenizer(self.model) else None
         with ExitStack() as stack:
@@ -168,6 +173,22 @@ class LLM:
         """
         return self.stream_completion(self.start(prompt, params))
 
+    def chat(self, messages: Sequence[Mapping[str, str]], params: SamplingParams | None = None) -> RequestOutput:
+        """Answers a conversation, by the model's chat template.
+
+        Args:
+            messages: each with a "role" and its "content".
+
+        Raises:
+            As `generate`; also where the model has no chat template.
+        """
+        return self.generate([self.chat_prompt(messages)], params)[0]
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The token ids by which a model is asked to answer a conversation."""
+        # A rendered chat template spells out its special tokens itself.
+        return self.tokenizer.encode(self.tokenizer.apply_chat_template(messages), add_special_tokens=False)
+
     def start(self, prompt: Prompt, params: SamplingParams | None = None) -> Completion:
         """A completion to be run by `stream_completion`.
 
@@ -247,18 +268,15 @@ class LLM:
 def _start_gpu(
     model: Path, config: EngineConfig, traced: list[str], report: Callable[[str], None], session: Hold
 ) -> RoleProcess:
-    arguments = [str(model), *session.gpu_flags, "--device", config.device, "--pinning", config.pinning]
-    arguments += ["--timeout", str(config.timeout_s), *traced]
-    if config.gpu_threads is not None:
-        arguments += ["--gpu-threads", str(config.gpu_threads)]
+    arguments = [str(model), *session.gpu_flags, *config.gpu_arguments(), *traced]
     return RoleProcess.start("gpu", arguments, listen=report)
 
 
-def _engine_config(values: dict[str, Any]) -> EngineConfig:
-    unknown = sorted(set(values) - set(EngineConfig.__dataclass_fields__))
+def _engine_config(config: EngineConfig | None, settings: dict[str, Any]) -> EngineConfig:
+    unknown = sorted(set(settings) - set(EngineConfig.__dataclass_fields__))
     if unknown:
-        raise ConfigError(unknown[0], values[unknown[0]], "one of " + ", ".join(EngineConfig.__dataclass_fields__))
-    return EngineConfig.from_environment(values)
+        raise ConfigError(unknown[0], settings[unknown[0]], "one of " + ", ".join(EngineConfig.__dataclass_fields__))
+    return EngineConfig.from_environment(settings) if config is None else replace(config, **settings)
 
 
 def _has_tokenizer(model: Path) -> bool:

@@ -34,9 +34,11 @@ from tsqp_shm.shm.protocol import (
 LIMITS = Limits(dtype="bfloat16", max_model_len=40, max_num_seqs=3, max_batch_tokens=20, tile_rows=8, tiles_in_flight=2)
 MODEL = SimpleNamespace(
     num_layers=4, hidden_size=8, intermediate_size=12, num_heads=2, num_kv_heads=1, head_dim=4, vocab_size=11,
-    windows=(None,) * 4,
+    windows=(None,) * 4, linear_roles=((4, ("qkv", "o", "gate_up", "down")), (1, ("lm_head",))),
 )  # fmt: skip
 PLAN = Plan.derive(MODEL, LIMITS)
+# Of each layer's qkv, o, gate_up and down; the first two are not LINEAR's.
+LINEAR_SLOTS = (("", ""), ("", ""), ("x", "gate_up"), ("act", "hidden"))
 EPOCH = 0xFEED_0000_0000_0001
 # The parent removes it if this process is killed; see run.py.
 ARENA = arena_name(os.environ.get("TSQP_SHM_FUZZ_SESSION", f"fuzz-{os.getpid()}"))
@@ -60,7 +62,7 @@ def completion(data: bytes) -> None:
 
 def submission(data: bytes) -> None:
     """Records one after the other, as the GPU process takes them from a TEE process that may be broken."""
-    rules = SubmissionRules(PLAN, EPOCH, MODEL.num_layers)
+    rules = SubmissionRules(PLAN, EPOCH)
     for number, start in enumerate(range(0, len(data), layout.RECORD_BYTES), 1):
         packed = data[start : start + layout.RECORD_BYTES]
         try:
@@ -74,15 +76,24 @@ def submission(data: bytes) -> None:
 
 
 def _require_inside_the_plan(record: Record) -> None:
-    allowed = operands(PLAN)[Opcode(record.opcode)]
-    assert record.layer < (MODEL.num_layers if allowed.layered else 1)
+    allowed = operands(PLAN)[Opcode(record.opcode)][record.target]
+    assert allowed is not None
+    if record.opcode == Opcode.LINEAR:
+        layer, of_layer = divmod(record.target, len(LINEAR_SLOTS))
+        is_head = (layer, of_layer) == (MODEL.num_layers, 0)
+        slots = ("x", "logits") if is_head else LINEAR_SLOTS[of_layer]
+        assert (allowed.in_slots, allowed.out_slots) == ((slots[0],), (slots[1],))
+        assert is_head or layer < MODEL.num_layers
+    else:
+        has_layer = record.opcode in (Opcode.QKV, Opcode.SCORES, Opcode.CONTEXT)
+        assert record.target < (MODEL.num_layers if has_layer else 1)
     for index, names in ((record.in_slot, allowed.in_slots), (record.out_slot, allowed.out_slots)):
         if index == NO_SLOT:
             assert not names or None in names
             continue
         slot = PLAN.slots[index]
         assert slot.name in names
-        if not slot.name.startswith("scores."):
+        if slot.kind == "rows":
             assert 0 < record.rows <= slot.num_rows - record.first_row
     segments = PLAN.slot("segments").num_rows
     assert record.first_segment + record.num_segments <= (segments if allowed.segmented else 0)
@@ -153,15 +164,16 @@ def seeds() -> dict[str, dict[str, bytes]]:
     """Inputs that pass, to begin a corpus with: libFuzzer breaks them by itself."""
     index = {slot.name: slot.index for slot in PLAN.slots}
     records = []
-    for number, (opcode, allowed) in enumerate(operands(PLAN).items(), 1):
+    for number, (opcode, by_target) in enumerate(operands(PLAN).items(), 1):
+        target, allowed = next((target, allowed) for target, allowed in enumerate(by_target) if allowed)
         in_slot = index[allowed.in_slots[0]] if allowed.in_slots else NO_SLOT
         out_slot = index[allowed.out_slots[0]] if allowed.out_slots else NO_SLOT
         rows = 2 if in_slot != NO_SLOT else 0
         records.append(
-            Record(number, EPOCH, opcode, 0, in_slot, out_slot, 0, rows, 0, 1 if allowed.segmented else 0).pack()
+            Record(number, EPOCH, opcode, target, in_slot, out_slot, 0, rows, 0, 1 if allowed.segmented else 0).pack()
         )
     published = struct.pack("<4Q32s", layout.MAGIC, layout.VERSION, EPOCH, PLAN.total_bytes, PLAN.digest)
-    ipc = Invitation("ipc:///tmp/doorbell", "adaptive", 2, 2000, LIMITS, PLAN.geometry, 1)
+    ipc = Invitation("ipc:///tmp/doorbell", "adaptive", 2, 2000, LIMITS, PLAN.geometry.plain(), 1)
     tcp = Invitation("tcp://127.0.0.1:5555", "zmq", 0, 0, LIMITS, {}, 1)
     completed = records[2][:ECHOED_BYTES] + struct.pack("<IIQQ", 1, 0, 5000, 7)
     return {

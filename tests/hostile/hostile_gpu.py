@@ -24,6 +24,7 @@ from processes import beside
 
 from tsqp_shm import _native
 from tsqp_shm.errors import PeerDied, ProtocolError
+from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.arena import Arena
@@ -33,7 +34,7 @@ from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.posix.memory import unlink_arena
 from tsqp_shm.shm.posix.transport import PosixTransport
-from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record, Status, pack_identity
+from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record, Status, operation_of, pack_identity
 from tsqp_shm.shm.slots import slot_array
 from tsqp_shm.shm.transport import Waker
 
@@ -52,7 +53,7 @@ class HostileGpu:
     def __init__(self, model: Path, session: str) -> None:
         joined = PosixTransport(session).join(30.0, lambda line: None)
         invitation = Invitation.parse(joined.invitation)
-        self.plan = Plan.derive(ModelSpec.from_folder(model), invitation.limits)
+        self.plan = Plan.derive(Network.of(ModelSpec.from_folder(model)), invitation.limits)
         self.arena = Arena.attach(joined.map_memory(self.plan.total_bytes), self.plan)
         joined.close()
         self.memory = np.frombuffer(self.arena.buffer, np.uint8)
@@ -124,8 +125,12 @@ def _never(gpu: HostileGpu, record: Record) -> bool:
     return False
 
 
-def _moment(opcode: Opcode, step: int = FAULT_STEP, layer: int = 0) -> Moment:
-    return lambda gpu, record: gpu.step == step and (record.opcode, record.layer) == (opcode, layer)
+def _moment(operation: str, step: int = FAULT_STEP, layer: int = 0) -> Moment:
+    def is_now(gpu: HostileGpu, record: Record) -> bool:
+        name, of_layer = operation_of(record.opcode, record.target, gpu.plan.linear_operations)
+        return gpu.step == step and (name, of_layer or 0) == (operation, layer)
+
+    return is_now
 
 
 # What happens at the moment, instead of an honest answer.
@@ -326,41 +331,41 @@ def vanish(gpu: HostileGpu, record: Record) -> None:
 FIELDS = tuple(name for name in Record._fields if name not in ("busy_ns", "value"))
 MISBEHAVIOURS: dict[str, tuple[Moment, Misbehaviour]] = {
     "none": (_never, silent),
-    "late": (_moment(Opcode.QKV), late),
-    "silent": (_moment(Opcode.SCORES), silent),
-    "twice": (_moment(Opcode.QKV), twice),
-    "out-of-order": (_moment(Opcode.SCORES, step=1), out_of_order),
-    **{f"wrong-{field}": (_moment(Opcode.CONTEXT), wrong(field)) for field in FIELDS},
-    "failed": (_moment(Opcode.DOWN), failed),
-    "rejected": (_moment(Opcode.DOWN), rejected),
-    "boast": (_moment(Opcode.QKV), boast),
-    "nan": (_moment(Opcode.QKV), not_finite("nan")),
-    "nan-scores": (_moment(Opcode.SCORES), not_finite("nan")),
-    "infinity": (_moment(Opcode.GATE_UP), not_finite("infinity")),
-    "infinity-later": (_moment(Opcode.DOWN, layer=1), not_finite("infinity")),
-    "nan-logits": (_moment(Opcode.LM_HEAD), not_finite("nan")),
-    "scribble-slots": (_moment(Opcode.EMBED), scribble(layout.SLOTS_OFFSET_BYTES, None)),
-    "scribble-rings": (_moment(Opcode.EMBED), scribble(layout.CONTROL_OFFSET_BYTES, layout.SLOTS_OFFSET_BYTES)),
-    "scribble-header": (_moment(Opcode.EMBED), scribble(0, layout.CONTROL_OFFSET_BYTES)),
-    "scribble-all": (_moment(Opcode.EMBED), scribble(0, None)),
-    "flip-flags": (_moment(Opcode.EMBED), flip_flags),
-    "head-ahead": (_moment(Opcode.QKV), move(SUBMISSION_HEAD, 1)),
-    "head-behind": (_moment(Opcode.QKV), move(SUBMISSION_HEAD, -layout.RING_DEPTH)),
-    "tail-ahead": (_moment(Opcode.QKV), move(COMPLETION_TAIL, 1 << 40)),
-    "tail-behind": (_moment(Opcode.QKV), move(COMPLETION_TAIL, -1)),
-    "junk": (_moment(Opcode.QKV), junk),
-    "flood": (_moment(Opcode.QKV), flood),
-    "hang-up": (_moment(Opcode.QKV), hang_up),
-    "truncate": (_moment(Opcode.QKV), truncate(0)),
-    "truncate-slots": (_moment(Opcode.QKV), truncate(layout.SLOTS_OFFSET_BYTES)),
-    "truncate-logits": (_moment(Opcode.LM_HEAD), truncate(layout.SLOTS_OFFSET_BYTES)),
-    "punch": (_moment(Opcode.QKV), punch(0)),
-    "punch-slots": (_moment(Opcode.QKV), punch(layout.SLOTS_OFFSET_BYTES)),
-    "truncate-sometime": (_moment(Opcode.EMBED), truncate_sometime),
-    "unlink": (_moment(Opcode.QKV), unlink),
-    "stop": (_moment(Opcode.QKV), stop),
-    "pause": (_moment(Opcode.QKV), pause),
-    "vanish": (_moment(Opcode.QKV), vanish),
+    "late": (_moment("QKV"), late),
+    "silent": (_moment("SCORES"), silent),
+    "twice": (_moment("QKV"), twice),
+    "out-of-order": (_moment("SCORES", step=1), out_of_order),
+    **{f"wrong-{field}": (_moment("CONTEXT"), wrong(field)) for field in FIELDS},
+    "failed": (_moment("DOWN"), failed),
+    "rejected": (_moment("DOWN"), rejected),
+    "boast": (_moment("QKV"), boast),
+    "nan": (_moment("QKV"), not_finite("nan")),
+    "nan-scores": (_moment("SCORES"), not_finite("nan")),
+    "infinity": (_moment("GATE_UP"), not_finite("infinity")),
+    "infinity-later": (_moment("DOWN", layer=1), not_finite("infinity")),
+    "nan-logits": (_moment("LM_HEAD"), not_finite("nan")),
+    "scribble-slots": (_moment("EMBED"), scribble(layout.SLOTS_OFFSET_BYTES, None)),
+    "scribble-rings": (_moment("EMBED"), scribble(layout.CONTROL_OFFSET_BYTES, layout.SLOTS_OFFSET_BYTES)),
+    "scribble-header": (_moment("EMBED"), scribble(0, layout.CONTROL_OFFSET_BYTES)),
+    "scribble-all": (_moment("EMBED"), scribble(0, None)),
+    "flip-flags": (_moment("EMBED"), flip_flags),
+    "head-ahead": (_moment("QKV"), move(SUBMISSION_HEAD, 1)),
+    "head-behind": (_moment("QKV"), move(SUBMISSION_HEAD, -layout.RING_DEPTH)),
+    "tail-ahead": (_moment("QKV"), move(COMPLETION_TAIL, 1 << 40)),
+    "tail-behind": (_moment("QKV"), move(COMPLETION_TAIL, -1)),
+    "junk": (_moment("QKV"), junk),
+    "flood": (_moment("QKV"), flood),
+    "hang-up": (_moment("QKV"), hang_up),
+    "truncate": (_moment("QKV"), truncate(0)),
+    "truncate-slots": (_moment("QKV"), truncate(layout.SLOTS_OFFSET_BYTES)),
+    "truncate-logits": (_moment("LM_HEAD"), truncate(layout.SLOTS_OFFSET_BYTES)),
+    "punch": (_moment("QKV"), punch(0)),
+    "punch-slots": (_moment("QKV"), punch(layout.SLOTS_OFFSET_BYTES)),
+    "truncate-sometime": (_moment("EMBED"), truncate_sometime),
+    "unlink": (_moment("QKV"), unlink),
+    "stop": (_moment("QKV"), stop),
+    "pause": (_moment("QKV"), pause),
+    "vanish": (_moment("QKV"), vanish),
 }
 
 

@@ -18,13 +18,14 @@ from processes import beside
 from tsqp_shm import _native
 from tsqp_shm.config import Limits
 from tsqp_shm.errors import PeerDied, TsqpError
+from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
 from tsqp_shm.shm.invitation import Invitation
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
-from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.plan import Operation, Plan
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record
 from tsqp_shm.shm.slots import slot_array
@@ -50,7 +51,7 @@ class HostileTee:
     @contextlib.contextmanager
     def session(cls, model: Path, name: str) -> Iterator[HostileTee]:
         """Begins a session as an honest TEE does."""
-        plan = Plan.derive(ModelSpec.from_folder(model), LIMITS)
+        plan = Plan.derive(Network.of(ModelSpec.from_folder(model)), LIMITS)
         with contextlib.ExitStack() as stack:
             session = stack.enter_context(Session.begin(name))
             arena = stack.enter_context(
@@ -59,7 +60,7 @@ class HostileTee:
             stack.callback(_native.Heartbeat(arena.buffer, "tee", HEARTBEAT_INTERVAL_MS).release)
             doorbell = open_doorbell("adaptive", arena, "tee", session.open_waker, 0, 2000)
             stack.callback(doorbell.close)
-            invitation = Invitation(session.endpoint, "adaptive", 0, 2000, LIMITS, plan.geometry, os.getpid())
+            invitation = Invitation(session.endpoint, "adaptive", 0, 2000, LIMITS, plan.geometry.plain(), os.getpid())
             arena.publish(invitation.pack())
             tee = cls(arena, doorbell)
             tee.submit(Opcode.READY)
@@ -99,21 +100,25 @@ class HostileTee:
         }
         return self.call(Opcode.EMBED, **{**legal, **fields})
 
-    def layer(self, first_segment: int = 0, num_segments: int = 1, **fields: int) -> None:
+    def linear(self, name: str, layer: int | None) -> dict[str, int]:
+        return {"target": self.plan.linear_operations.index(Operation(name, layer))}
+
+    def layer(self, first_segment: int = 0, num_segments: int = 1, layer: int = 0) -> None:
         """Every operation of a layer and the logits, in no order that makes sense."""
-        tile = {"first_segment": first_segment, "num_segments": num_segments}
+        of_layer = {"target": layer}
+        tile = {"first_segment": first_segment, "num_segments": num_segments, **of_layer}
         for opcode, in_slot, out_slot, extra in (
-            (Opcode.LM_HEAD, "x", "logits", {"rows": 2}),
+            (Opcode.LINEAR, "x", "logits", {"rows": 2, **self.linear("LM_HEAD", None)}),
             (Opcode.CONTEXT, "scores.1", None, tile),
-            (Opcode.QKV, "x", "qk", {}),
+            (Opcode.QKV, "x", "qk", of_layer),
             (Opcode.SCORES, "qk", "scores.0", tile),
             (Opcode.SCORES, "qk", "scores.1", tile),
             (Opcode.CONTEXT, "scores.0", "hidden", tile),
-            (Opcode.DOWN, "act", "hidden", {}),
-            (Opcode.GATE_UP, "x", "gate_up", {}),
+            (Opcode.LINEAR, "act", "hidden", self.linear("DOWN", layer)),
+            (Opcode.LINEAR, "x", "gate_up", self.linear("GATE_UP", layer)),
         ):
             out = NO_SLOT if out_slot is None else self.index(out_slot)
-            self.call(opcode, **{"in_slot": self.index(in_slot), "out_slot": out, "rows": ROWS, **extra, **fields})
+            self.call(opcode, **{"in_slot": self.index(in_slot), "out_slot": out, "rows": ROWS, **extra})
 
 
 Misbehaviour = Callable[[HostileTee], object]
@@ -260,11 +265,11 @@ def invite(model: Path, name: str, invitation: str, invited: int) -> None:
     Args:
         invited: a pipe, to be told when it is published.
     """
-    plan = Plan.derive(ModelSpec.from_folder(model), LIMITS)
+    plan = Plan.derive(Network.of(ModelSpec.from_folder(model)), LIMITS)
     session = Session.begin(name)
     arena = Arena.create(session.create_memory(plan.total_bytes), plan, 1)
     heartbeat = _native.Heartbeat(arena.buffer, "tee", HEARTBEAT_INTERVAL_MS)
-    honest = Invitation(session.endpoint, "adaptive", 0, 2000, LIMITS, plan.geometry, os.getpid())
+    honest = Invitation(session.endpoint, "adaptive", 0, 2000, LIMITS, plan.geometry.plain(), os.getpid())
     arena.publish(INVITATIONS[invitation](honest.pack()))
     if invitation == "endless":
         _native.store_word(arena.buffer, layout.INVITATION_LENGTH_OFFSET_BYTES, 1 << 63)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.model.network import Network
 
 
-def prefill_flops(spec: ModelSpec, tokens: int) -> int:
+def prefill_flops(network: Network, tokens: int) -> int:
     """Multiplications and additions of every product: Linears of all rows, the last row's logits, and attention over
     the keys that each row sees; what the TEE computes between them is left aside."""
-    queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    weights = spec.hidden_size * (2 * queries + 2 * keys) + 3 * spec.hidden_size * spec.intermediate_size
-    linears = 2 * spec.num_layers * weights * tokens + 2 * spec.vocab_size * spec.hidden_size
+    weights = sum(linear.parameters for layer in network.layers for linear in layer.linears)
+    linears = 2 * weights * tokens + 2 * network.lm_head.parameters
     # Scores and context: a multiplication and an addition each, for every pair, head and dimension.
-    pairs = sum(_pairs(tokens, window) for window in spec.windows)
-    return linears + 4 * queries * pairs
+    of_layers = (layer.attention for layer in network.layers)
+    return linears + sum(4 * attention.q_width * _pairs(tokens, attention.window) for attention in of_layers)
 
 
 def _pairs(tokens: int, window: int | None) -> int:

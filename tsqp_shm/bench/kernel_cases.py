@@ -18,7 +18,7 @@ from tsqp_shm.config import EngineConfig
 from tsqp_shm.model.rope import rope_tables
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm.arena import Arena
-from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.plan import Plan, SlotShape
 from tsqp_shm.shm.slots import Slots, slot_array
 from tsqp_shm.shm.tiling import padded_length
 
@@ -61,7 +61,7 @@ def kernel_plan(spec: ModelSpec, tokens: int) -> Plan:
         "copy.from": (1, copied),
         "copy.to": (1, copied),
     }
-    return Plan.of_slots({}, [(name, "bfloat16", rows, elements) for name, (rows, elements) in shapes.items()])
+    return Plan.of_slots([SlotShape(name, "bfloat16", rows, elements) for name, (rows, elements) in shapes.items()])
 
 
 def kernel_cases(spec: ModelSpec, tokens: int, arena: Arena, slots: Slots) -> list[KernelCase]:

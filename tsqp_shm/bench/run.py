@@ -27,6 +27,7 @@ from tsqp_shm.bench.scratch import scratch_folder
 from tsqp_shm.bench.shapes import shape_config, write_shape
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice, require_range
 from tsqp_shm.errors import ConfigError
+from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm.posix.folder import sweep_dead_sessions
 
@@ -80,8 +81,8 @@ def run_bench(options: BenchOptions, demo_model: Callable[[], Path]) -> int:
         stack.callback(sweep_dead_sessions)
         folder, name = _model(options, stack, demo_model)
         jobs = _jobs(options, case, tokens, folder, contenders)
-        spec = ModelSpec.from_folder(folder)
-        flops = None if case.new_tokens else {length: prefill_flops(spec, length) for length in tokens}
+        network = Network.of(ModelSpec.from_folder(folder))
+        flops = None if case.new_tokens else {length: prefill_flops(network, length) for length in tokens}
         facts = environment()
         with Progress(options.quiet) as progress:
             running = _start(jobs, stack, options, progress)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tsqp_shm.errors import ConfigError, ModelFileError
+from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import INDEX_FILE, float32_to_bfloat16, write_safetensors
 
@@ -115,8 +115,9 @@ def write_shape(folder: Path, config: dict[str, Any]) -> None:
     Raises:
         ModelFileError: the folder's disk has no room.
     """
-    spec = ModelSpec.from_config(config)
-    needed = 2 * sum(math.prod(shape) for shapes in _shards(spec) for shape in shapes.values())
+    network = Network.of(ModelSpec.from_config(config))
+    shards = [dict(network.outer_tensors()), *(dict(layer.tensors()) for layer in network.layers)]
+    needed = 2 * sum(math.prod(shape) for shapes in shards for shape in shapes.values())
     free = shutil.disk_usage(folder).free
     if needed > free:
         reason = f"needs {needed:,} bytes for random weights, {free:,} are free; set TMPDIR, or take fewer --layers"
@@ -126,7 +127,7 @@ def write_shape(folder: Path, config: dict[str, Any]) -> None:
     pool = float32_to_bfloat16(values * np.float32(_STANDARD_DEVIATION))
     one = float32_to_bfloat16(np.ones(1, np.float32))
     weight_map = {}
-    for number, shapes in enumerate(_shards(spec)):
+    for number, shapes in enumerate(shards):
         file = f"model-{number:05}.safetensors"
         write_safetensors(
             folder / file,
@@ -134,28 +135,3 @@ def write_shape(folder: Path, config: dict[str, Any]) -> None:
         )
         weight_map.update(dict.fromkeys(shapes, file))
     (folder / INDEX_FILE).write_text(json.dumps({"metadata": {"total_size": needed}, "weight_map": weight_map}))
-
-
-def _shards(spec: ModelSpec) -> Iterator[dict[str, tuple[int, ...]]]:
-    hidden, inner = spec.hidden_size, spec.intermediate_size
-    queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    outer = {"model.embed_tokens.weight": (spec.vocab_size, hidden), "model.norm.weight": (hidden,)}
-    if not spec.tie_word_embeddings:
-        outer["lm_head.weight"] = (spec.vocab_size, hidden)
-    yield outer
-    for layer in range(spec.num_layers):
-        shapes: dict[str, tuple[int, ...]] = {
-            "input_layernorm.weight": (hidden,),
-            "post_attention_layernorm.weight": (hidden,),
-            "self_attn.q_proj.weight": (queries, hidden),
-            "self_attn.k_proj.weight": (keys, hidden),
-            "self_attn.v_proj.weight": (keys, hidden),
-            "self_attn.o_proj.weight": (hidden, queries),
-            "mlp.gate_proj.weight": (inner, hidden),
-            "mlp.up_proj.weight": (inner, hidden),
-            "mlp.down_proj.weight": (hidden, inner),
-        }
-        if spec.qkv_bias:
-            for name, rows in (("q", queries), ("k", keys), ("v", keys)):
-                shapes[f"self_attn.{name}_proj.bias"] = (rows,)
-        yield {f"model.layers.{layer}.{name}": shape for name, shape in shapes.items()}

@@ -45,6 +45,7 @@ def common_flags() -> Parser:
     group.add_argument("--session", metavar="NAME", help="the name under which the two processes meet")
     group.add_argument(
         "--timeout",
+        dest="timeout_s",
         type=float,
         metavar="S",
         help=f"longest wait for the other process ({defaults.timeout_s:.0f} s)",
@@ -88,7 +89,9 @@ def prompt_flags() -> Parser:
     )
 
     sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens to generate (64)")
+    sampling.add_argument(
+        "--max-new-tokens", dest="max_tokens", type=int, metavar="N", help="most tokens to generate (64)"
+    )
     sampling.add_argument("--temperature", type=float, metavar="X", help="0 takes the likeliest token (0)")
     sampling.add_argument("--top-p", type=float, metavar="X", help="sample within this probability (1)")
     sampling.add_argument("--top-k", type=int, metavar="N", help="sample among N tokens; 0: all (0)")
@@ -96,7 +99,9 @@ def prompt_flags() -> Parser:
     sampling.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
     sampling.add_argument("--stop", action="append", metavar="TEXT", help="ends the completion; may be repeated")
     sampling.add_argument("--ignore-eos", action="store_true", help="go on after an end-of-sequence token")
-    sampling.add_argument("--deadline", type=float, metavar="S", help="end a completion after so many seconds (none)")
+    sampling.add_argument(
+        "--deadline", dest="deadline_s", type=float, metavar="S", help="end a completion after so many seconds (none)"
+    )
     return parser
 
 

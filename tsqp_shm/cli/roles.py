@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import NoReturn
 
-from tsqp_shm.cli.flags import common_flags, gpu_flags, tee_flags
+from tsqp_shm.cli.flags import common_flags, tee_flags
 from tsqp_shm.cli.settings import (
     blocked_interrupts,
     engine_config,
@@ -21,7 +21,6 @@ from tsqp_shm.cli.settings import (
     require_sane,
     sampling_params,
 )
-from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ConfigError, ModelFileError, PeerDied
 from tsqp_shm.roles.lifeline import Lifeline, ParentsGpu
 from tsqp_shm.roles.resources import require_resources
@@ -37,10 +36,9 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
         config = engine_config(arguments)
         require_sane(arguments)
     require_resources(sum(config.threads()))
-    roles = {
-        "tee": given(arguments, common_flags(), tee_flags()),
-        "gpu": given(arguments, common_flags(), gpu_flags()),
-    }
+    roles = {"tee": given(arguments, common_flags(), tee_flags()), "gpu": config.gpu_arguments()}
+    if arguments.quiet:
+        roles["gpu"].append("--quiet")
     report = reporter(arguments)
     with ExitStack() as stack:
         if arguments.trace is not None:
@@ -74,11 +72,10 @@ def play_tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     params = sampling_params(arguments)
     # Whom it waits for is of interest to a person at this terminal, not to a supervisor that starts both.
     report = _silent if lifeline.has_parent else reporter(arguments)
-    overrides = {name: getattr(config, name) for name in EngineConfig.__dataclass_fields__}
     try:
         start_gpu = ParentsGpu(lifeline).start if lifeline.has_parent else False
         with LLM(
-            model_folder(arguments), start_gpu=start_gpu, report=report, trace=arguments.trace, **overrides
+            model_folder(arguments), start_gpu=start_gpu, report=report, trace=arguments.trace, config=config
         ) as llm:
             lifeline.ready()
             run_prompts(

@@ -72,29 +72,19 @@ def require_sane(arguments: argparse.Namespace) -> None:
 def sampling_params(arguments: argparse.Namespace) -> Any:
     from tsqp_shm.tee.sampler import SamplingParams
 
-    names = {"max_new_tokens": "max_tokens", "deadline": "deadline_s"}
-    chosen = {
-        names.get(name, name): getattr(arguments, name)
-        for name in _SAMPLING_FLAGS
-        if _is_given(getattr(arguments, name))
-    }
-    return SamplingParams(**chosen)
+    return SamplingParams(
+        **{
+            name: value
+            for name, value in vars(arguments).items()
+            if name in SamplingParams.__dataclass_fields__ and _is_given(value)
+        }
+    )
 
 
 def engine_config(arguments: argparse.Namespace) -> EngineConfig:
-    renamed = {"timeout": "timeout_s"}
-    values = {
-        renamed.get(name, name): value
-        for name, value in vars(arguments).items()
-        if renamed.get(name, name) in EngineConfig.__dataclass_fields__
-    }
-    return EngineConfig.from_environment(values)
-
-
-_SAMPLING_FLAGS = (
-    "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop", "ignore_eos",
-    "deadline",
-)  # fmt: skip
+    return EngineConfig.from_environment(
+        {name: value for name, value in vars(arguments).items() if name in EngineConfig.__dataclass_fields__}
+    )
 
 
 def given(arguments: argparse.Namespace, *parsers: Parser) -> list[str]:

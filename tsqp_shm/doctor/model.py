@@ -8,9 +8,10 @@ from pathlib import Path
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor.finding import BAD, GOOD, Finding, mib
 from tsqp_shm.errors import TsqpError
+from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
-from tsqp_shm.shm.layout import DTYPE_BYTES
+from tsqp_shm.shm.layout import DTYPES
 from tsqp_shm.shm.plan import Plan
 
 
@@ -29,12 +30,13 @@ def examine_model(folder: Path, config: EngineConfig) -> tuple[Finding, Need | N
     """Reads the config and the heads of the weight files."""
     try:
         spec = ModelSpec.from_folder(folder)
-        limits = config.limits(spec.max_position_embeddings, spec.layer_parameters)
+        network = Network.of(spec)
+        limits = config.limits(spec.max_position_embeddings, network.layer_parameters)
         Checkpoint.open(folder).close()
     except TsqpError as error:
         return Finding("model", BAD, str(error), "it cannot be run", "name another model or mend its folder"), None
-    element_bytes = DTYPE_BYTES[limits.dtype]
-    arena_bytes = Plan.derive(spec, limits).total_bytes
+    element_bytes = DTYPES[limits.dtype].size_bytes
+    arena_bytes = Plan.derive(network, limits).total_bytes
     row_elements = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
     cache_bytes = row_elements * limits.max_model_len * limits.max_num_seqs * element_bytes
     weights_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file())

@@ -14,10 +14,10 @@ from tsqp_shm import _native
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import open_doorbell
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
-from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.plan import Plan, SlotShape
 from tsqp_shm.shm.posix.transport import PosixTransport
 
-TRIAL_PLAN = Plan.of_slots({"made for": "a trial"}, [("x", "float32", 1, 1)])
+TRIAL_PLAN = Plan.of_slots([SlotShape("trial", "float32", 1, 1)])
 TRIAL_TIMEOUT_S = 10.0
 
 

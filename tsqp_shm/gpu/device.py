@@ -14,11 +14,12 @@ import torch
 
 from tsqp_shm import _native
 from tsqp_shm.errors import DeviceError
+from tsqp_shm.shm import layout
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan, Slot
 from tsqp_shm.shm.slots import slot_array, slot_table
 
-TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int32": torch.int32}
+TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in layout.DTYPES}
 
 
 class Delivery(Protocol):
@@ -56,7 +57,7 @@ class Device:
         self.transfer_reason = ""
         self._arena = arena
         self._table: _native.SlotTable | None = None
-        self._slots = {slot.index: _slot_tensor(arena, slot) for slot in arena.plan.slots}
+        self._slots = {slot.index: _slot_tensor(arena, slot) for slot in arena.plan.shared_slots}
 
     @property
     def name(self) -> str:
@@ -129,7 +130,7 @@ def require_memory(device: str, free_bytes: int, weights_bytes: int, cache_bytes
 
 
 def slots_size_bytes(plan: Plan) -> int:
-    return sum(slot.size_bytes for slot in plan.slots)
+    return sum(slot.size_bytes for slot in plan.shared_slots)
 
 
 def _slot_tensor(arena: Arena, slot: Slot) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from tsqp_shm.errors import ProtocolError
 from tsqp_shm.gpu.device import Device
-from tsqp_shm.shm.plan import Geometry
+from tsqp_shm.shm.plan import Model
 from tsqp_shm.shm.tiling import KEY_BLOCK, KeyRange, Segment, padded_length
 
 
@@ -111,7 +111,7 @@ class KVCache:
 
     def __init__(
         self,
-        model: Geometry,
+        model: Model,
         blocks: BlockTable,
         max_model_len: int,
         dtype: torch.dtype,
@@ -125,7 +125,7 @@ class KVCache:
         self._lengths = SequenceLengths(rows, max_model_len)
 
     @staticmethod
-    def size_bytes(model: Geometry, max_num_seqs: int, max_model_len: int, dtype: torch.dtype) -> int:
+    def size_bytes(model: Model, max_num_seqs: int, max_model_len: int, dtype: torch.dtype) -> int:
         elements = model.num_layers * max_num_seqs * model.num_kv_heads * model.head_dim
         return 2 * elements * padded_length(max_model_len) * dtype.itemsize
 

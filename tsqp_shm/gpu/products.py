@@ -11,8 +11,8 @@ import torch
 
 from tsqp_shm.gpu.device import Device
 from tsqp_shm.gpu.kv_cache import BlockTable, KVCache
-from tsqp_shm.gpu.weights import Linear, Weights
-from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.gpu.weights import Weights
+from tsqp_shm.model.network import Network
 from tsqp_shm.shm.plan import Plan, Slot
 from tsqp_shm.shm.protocol import NO_SLOT, Record
 from tsqp_shm.shm.tiling import KeyRange, Segment, key_range
@@ -39,43 +39,42 @@ class Products(Protocol):
     def context(self, record: Record) -> None:
         """scores.N, now probabilities, times v; where an out slot is named, o_proj of its rows -> hidden [T, C]."""
 
-    def gate_up(self, record: Record) -> None:
-        """x [T, C] -> gate_up [T, 2F]."""
-
-    def down(self, record: Record) -> None:
-        """act [T, F] -> hidden [T, C]."""
-
-    def lm_head(self, record: Record) -> None:
-        """x [R, C] -> logits [R, V]."""
+    def linear(self, record: Record) -> None:
+        """in_slot [T, inputs] -> out_slot [T, outputs] by the Linear of the network that the record names."""
 
 
 class GemmProducts:
     """Products over slots that the device brings in and out."""
 
     def __init__(
-        self, spec: ModelSpec, plan: Plan, weights: Weights, device: Device, blocks: BlockTable | None = None
+        self, network: Network, plan: Plan, weights: Weights, device: Device, blocks: BlockTable | None = None
     ) -> None:
-        limits = plan.geometry
+        limits = plan.limits
         dtype = weights.embedding.dtype
-        tokens = limits["max_batch_tokens"]
+        tokens = limits.max_batch_tokens
         self._slots = plan.slots
-        self._embedding, self._layers, self._lm_head = weights.embedding, tuple(weights.layers), weights.lm_head
+        self._embedding, self._linears = weights.embedding, tuple(weights.linears)
+        # Of each layer, q and k together, v, and o.
+        self._attention = [
+            (*self._linears[of.qkv.index].split(of.q_width + of.kv_width), self._linears[of.o.index])
+            for of in (layer.attention for layer in network.layers)
+        ]
         self._device = device
-        self._windows = spec.windows
-        blocks = blocks or BlockTable.identity(limits["max_num_seqs"], limits["max_model_len"])
-        self._cache = KVCache(spec, blocks, limits["max_model_len"], dtype, device)
+        self._windows = network.windows
+        blocks = blocks or BlockTable.identity(limits.max_num_seqs, limits.max_model_len)
+        self._cache = KVCache(network, blocks, limits.max_model_len, dtype, device)
         self._segments: list[Segment] = []
         # Private: v [T, G*D] of the layer at hand, and the heads' outputs [T, H*D] before o_proj.
-        self._values = device.zeros((tokens, spec.num_kv_heads * spec.head_dim), dtype)
-        self._heads = device.zeros((tokens, spec.num_heads * spec.head_dim), dtype)
-        self._num_heads, self._kv_heads, self._head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
-        self._group = spec.num_heads // spec.num_kv_heads
+        self._values = device.zeros((tokens, network.num_kv_heads * network.head_dim), dtype)
+        self._heads = device.zeros((tokens, network.num_heads * network.head_dim), dtype)
+        self._num_heads, self._kv_heads, self._head_dim = network.num_heads, network.num_kv_heads, network.head_dim
+        self._group = network.num_heads // network.num_kv_heads
         # While a tile is computed here, the TEE normalises another, on a CPU device on the same cores: half each.
         self._threads = torch.get_num_threads()
         self._tile_threads = max(1, self._threads // 2)
         self._use_threads = torch.set_num_threads if device.torch_device.type == "cpu" else _leave_threads
         # One tile's heads, head-major, as a batched product wants them.
-        self._blocks = device.zeros((limits["tile_rows"] * spec.num_heads * spec.head_dim,), dtype)
+        self._blocks = device.zeros((limits.tile_rows * network.num_heads * network.head_dim,), dtype)
 
     def begin_step(self, segments: list[Segment]) -> None:
         self._cache.begin_step(segments)
@@ -87,10 +86,10 @@ class GemmProducts:
 
     def qkv(self, record: Record) -> None:
         self._use_threads(self._threads)
-        layer = self._layers[record.layer]
+        qk, v, _ = self._attention[record.target]
         x = self._rows_in(record)
-        layer.qk.apply(x, self._rows_out(record))
-        layer.v.apply(x, self._values[_rows(record)])
+        qk.apply(x, self._rows_out(record))
+        v.apply(x, self._values[_rows(record)])
 
     def scores(self, record: Record) -> None:
         self._use_threads(self._tile_threads)
@@ -102,10 +101,10 @@ class GemmProducts:
             shape = (segment.rows, qk_slot.row_elements)
             qk = self._device.input(qk_slot, rows.start * qk_slot.row_elements, shape)
             keys, values = qk[:, width:].view(kv_shape), self._values[rows].view(kv_shape)
-            self._cache.append(record.layer, segment, keys, values)
+            self._cache.append(record.target, segment, keys, values)
             # The query heads that share a kv head become rows of one product, so k and v are never expanded.
             query = self._head_major(qk[:, :width]).view(self._kv_heads, -1, self._head_dim)
-            keys = self._cache.keys(record.layer, segment.sequence, seen)
+            keys = self._cache.keys(record.target, segment.sequence, seen)
             products = (self._kv_heads, self._group * segment.rows, seen.columns)
             scores = self._device.output(self._slots[record.out_slot], offset, products)
             torch.bmm(query, keys, out=scores)
@@ -118,32 +117,24 @@ class GemmProducts:
             rows = slice(segment.first_row, segment.first_row + segment.rows)
             shape = (self._kv_heads, self._group * segment.rows, seen.columns)
             probabilities = self._device.input(self._slots[record.in_slot], offset, shape)
-            values = self._cache.values(record.layer, segment.sequence, seen)
+            values = self._cache.values(record.target, segment.sequence, seen)
             blocks = self._blocks_of(segment.rows)
             torch.bmm(probabilities, values, out=blocks.view(self._kv_heads, -1, self._head_dim))
             self._token_major(blocks, self._heads[rows])
             offset += probabilities.numel()
         if record.out_slot != NO_SLOT:
             self._use_threads(self._threads)
-            self._layers[record.layer].o.apply(self._heads[_rows(record)], self._rows_out(record))
+            _, _, o = self._attention[record.target]
+            o.apply(self._heads[_rows(record)], self._rows_out(record))
 
-    def gate_up(self, record: Record) -> None:
-        self._linear(self._layers[record.layer].gate_up, record)
-
-    def down(self, record: Record) -> None:
-        self._linear(self._layers[record.layer].down, record)
-
-    def lm_head(self, record: Record) -> None:
-        self._linear(self._lm_head, record)
+    def linear(self, record: Record) -> None:
+        self._use_threads(self._threads)
+        self._linears[record.target].apply(self._rows_in(record), self._rows_out(record))
 
     def _tile(self, record: Record) -> list[tuple[Segment, KeyRange]]:
         """The record's segments and the keys that each sees."""
         tile = self._segments[record.first_segment : record.first_segment + record.num_segments]
-        return [(segment, key_range(segment, self._windows[record.layer])) for segment in tile]
-
-    def _linear(self, linear: Linear, record: Record) -> None:
-        self._use_threads(self._threads)
-        linear.apply(self._rows_in(record), self._rows_out(record))
+        return [(segment, key_range(segment, self._windows[record.target])) for segment in tile]
 
     def _rows_in(self, record: Record) -> torch.Tensor:
         slot = self._slots[record.in_slot]

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.model.network import Linear, Network
 from tsqp_shm.model.weights import Checkpoint, Tensor
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearWeights:
     """y = x W^T + b. Shapes: weight [N, K], bias [N] or None."""
 
     weight: torch.Tensor
@@ -26,38 +26,31 @@ class Linear:
         else:
             torch.addmm(self.bias, x, self.weight.t(), out=out)
 
-
-@dataclass(frozen=True)
-class LayerWeights:
-    """One layer. q and k are one Linear, gate and up are one; v goes elsewhere than q and k, so it is its own."""
-
-    qk: Linear
-    v: Linear
-    o: Linear
-    gate_up: Linear
-    down: Linear
+    def split(self, rows: int) -> tuple[LinearWeights, LinearWeights]:
+        """The first rows of the output and the others, over the same memory."""
+        above, below = slice(None, rows), slice(rows, None)
+        first, second = (None, None) if self.bias is None else (self.bias[above], self.bias[below])
+        return LinearWeights(self.weight[above], first), LinearWeights(self.weight[below], second)
 
 
 @dataclass(frozen=True)
 class Weights:
     """Attributes:
-    layers: to be taken once; each is loaded when its turn comes, so that who lays it out anew holds it twice, and not
-        the whole model.
+    linears: by their index, to be taken once; each is loaded when its turn comes, so that who lays it out anew holds it
+        twice, and not the whole model.
     """
 
     embedding: torch.Tensor
-    lm_head: Linear
-    layers: Iterator[LayerWeights]
+    linears: Iterator[LinearWeights]
 
 
-def weights_size_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
+def weights_size_bytes(network: Network, dtype: torch.dtype) -> int:
     """Device memory that `load_weights` takes, biases left aside."""
-    embeddings = (1 if spec.tie_word_embeddings else 2) * spec.vocab_size * spec.hidden_size
-    return (spec.num_layers * spec.layer_parameters + embeddings) * dtype.itemsize
+    return network.parameters * dtype.itemsize
 
 
 def load_weights(
-    spec: ModelSpec,
+    network: Network,
     checkpoint: Checkpoint,
     dtype: torch.dtype,
     device: torch.device,
@@ -66,44 +59,35 @@ def load_weights(
     """Reads the checkpoint from its mapping straight to the device.
 
     Args:
-        checkpoint: must stay open until all layers are taken.
+        checkpoint: must stay open until all Linears are taken.
         progress: called with (layers done, layers) as they are taken.
 
     Raises:
         ModelFileError: a tensor is missing or has another shape.
     """
-    hidden, intermediate = spec.hidden_size, spec.intermediate_size
-    q_rows, kv_rows = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
 
     def load(name: str, *shape: int) -> torch.Tensor:
         return _to_torch(checkpoint.tensor(name, shape)).to(device=device, dtype=dtype, copy=True)
 
-    def linear(prefix: str, parts: dict[str, int], columns: int, *, has_bias: bool) -> Linear:
-        weight = torch.cat([load(f"{prefix}.{part}.weight", rows, columns) for part, rows in parts.items()])
-        bias = None
-        if has_bias:
-            bias = torch.cat([load(f"{prefix}.{part}.bias", rows) for part, rows in parts.items()])
-        return Linear(weight, bias)
+    def load_linear(linear: Linear) -> LinearWeights:
+        weights = [load(part.weight, part.rows, linear.inputs) for part in linear.parts]
+        biases = [load(part.bias, part.rows) for part in linear.parts if part.bias is not None]
+        return LinearWeights(_joined(weights), _joined(biases) if biases else None)
 
-    def load_layer(layer: int) -> LayerWeights:
-        attention, mlp = f"model.layers.{layer}.self_attn", f"model.layers.{layer}.mlp"
-        qkv_bias, mlp_bias = spec.qkv_bias, spec.mlp_bias
-        return LayerWeights(
-            qk=linear(attention, {"q_proj": q_rows, "k_proj": kv_rows}, hidden, has_bias=qkv_bias),
-            v=linear(attention, {"v_proj": kv_rows}, hidden, has_bias=qkv_bias),
-            o=linear(attention, {"o_proj": hidden}, q_rows, has_bias=spec.o_bias),
-            gate_up=linear(mlp, {"gate_proj": intermediate, "up_proj": intermediate}, hidden, has_bias=mlp_bias),
-            down=linear(mlp, {"down_proj": hidden}, intermediate, has_bias=mlp_bias),
-        )
+    def load_linears() -> Iterator[LinearWeights]:
+        for done, layer in enumerate(network.layers, 1):
+            for linear in layer.linears:
+                yield load_linear(linear)
+            progress(done, network.num_layers)
+        yield LinearWeights(embedding, None) if network.is_tied else load_linear(network.lm_head)
 
-    def load_layers() -> Iterator[LayerWeights]:
-        for layer in range(spec.num_layers):
-            yield load_layer(layer)
-            progress(layer + 1, spec.num_layers)
+    embedding = load(network.embedding.weight, network.embedding.rows, network.embedding.size)
+    return Weights(embedding, load_linears())
 
-    embedding = load("model.embed_tokens.weight", spec.vocab_size, hidden)
-    lm_head = embedding if spec.tie_word_embeddings else load("lm_head.weight", spec.vocab_size, hidden)
-    return Weights(embedding, Linear(lm_head, None), load_layers())
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """One below the other; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _to_torch(tensor: Tensor) -> torch.Tensor:

@@ -17,12 +17,15 @@ import torch
 from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ArenaMismatch, DeviceError, ProtocolError
-from tsqp_shm.gpu import _products
+from tsqp_shm.gpu import _products, packed_products
 from tsqp_shm.gpu.device import TORCH_DTYPES, Delivery, Device
 from tsqp_shm.gpu.kv_cache import KVCache
 from tsqp_shm.gpu.open_device import open_device, resolve_device
-from tsqp_shm.gpu.ops import Operations, make_products
-from tsqp_shm.gpu.weights import load_weights, weights_size_bytes
+from tsqp_shm.gpu.packed_products import PackedProducts
+from tsqp_shm.gpu.products import GemmProducts, Products
+from tsqp_shm.gpu.step import Step
+from tsqp_shm.gpu.weights import Weights, load_weights, weights_size_bytes
+from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.roles.process import peak_resident_bytes
@@ -62,24 +65,25 @@ class Worker:
         doorbell: Doorbell,
         watch: PeerWatch,
         rules: SubmissionRules,
-        operations: Operations,
+        step: Step,
+        products: Products,
         device: Device,
     ) -> None:
         self._doorbell = doorbell
         self._watch = watch
         self._rules = rules
+        self._step = step
+        self._products = products
         self._device = device
         self._running: deque[_Running] = deque()
         self._completed_ns = 0
         self._execute: dict[int, Callable[[Record], int | None]] = {
             Opcode.READY: lambda record: pack_identity(os.getpid(), device.torch_device.index, device.transfer),
-            Opcode.EMBED: operations.embed,
-            Opcode.QKV: operations.qkv,
-            Opcode.SCORES: operations.scores,
-            Opcode.CONTEXT: operations.context,
-            Opcode.GATE_UP: operations.gate_up,
-            Opcode.DOWN: operations.down,
-            Opcode.LM_HEAD: operations.lm_head,
+            Opcode.EMBED: self._embed,
+            Opcode.QKV: products.qkv,
+            Opcode.SCORES: self._scores,
+            Opcode.CONTEXT: self._context,
+            Opcode.LINEAR: products.linear,
             Opcode.STATUS: lambda record: peak_resident_bytes(),
             Opcode.STOP: lambda record: None,
         }
@@ -120,6 +124,19 @@ class Worker:
                 self._complete_oldest()
             raise self._refused(submission, error) from error
         return record.opcode
+
+    def _embed(self, record: Record) -> None:
+        """Begins a step."""
+        self._products.begin_step(self._step.begin(record))
+        self._products.embed(record)
+
+    def _scores(self, record: Record) -> None:
+        self._step.check_tile(record)
+        self._products.scores(record)
+
+    def _context(self, record: Record) -> None:
+        self._step.check_tile(record)
+        self._products.context(record)
 
     def _complete_oldest(self) -> bool:
         submission, started_ns, value, delivery = self._running[0]
@@ -176,43 +193,51 @@ def serve(
         TsqpError: whatever keeps this role from working, one clear line each.
     """
     resolve_device(config.device)
-    spec = ModelSpec.from_folder(model)
+    network = Network.of(ModelSpec.from_folder(model))
     with ExitStack() as stack:
         joined = stack.enter_context(closing(transport.join(config.timeout_s, report)))
         invitation = Invitation.parse(joined.invitation)
-        plan = _own_plan(spec, invitation, joined.name)
+        plan = _own_plan(network, invitation, joined.name)
         arena = stack.enter_context(Arena.attach(joined.map_memory(plan.total_bytes), plan))
         # From here on the TEE notices a death, also while weights load.
         heartbeat = _native.Heartbeat(arena.buffer, "gpu", HEARTBEAT_INTERVAL_MS)
         stack.callback(heartbeat.release)
         compute = open_device(config.device, config.pinning, arena)
         stack.callback(compute.close)
-        operations = _load(spec, plan, model, compute, report)
+        products = _load(network, plan, model, compute, report)
         open_waker = partial(joined.open_waker, invitation.endpoint)
         doorbell = open_doorbell(invitation.doorbell, arena, "gpu", open_waker, invitation.spin_us, invitation.yield_us)
         stack.callback(doorbell.close)
         if recorder is not None:
-            recorder.slot_names = [slot.name for slot in plan.slots]
+            recorder.describe(plan)
             doorbell = ServingDoorbell(doorbell, recorder)
-        rules = SubmissionRules(plan, arena.epoch, spec.num_layers)
+        rules = SubmissionRules(plan, arena.epoch)
         on_ready()
-        Worker(doorbell, PeerWatch(arena, "tee"), rules, operations, compute).run()
+        Worker(doorbell, PeerWatch(arena, "tee"), rules, Step(plan, compute), products, compute).run()
 
 
-def _own_plan(spec: ModelSpec, invitation: Invitation, arena: str) -> Plan:
-    plan = Plan.derive(spec, invitation.limits)
+def _own_plan(network: Network, invitation: Invitation, arena: str) -> Plan:
+    plan = Plan.derive(network, invitation.limits)
+    own = plan.geometry.plain()
     for field, found in invitation.geometry.items():
-        expected = plan.geometry.get(field)
+        expected = own.get(field)
         if expected != found:
             raise ArenaMismatch(arena, f"the model's {field}", expected, found)
     return plan
 
 
-def _load(spec: ModelSpec, plan: Plan, model: Path, device: Device, report: Callable[[str], None]) -> Operations:
-    limits = plan.geometry
-    dtype = TORCH_DTYPES[limits["dtype"]]
-    cache_bytes = KVCache.size_bytes(spec, limits["max_num_seqs"], limits["max_model_len"], dtype)
-    weights_bytes = weights_size_bytes(spec, dtype)
+def make_products(network: Network, plan: Plan, weights: Weights, device: Device) -> Products:
+    """The fastest products for this device, model and dtype."""
+    if packed_products.is_available(network, plan, device.torch_device):
+        return PackedProducts(network, plan, weights, device)
+    return GemmProducts(network, plan, weights, device)
+
+
+def _load(network: Network, plan: Plan, model: Path, device: Device, report: Callable[[str], None]) -> Products:
+    limits = plan.limits
+    dtype = TORCH_DTYPES[limits.dtype]
+    cache_bytes = KVCache.size_bytes(network, limits.max_num_seqs, limits.max_model_len, dtype)
+    weights_bytes = weights_size_bytes(network, dtype)
     device.reserve(weights_bytes, cache_bytes)
     reason = f" ({device.transfer_reason})" if device.transfer_reason else ""
     report(
@@ -228,11 +253,11 @@ def _load(spec: ModelSpec, plan: Plan, model: Path, device: Device, report: Call
 
     try:
         with Checkpoint.open(model) as checkpoint:
-            weights = load_weights(spec, checkpoint, dtype, device.torch_device, progress)
-            operations = Operations(plan, make_products(spec, plan, weights, device), device)
+            weights = load_weights(network, checkpoint, dtype, device.torch_device, progress)
+            products = make_products(network, plan, weights, device)
     except torch.OutOfMemoryError as error:
         raise DeviceError(device.name, f"out of memory while loading: {error}") from error
     except MemoryError as error:
         raise DeviceError(device.name, "out of memory while loading") from error
     report(f"loaded in {time.monotonic() - started:.1f} s")
-    return operations
+    return products

@@ -78,12 +78,6 @@ class ModelSpec:
         except ConfigError as error:
             raise ModelFileError(path, str(error)) from error
 
-    @property
-    def layer_parameters(self) -> int:
-        """Weights of one layer's Linears, biases left aside."""
-        attention = 2 * (self.num_heads + self.num_kv_heads) * self.head_dim
-        return self.hidden_size * (attention + 3 * self.intermediate_size)
-
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> ModelSpec:
         """Reads the content of a config.json.

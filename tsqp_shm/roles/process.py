@@ -127,8 +127,10 @@ class RoleProcess:
             return None
         self._finish_listening()
         self._hear()
-        if self._failure is not None and self._last_lines:
-            return self._failure.relayed(self._last_lines[-1].removeprefix(ERROR_PREFIX))
+        # A library may have the last word at exit: the error is the last line that says it is one.
+        said = [line.removeprefix(ERROR_PREFIX) for line in self._last_lines if line.startswith(ERROR_PREFIX)]
+        if self._failure is not None and said:
+            return self._failure.relayed(said[-1])
         if code < 0:
             with contextlib.suppress(ValueError):
                 return PeerDied(self.role, f"signal {signal.Signals(-code).name}", self.last_words)

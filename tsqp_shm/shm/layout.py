@@ -11,6 +11,8 @@ byte 16384  slots       each 4 KiB aligned; where they lie is in the plan, never
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 MAGIC = 0x31304D4853505154
 VERSION = 3
 
@@ -40,5 +42,23 @@ SUBMISSION_RING_OFFSET_BYTES = 2 * PAGE_BYTES
 COMPLETION_RING_OFFSET_BYTES = 3 * PAGE_BYTES
 SLOTS_OFFSET_BYTES = 4 * PAGE_BYTES
 
-DTYPE_CODES = {"bfloat16": 1, "float32": 2, "int32": 3}
-DTYPE_BYTES = {"bfloat16": 2, "float32": 4, "int32": 4}
+
+class Dtype(NamedTuple):
+    """An element type of slots.
+
+    Attributes:
+        code: of native/layout.h.
+        numpy: what numpy shows it as: it has no bfloat16, whose bits are uint16.
+    """
+
+    code: int
+    size_bytes: int
+    numpy: str
+
+
+# Each by the name that torch has for it too.
+DTYPES = {
+    "bfloat16": Dtype(1, 2, "uint16"),
+    "float32": Dtype(2, 4, "float32"),
+    "int32": Dtype(3, 4, "int32"),
+}

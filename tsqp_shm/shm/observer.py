@@ -9,13 +9,12 @@ from __future__ import annotations
 import struct
 import time
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import NamedTuple
 
 from tsqp_shm.errors import ArenaMismatch, ArenaNotReady
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.invitation import Invitation, invitation_in
-from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.plan import Geometry, Plan
 from tsqp_shm.shm.progress import Progress
 from tsqp_shm.shm.protocol import Record
 from tsqp_shm.shm.transport import Glance, Transport
@@ -66,7 +65,7 @@ class Observer:
         self._glance = transport.glance()
         try:
             self.invitation = _invitation(session, self._glance)
-            self.plan = Plan.derive(SimpleNamespace(**self.invitation.geometry), self.invitation.limits)
+            self.plan = Plan.derive(Geometry.of_plain(self.invitation.geometry), self.invitation.limits)
         except BaseException:
             self._glance.close()
             raise

@@ -7,16 +7,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol
 
 from tsqp_shm.config import Limits
+from tsqp_shm.errors import ConfigError
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.tiling import padded_length
 
+# What each Linear is in its layer, in the order of the network: runs of (layers, the roles in each of them), the last
+# run of those that belong to no layer.
+LinearRoles = tuple[tuple[int, tuple[str, ...]], ...]
+_ROLE = re.compile("[a-z_]{1,24}")
+# A record has 16 bits for one.
+MAX_LINEARS = 1 << 16
 
-class Geometry(Protocol):
-    """The numbers of a model that decide shapes; `model.spec.ModelSpec` has them."""
+
+class Model(Protocol):
+    """What of a model decides shapes and order; `model.network.Network` has it."""
 
     @property
     def num_layers(self) -> int: ...
@@ -34,13 +45,99 @@ class Geometry(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def windows(self) -> tuple[int | None, ...]: ...
+    @property
+    def linear_roles(self) -> LinearRoles: ...
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a plan takes of its model."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    windows: tuple[int | None, ...]
+    linear_roles: LinearRoles
+
+    @classmethod
+    def of(cls, model: Model) -> Geometry:
+        return cls(**{field: getattr(model, field) for field in cls.__dataclass_fields__})
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON gives it back: with lists for tuples."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
+
+    @classmethod
+    def of_plain(cls, values: Mapping[str, Any]) -> Geometry:
+        """Reverses `plain`.
+
+        Raises:
+            ConfigError: a field is missing, unknown, or of another kind.
+        """
+        if set(values) != set(cls.__dataclass_fields__):
+            raise ConfigError("geometry", sorted(values), f"the fields {', '.join(cls.__dataclass_fields__)}")
+        tuples = {"windows": _windows(values["windows"]), "linear_roles": _linear_roles(values["linear_roles"])}
+        for field, value in values.items():
+            if field not in tuples and type(value) is not int:
+                raise ConfigError(field, value, "a number")
+        return cls(**{**values, **tuples})
+
+
+def _windows(value: object) -> tuple[int | None, ...]:
+    if not isinstance(value, list) or any(window is not None and type(window) is not int for window in value):
+        raise ConfigError("windows", value, "a list of numbers and nulls")
+    return tuple(value)
+
+
+def _linear_roles(value: Any) -> LinearRoles:
+    """UNTRUSTED: whoever shows a session reads them of its header, and shows the names."""
+    try:
+        runs = tuple((layers, tuple(roles)) for layers, roles in value)
+        is_of_kind = all(type(layers) is int and layers > 0 and roles for layers, roles in runs)
+        are_names = all(_ROLE.fullmatch(role) for _, roles in runs for role in roles)
+    except (TypeError, ValueError):
+        is_of_kind = are_names = False
+    if not is_of_kind or not are_names:
+        raise ConfigError("linear_roles", value, "runs of layers and the roles in each of them")
+    if sum(layers * len(roles) for layers, roles in runs) > MAX_LINEARS:
+        raise ConfigError("linear_roles", value, f"at most {MAX_LINEARS} Linears")
+    return runs
+
+
+# An arena that carries no model: of a trial, a benchmark or a test.
+NO_MODEL = Geometry(1, 0, 0, 0, 0, 0, 0, (None,), ())
+NO_LIMITS = Limits("float32", max_model_len=1, max_num_seqs=1, max_batch_tokens=1, tile_rows=1, tiles_in_flight=2)
+
+# Rows that records address by number, or one tile of attention, whose use follows from its segments.
+Kind = Literal["rows", "tile"]
+# In the arena, or in the memory of the process that computes with it.
+Place = Literal["shared", "private"]
+
+
+class SlotShape(NamedTuple):
+    """A slot before it has a place."""
+
+    name: str
+    dtype: str
+    num_rows: int
+    row_elements: int
+    kind: Kind = "rows"
+    place: Place = "shared"
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A block of the arena that holds rows of one dtype.
+    """A block of memory that holds rows of one dtype.
 
     Shapes: [num_rows, row_elements], row-major, dense, 4 KiB aligned.
+
+    Attributes:
+        offset_bytes: from the arena's base; of a private slot 0, as it does not lie there.
     """
 
     index: int
@@ -49,14 +146,39 @@ class Slot:
     num_rows: int
     row_elements: int
     offset_bytes: int
+    kind: Kind = "rows"
+    place: Place = "shared"
 
     @property
     def row_bytes(self) -> int:
-        return self.row_elements * layout.DTYPE_BYTES[self.dtype]
+        return self.row_elements * layout.DTYPES[self.dtype].size_bytes
 
     @property
     def size_bytes(self) -> int:
         return self.num_rows * self.row_bytes
+
+
+class Operation(NamedTuple):
+    """What the GPU process is asked for, as people read it; layer None: it belongs to none."""
+
+    name: str
+    layer: int | None
+
+
+class PlannedLinear(NamedTuple):
+    """A Linear of the network, at its index.
+
+    Attributes:
+        operation: how it is called where LINEAR asks for it.
+        slots: what LINEAR reads and what it writes; None: another operation's product, and none of LINEAR's.
+    """
+
+    operation: Operation
+    slots: tuple[str, str] | None
+
+
+# Of attention's own, QKV and CONTEXT do the products.
+_LINEAR_SLOTS = {"gate_up": ("x", "gate_up"), "down": ("act", "hidden"), "lm_head": ("x", "logits")}
 
 
 @dataclass(frozen=True)
@@ -64,13 +186,14 @@ class Plan:
     """Slots, their places and the arena's size.
 
     Attributes:
-        geometry: what the plan was derived from, as plain values; two plans are equal when these are.
-        slots: in the order of their index.
+        geometry, limits: what the plan was derived from; two plans are equal when these are.
+        slots: in the order of their index, the shared ones first.
         total_bytes: size of the arena.
-        digest: sha256 over geometry and layout, as the header carries it.
+        digest: sha256 over geometry, limits and layout, as the header carries it.
     """
 
-    geometry: dict[str, Any]
+    geometry: Geometry
+    limits: Limits
     slots: tuple[Slot, ...]
     total_bytes: int
     digest: bytes
@@ -78,31 +201,68 @@ class Plan:
     def slot(self, name: str) -> Slot:
         return next(slot for slot in self.slots if slot.name == name)
 
-    @property
+    @cached_property
+    def shared_slots(self) -> tuple[Slot, ...]:
+        """Those of the arena; a slot's index is its place among them."""
+        return tuple(slot for slot in self.slots if slot.place == "shared")
+
+    @cached_property
     def score_slots(self) -> tuple[Slot, ...]:
-        return tuple(slot for slot in self.slots if slot.name.startswith("scores."))
+        return tuple(slot for slot in self.slots if slot.kind == "tile")
+
+    @cached_property
+    def linears(self) -> tuple[PlannedLinear, ...]:
+        """Each at its index."""
+        linears: list[PlannedLinear] = []
+        begin = 0
+        for layers, roles in self.geometry.linear_roles:
+            for layer in range(begin, begin + layers):
+                of_layer = layer if layer < self.geometry.num_layers else None
+                linears += [PlannedLinear(Operation(role.upper(), of_layer), _LINEAR_SLOTS.get(role)) for role in roles]
+            begin += layers
+        return tuple(linears)
+
+    @cached_property
+    def linear_operations(self) -> tuple[Operation, ...]:
+        return tuple(linear.operation for linear in self.linears)
 
     @classmethod
-    def of_slots(cls, geometry: dict[str, Any], slots: list[tuple[str, str, int, int]]) -> Plan:
-        """Lays out slots (name, dtype, num_rows, row_elements) one behind the other."""
-        placed = []
-        offset_bytes = layout.SLOTS_OFFSET_BYTES
-        for index, (name, dtype, num_rows, row_elements) in enumerate(slots):
-            slot = Slot(index, name, dtype, num_rows, row_elements, offset_bytes)
-            placed.append(slot)
-            offset_bytes += -(-slot.size_bytes // layout.PAGE_BYTES) * layout.PAGE_BYTES
-        identity = {"layout": layout.VERSION, "geometry": geometry, "slots": slots}
+    def of_slots(cls, shapes: Iterable[SlotShape], geometry: Geometry = NO_MODEL, limits: Limits = NO_LIMITS) -> Plan:
+        """Lays out the shared slots one behind the other.
+
+        Args:
+            shapes: each a `SlotShape` or a tuple of its fields; private ones come last.
+        """
+        shapes = [SlotShape(*shape) for shape in shapes]
+        places = [shape.place for shape in shapes]
+        if places != sorted(places, reverse=True):
+            raise ValueError("a private slot stands before a shared one")
+        slots = []
+        end_bytes = layout.SLOTS_OFFSET_BYTES
+        for index, (name, dtype, num_rows, row_elements, kind, place) in enumerate(shapes):
+            is_shared = place == "shared"
+            slot = Slot(index, name, dtype, num_rows, row_elements, end_bytes if is_shared else 0, kind, place)
+            slots.append(slot)
+            if is_shared:
+                end_bytes += -(-slot.size_bytes // layout.PAGE_BYTES) * layout.PAGE_BYTES
+        identity = {
+            "layout": layout.VERSION,
+            "geometry": geometry.plain(),
+            "limits": asdict(limits),
+            "slots": shapes,
+        }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
-        return cls(geometry, tuple(placed), offset_bytes, digest)
+        return cls(geometry, limits, tuple(slots), end_bytes, digest)
 
     @classmethod
-    def derive(cls, model: Geometry, limits: Limits) -> Plan:
+    def derive(cls, model: Model, limits: Limits) -> Plan:
         """The arena of one session.
 
         Shapes: tokens [T, 1] i32; segments [N, 4] i32 (sequence, position, first row, rows); x, hidden [T, C];
             qk [T, (H+G)*D]; gate_up [T, 2F]; act [T, F]; logits [R, V]; scores.N [H*tile_rows, S], used as a run of
             dense [H, rows, columns] blocks, one per segment of a tile.
         """
+        geometry = Geometry.of(model)
         tokens = limits.max_batch_tokens
         score_columns = padded_length(limits.max_model_len)
         segments = -(-tokens // limits.tile_rows) + limits.max_num_seqs
@@ -110,26 +270,18 @@ class Plan:
         logit_rows = max(limits.max_num_seqs, min(tokens, 32))
         dtype = limits.dtype
         slots = [
-            ("tokens", "int32", tokens, 1),
-            ("segments", "int32", segments, 4),
-            ("x", dtype, tokens, model.hidden_size),
-            ("hidden", dtype, tokens, model.hidden_size),
-            ("qk", dtype, tokens, (model.num_heads + model.num_kv_heads) * model.head_dim),
-            ("gate_up", dtype, tokens, 2 * model.intermediate_size),
-            ("act", dtype, tokens, model.intermediate_size),
-            ("logits", dtype, logit_rows, model.vocab_size),
+            SlotShape("tokens", "int32", tokens, 1),
+            SlotShape("segments", "int32", segments, 4),
+            SlotShape("x", dtype, tokens, geometry.hidden_size),
+            SlotShape("hidden", dtype, tokens, geometry.hidden_size),
+            SlotShape("qk", dtype, tokens, (geometry.num_heads + geometry.num_kv_heads) * geometry.head_dim),
+            SlotShape("gate_up", dtype, tokens, 2 * geometry.intermediate_size),
+            SlotShape("act", dtype, tokens, geometry.intermediate_size),
+            SlotShape("logits", dtype, logit_rows, geometry.vocab_size),
         ]
-        for index in range(limits.tiles_in_flight):
-            slots.append((f"scores.{index}", dtype, model.num_heads * limits.tile_rows, score_columns))
-        geometry = {
-            "num_layers": model.num_layers,
-            "hidden_size": model.hidden_size,
-            "intermediate_size": model.intermediate_size,
-            "num_heads": model.num_heads,
-            "num_kv_heads": model.num_kv_heads,
-            "head_dim": model.head_dim,
-            "vocab_size": model.vocab_size,
-            "windows": list(model.windows),
-            **asdict(limits),
-        }
-        return cls.of_slots(geometry, slots)
+        score_rows = geometry.num_heads * limits.tile_rows
+        slots += [
+            SlotShape(f"scores.{number}", dtype, score_rows, score_columns, kind="tile")
+            for number in range(limits.tiles_in_flight)
+        ]
+        return cls.of_slots(slots, geometry, limits)

@@ -3,7 +3,7 @@
     byte 0   sequence       u64   1, 2, 3, ...
     byte 8   epoch          u64   of the session
     byte 16  opcode         u16
-    byte 18  layer          u16   0 where the operation has none
+    byte 18  target         u16   the layer; of LINEAR the index of the Linear; 0 where the operation has neither
     byte 20  in_slot        u16   NO_SLOT where there is none
     byte 22  out_slot       u16   NO_SLOT where there is none
     byte 24  first_row      u32   rows [first_row, first_row + rows) of both slots
@@ -16,17 +16,22 @@
     byte 56  value          u64   completions only: READY (see `pack_identity`), STATUS (peak resident bytes)
 
 A completion repeats the first 40 bytes of its submission, so the TEE validates it by comparing them with its own copy.
+
+Reserved, and refused today: a LINEAR of experts names, instead of rows of both slots, a run of a table slot of
+[expert, first row, rows] by first_segment and num_segments, as attention names its segments: one record a block, whose
+rows the TEE has gathered by expert.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
 from tsqp_shm.errors import ProtocolError
-from tsqp_shm.shm.plan import Plan, Slot
+from tsqp_shm.shm.plan import Operation, Plan, Slot
 
 NO_SLOT = 0xFFFF
 ECHOED_BYTES = 40
@@ -46,12 +51,10 @@ class Opcode(IntEnum):
     EMBED = 2  # tokens -> hidden; begins a step: the segment table is read
     QKV = 3  # x -> qk; v stays on the device
     SCORES = 4  # qk -> scores.N; appends the segments' k and v to the cache
-    CONTEXT = 5  # scores.N (probabilities) x v; the step's last tile also does o_proj -> hidden
-    GATE_UP = 6  # x -> gate_up
-    DOWN = 7  # act -> hidden
-    LM_HEAD = 8  # x -> logits
-    STATUS = 9  # value: peak resident bytes
-    STOP = 10  # answers, then the GPU process ends
+    CONTEXT = 5  # scores.N (probabilities) x v; the block's last tile also does o_proj -> hidden
+    LINEAR = 6  # of the Linear that the target names: its in slot -> its out slot (`Plan.linears`)
+    STATUS = 7  # value: peak resident bytes
+    STOP = 8  # answers, then the GPU process ends
 
 
 class Status(IntEnum):
@@ -71,7 +74,7 @@ class Record(NamedTuple):
     sequence: int
     epoch: int
     opcode: int
-    layer: int = 0
+    target: int = 0
     in_slot: int = NO_SLOT
     out_slot: int = NO_SLOT
     first_row: int = 0
@@ -126,31 +129,47 @@ class Operands:
     Attributes:
         in_slots: names of the slots that may be read; empty: there is none.
         out_slots: names of the slots that may be written; None in it: NO_SLOT is allowed.
-        layered: the layer field counts.
         segmented: the segment fields count.
     """
 
     in_slots: tuple[str, ...] = ()
     out_slots: tuple[str | None, ...] = ()
-    layered: bool = False
     segmented: bool = False
 
 
-def operands(plan: Plan) -> dict[Opcode, Operands]:
-    """The operations of a plan."""
+# Their target is a layer.
+_LAYERED = (Opcode.QKV, Opcode.SCORES, Opcode.CONTEXT)
+_NAMES = {int(opcode): opcode.name for opcode in Opcode}
+
+
+def operands(plan: Plan) -> dict[Opcode, tuple[Operands | None, ...]]:
+    """The operations of a plan; of each, what is allowed with target 0, 1, ...; None: nothing, there is no such
+    operation."""
+    layers = plan.geometry.num_layers
     scores = tuple(slot.name for slot in plan.score_slots)
     return {
-        Opcode.READY: Operands(),
-        Opcode.EMBED: Operands(("tokens",), ("hidden",), segmented=True),
-        Opcode.QKV: Operands(("x",), ("qk",), layered=True),
-        Opcode.SCORES: Operands(("qk",), scores, layered=True, segmented=True),
-        Opcode.CONTEXT: Operands(scores, ("hidden", None), layered=True, segmented=True),
-        Opcode.GATE_UP: Operands(("x",), ("gate_up",), layered=True),
-        Opcode.DOWN: Operands(("act",), ("hidden",), layered=True),
-        Opcode.LM_HEAD: Operands(("x",), ("logits",)),
-        Opcode.STATUS: Operands(),
-        Opcode.STOP: Operands(),
+        Opcode.READY: (Operands(),),
+        Opcode.EMBED: (Operands(("tokens",), ("hidden",), segmented=True),),
+        Opcode.QKV: (Operands(("x",), ("qk",)),) * layers,
+        Opcode.SCORES: (Operands(("qk",), scores, segmented=True),) * layers,
+        Opcode.CONTEXT: (Operands(scores, ("hidden", None), segmented=True),) * layers,
+        Opcode.LINEAR: tuple(
+            Operands((linear.slots[0],), (linear.slots[1],)) if linear.slots else None for linear in plan.linears
+        ),
+        Opcode.STATUS: (Operands(),),
+        Opcode.STOP: (Operands(),),
     }
+
+
+def operation_of(opcode: int, target: int, linears: Sequence[Operation]) -> Operation:
+    """What a record asks for, as people read it; any numbers have a name.
+
+    Args:
+        linears: of the plan's Linears, by their index.
+    """
+    if opcode == Opcode.LINEAR:
+        return linears[target] if target < len(linears) else Operation(f"LINEAR {target}", None)
+    return Operation(_NAMES.get(opcode, f"opcode {opcode}"), target if opcode in _LAYERED else None)
 
 
 class SubmissionRules:
@@ -159,22 +178,24 @@ class SubmissionRules:
     The GPU process holds one; what it lets through has a known opcode, existing slots and rows inside them.
     """
 
-    def __init__(self, plan: Plan, epoch: int, num_layers: int) -> None:
+    def __init__(self, plan: Plan, epoch: int) -> None:
         self._epoch = epoch
-        self._num_layers = num_layers
         self._last_sequence = 0
         self._accepted: dict[bytes, Record] = {}
         self._slots = plan.slots
         self._max_rows = plan.slot("tokens").num_rows
         self._max_segments = plan.slot("segments").num_rows
-        index = {slot.name: slot.index for slot in plan.slots}
+        index = {slot.name: slot.index for slot in plan.shared_slots}
+
+        def rules(allowed: Operands | None) -> tuple[Operands, set[int], set[int]] | None:
+            if allowed is None:
+                return None
+            in_slots = {index[name] for name in allowed.in_slots}
+            out_slots = {NO_SLOT if name is None else index[name] for name in allowed.out_slots}
+            return allowed, in_slots or {NO_SLOT}, out_slots or {NO_SLOT}
+
         self._operands = {
-            int(opcode): (
-                allowed,
-                {index[name] for name in allowed.in_slots} or {NO_SLOT},
-                {NO_SLOT if name is None else index[name] for name in allowed.out_slots} or {NO_SLOT},
-            )
-            for opcode, allowed in operands(plan).items()
+            int(opcode): tuple(rules(allowed) for allowed in by_target) for opcode, by_target in operands(plan).items()
         }
 
     def accept(self, submission: bytes) -> Record:
@@ -211,12 +232,15 @@ class SubmissionRules:
         self._count(record.sequence)
         if record.epoch != self._epoch:
             raise ProtocolError("epoch", f"{self._epoch:#x}", f"{record.epoch:#x}")
-        rules = self._operands.get(record.opcode)
+        by_target = self._operands.get(record.opcode)
+        if by_target is None:
+            raise ProtocolError("opcode", f"1 to {max(self._operands)}", record.opcode)
+        if record.target >= len(by_target):
+            raise ProtocolError("target", f"below {len(by_target)}", record.target)
+        rules = by_target[record.target]
         if rules is None:
-            raise ProtocolError("opcode", "1 to 10", record.opcode)
+            raise ProtocolError("target", "a Linear that LINEAR computes", record.target)
         allowed, in_slots, out_slots = rules
-        if record.layer >= (self._num_layers if allowed.layered else 1):
-            raise ProtocolError("layer", f"below {self._num_layers if allowed.layered else 1}", record.layer)
         if record.in_slot not in in_slots:
             raise ProtocolError("in_slot", sorted(in_slots), record.in_slot)
         if record.out_slot not in out_slots:
@@ -231,7 +255,7 @@ class SubmissionRules:
         row_slots = [
             self._slots[index]
             for index in (record.in_slot, record.out_slot)
-            if index != NO_SLOT and not self._slots[index].name.startswith("scores.")
+            if index != NO_SLOT and self._slots[index].kind == "rows"
         ]
         for slot in row_slots:
             check_rows_in_slot(slot, record.first_row, record.rows)

@@ -16,9 +16,6 @@ from tsqp_shm.shm import layout
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan, Slot
 
-# numpy has no bfloat16; its bits are shown as uint16.
-NUMPY_DTYPES: dict[str, type] = {"bfloat16": np.uint16, "float32": np.float32, "int32": np.int32}
-
 
 class Slots:
     """The slots of an arena, and which of their rows are handed over to the other side.
@@ -30,9 +27,9 @@ class Slots:
         self.plan: Plan = arena.plan
         self.table = slot_table(arena)
         # UNTRUSTED: for `view` alone.
-        self._arrays = {slot.index: slot_array(arena, slot) for slot in self.plan.slots}
+        self._arrays = {slot.index: slot_array(arena, slot) for slot in self.plan.shared_slots}
         # For each slot, what is lent, the oldest first: (first_row, end_row, operation).
-        self._lent: list[deque[tuple[int, int, str]]] = [deque() for _ in self.plan.slots]
+        self._lent: list[deque[tuple[int, int, str]]] = [deque() for _ in self.plan.shared_slots]
 
     def own(self, slot: Slot, first_row: int = 0, rows: int | None = None) -> int:
         """Asserts that this side owns the rows.
@@ -109,8 +106,8 @@ def open_slots(arena: Arena) -> Iterator[Slots]:
 def slot_table(arena: Arena) -> _native.SlotTable:
     """The arena's slots as native code takes them. Holds the mapping until its `release`."""
     entries = [
-        (slot.offset_bytes, slot.num_rows, slot.row_elements, layout.DTYPE_CODES[slot.dtype])
-        for slot in arena.plan.slots
+        (slot.offset_bytes, slot.num_rows, slot.row_elements, layout.DTYPES[slot.dtype].code)
+        for slot in arena.plan.shared_slots
     ]
     return _native.SlotTable(arena.buffer, entries)
 
@@ -123,5 +120,5 @@ def slot_array(arena: Arena, slot: Slot) -> npt.NDArray[Any]:
     Shapes: [num_rows, row_elements]; bfloat16 shows as uint16.
     """
     count = slot.num_rows * slot.row_elements
-    flat: npt.NDArray[Any] = np.frombuffer(arena.buffer, NUMPY_DTYPES[slot.dtype], count, slot.offset_bytes)
+    flat: npt.NDArray[Any] = np.frombuffer(arena.buffer, layout.DTYPES[slot.dtype].numpy, count, slot.offset_bytes)
     return flat.reshape(slot.num_rows, slot.row_elements)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from tsqp_shm import _native
 from tsqp_shm.config import MODE, EngineConfig, Limits
 from tsqp_shm.errors import TsqpError
-from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.model.network import Network
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
 from tsqp_shm.shm.invitation import Invitation
@@ -88,7 +88,7 @@ class Connection:
     def open(
         cls,
         session: Hold,
-        spec: ModelSpec,
+        network: Network,
         config: EngineConfig,
         limits: Limits,
         statistics: Statistics,
@@ -109,7 +109,7 @@ class Connection:
         Raises:
             TsqpError: what kept it from coming up; nothing is left behind but the session.
         """
-        plan = Plan.derive(spec, limits)
+        plan = Plan.derive(network, limits)
         with ExitStack() as stack:
             # Started first: loading torch takes longer than everything else here, and it waits for the invitation.
             gpu_process = start_gpu(session) if start_gpu else None
@@ -125,7 +125,7 @@ class Connection:
             doorbell = open_doorbell(config.doorbell, arena, "tee", session.open_waker, config.spin_us, config.yield_us)
             stack.callback(doorbell.close)
             if recorder is not None:
-                recorder.slot_names = [slot.name for slot in plan.slots]
+                recorder.describe(plan)
                 doorbell = SubmittingDoorbell(doorbell, recorder)
             invitation = Invitation(
                 endpoint=session.endpoint,
@@ -133,7 +133,7 @@ class Connection:
                 spin_us=config.spin_us,
                 yield_us=config.yield_us,
                 limits=limits,
-                geometry=plan.geometry,
+                geometry=plan.geometry.plain(),
                 tee_pid=os.getpid(),
             )
             arena.publish(invitation.pack())

@@ -1,128 +1,58 @@
-"""The forward pass, as the TEE process sees it: what it computes itself, and what it has computed for it.
+"""The forward pass, as the TEE process sees it: the network's layers, for every family and every mode.
 
-A batch goes through the layers in blocks of rows, each a generator that waits for its own submissions. While one
-block is with the GPU process another is here, so that neither side waits for the other.
+What it computes itself are norms, gates and the residual stream; attention and Linears are ports, each a generator that
+waits for its own submissions, so that blocks of rows take turns whatever the mode.
 
-Shapes: T tokens, C hidden, H query heads, G kv heads, D head dim, F feed-forward, V vocabulary, R rows.
+Shapes: T tokens, C hidden, F feed-forward, V vocabulary, R rows.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from tsqp_shm.model.spec import ModelSpec
-from tsqp_shm.model.weights import Checkpoint
-from tsqp_shm.shm.plan import Slot
-from tsqp_shm.shm.protocol import Opcode
-from tsqp_shm.shm.slots import Slots
-from tsqp_shm.shm.tiling import Block, Segment, Tile, cut_blocks, cut_segments, group_tiles, key_range
+from tsqp_shm.model.network import Network
+from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.tiling import Block
+from tsqp_shm.tee.attention import AttentionPort
+from tsqp_shm.tee.batch import Chunk, Step
+from tsqp_shm.tee.embedding import EmbeddingPort
+from tsqp_shm.tee.interleave import Task, interleave
+from tsqp_shm.tee.linears import LinearsPort
+from tsqp_shm.tee.mlp import GatedMlp
 from tsqp_shm.tee.ops import Float32, Operations
-from tsqp_shm.tee.statistics import Statistics
-from tsqp_shm.tee.submission import SubmissionQueue
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """What one sequence contributes to a forward pass.
+class Ports:
+    """What differs between modes.
 
     Attributes:
-        sequence: index of its cache, below max_num_seqs.
-        position: position of the first token; everything before it is in the cache.
-        token_ids: at least one.
-        num_logits: of how many of the last tokens logits are wanted.
+        wait: returns when the submission of that number is complete, and all before it.
+        drain: returns when nothing is in flight any more.
     """
 
-    sequence: int
-    position: int
-    token_ids: Sequence[int]
-    num_logits: int = 1
-
-
-@dataclass(frozen=True)
-class NormWeights:
-    """RMSNorm weights, private to the TEE. Shapes: each [C] f32."""
-
-    attention: tuple[Float32, ...]
-    mlp: tuple[Float32, ...]
-    final: Float32
-
-    @classmethod
-    def load(cls, spec: ModelSpec, checkpoint: Checkpoint) -> NormWeights:
-        """Raises:
-        ModelFileError: a tensor is missing or has another shape.
-        """
-
-        def norm(name: str) -> Float32:
-            return checkpoint.tensor(f"model.{name}.weight", (spec.hidden_size,)).to_float32()
-
-        layers = range(spec.num_layers)
-        return cls(
-            attention=tuple(norm(f"layers.{layer}.input_layernorm") for layer in layers),
-            mlp=tuple(norm(f"layers.{layer}.post_attention_layernorm") for layer in layers),
-            final=norm("norm"),
-        )
-
-
-# What a block yields on its way: the submission it waits for, or None where it cannot go on before another has.
-Lane = Iterator[int | None]
-
-
-class _Step(NamedTuple):
-    """What all blocks of a forward pass share. Shapes: positions [T] i32."""
-
-    positions: npt.NDArray[np.int32]
-    segments: list[Segment]
-
-    def segments_of(self, tile: Tile) -> list[Segment]:
-        return self.segments[tile.first_segment : tile.first_segment + tile.num_segments]
-
-
-class _Scored(NamedTuple):
-    """A tile between its SCORES and its CONTEXT."""
-
-    sequence: int
-    tile: Tile
-    slot: Slot
-    segments: list[Segment]
-    num_bytes: int
+    embedding: EmbeddingPort
+    attention: AttentionPort
+    linears: LinearsPort
+    wait: Callable[[int], object]
+    drain: Callable[[], None]
 
 
 class Engine:
-    """Runs forward passes over ragged batches; holds no state of a sequence but what lies in the GPU's cache."""
+    """Runs forward passes over ragged batches; holds no state of a sequence but what lies in the port's cache."""
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        norms: NormWeights,
-        slots: Slots,
-        queue: SubmissionQueue,
-        statistics: Statistics,
-    ) -> None:
-        plan = slots.plan
-        limits = plan.geometry
-        self._spec = spec
-        self._norms = norms
-        self._slots = slots
-        self._queue = queue
-        self._tile_rows: int = limits["tile_rows"]
-        self._block_rows: int = limits["block_rows"]
-        self._ops = Operations(spec, slots, limits["max_model_len"], statistics)
-        self._tokens, self._segments_slot = plan.slot("tokens"), plan.slot("segments")
-        self._x, self._hidden, self._qk = plan.slot("x"), plan.slot("hidden"), plan.slot("qk")
-        self._gate_up, self._act, self._logits = plan.slot("gate_up"), plan.slot("act"), plan.slot("logits")
-        self._score_slots = plan.score_slots
-        self._free_slots: list[Slot] = []
-        # Of each block, the last layer whose scores are all submitted.
-        self._scored: list[int] = []
+    def __init__(self, network: Network, plan: Plan, ops: Operations, ports: Ports) -> None:
+        self._network = network
+        self._limits = plan.limits
+        self._ops = ops
+        self._ports = ports
+        self._mlp = GatedMlp(plan, ports.linears, ops)
+        self._x, self._hidden, self._logits = plan.slot("x"), plan.slot("hidden"), plan.slot("logits")
         # Private: the residual stream never lies in the arena.
-        self._residual: Float32 = np.zeros((limits["max_batch_tokens"], spec.hidden_size), np.float32)
+        self._residual: Float32 = np.zeros((plan.limits.max_batch_tokens, network.hidden_size), np.float32)
 
     def forward(self, chunks: Sequence[Chunk]) -> Float32:
         """Runs one step: every chunk's tokens enter the cache.
@@ -132,155 +62,37 @@ class Engine:
         Raises:
             PeerDied, PeerTimeout, ProtocolError: the session is over.
         """
-        self._queue.drain()
-        token_ids = np.concatenate([np.asarray(chunk.token_ids, np.int32) for chunk in chunks])
-        positions = np.concatenate(
-            [np.arange(c.position, c.position + len(c.token_ids), dtype=np.int32) for c in chunks]
-        )
-        segments = cut_segments(((c.sequence, c.position, len(c.token_ids)) for c in chunks), self._tile_rows)
-        blocks = cut_blocks(segments, group_tiles(segments, self._tile_rows), self._block_rows)
-
-        self._embed(token_ids, segments)
-        # Freed as soon as its CONTEXT is submitted: the GPU process executes in order, so it has read the
-        # probabilities before it scores into the slot again.
-        self._free_slots = list(self._score_slots)
-        self._scored = [-1] * len(blocks)
-        step = _Step(positions, segments)
-        interleave([self._layers(step, block) for block in blocks], self._queue.wait)
-        return self._lm_head(_wanted_rows(chunks))
-
-    def _embed(self, token_ids: npt.NDArray[np.int32], segments: list[Segment]) -> None:
-        rows = len(token_ids)
-        self._slots.write(self._tokens, token_ids.reshape(-1, 1))
-        self._slots.write(self._segments_slot, np.array(segments, np.int32))
-        whole = Tile(0, len(segments))
-        self._queue.wait(
-            self._queue.submit(Opcode.EMBED, in_slot=self._tokens, out_slot=self._hidden, rows=rows, tile=whole)
-        )
-
-    def _layers(self, step: _Step, block: Block) -> Lane:
-        """A block's way through all layers. Yields what `interleave` takes."""
-        ops, norms = self._ops, self._norms
-        first, rows = block.first_row, block.rows
-        ops.load_rows(self._hidden, first, rows, self._residual[first : first + rows])
-        for layer in range(self._spec.num_layers):
-            delta = self._hidden if layer > 0 else None
-            ops.add_rms_norm(self._residual, norms.attention[layer], self._x, first, rows, delta=delta)
-            yield self._submit(Opcode.QKV, layer, self._x, self._qk, block)
-            ops.rope(self._qk, first, rows, step.positions[first : first + rows])
-            yield from self._attention(step, layer, block)
-            ops.add_rms_norm(self._residual, norms.mlp[layer], self._x, first, rows, delta=self._hidden)
-            yield self._submit(Opcode.GATE_UP, layer, self._x, self._gate_up, block)
-            ops.silu_mul(self._gate_up, self._act, first, rows)
-            yield self._submit(Opcode.DOWN, layer, self._act, self._hidden, block)
-
-    def _attention(self, step: _Step, layer: int, block: Block) -> Lane:
-        """qk -> hidden of a block's rows, tile by tile: the GPU process scores the next while this one is
-        normalised here."""
-        # A sequence's keys enter the cache in their order, so a block scores after the one before it.
-        while block.number > 0 and self._scored[block.number - 1] < layer:
-            yield None
-        window = self._spec.windows[layer]
-        scored: deque[_Scored] = deque()
-        context = 0
-        left = deque(block.tiles)
-        while left or scored:
-            while left and self._free_slots:
-                tile, slot = left.popleft(), self._free_slots.pop()
-                segments = step.segments_of(tile)
-                num_bytes = self._tile_bytes(segments, window)
-                sequence = self._submit_tile(Opcode.SCORES, layer, block, tile, num_bytes, self._qk, slot)
-                scored.append(_Scored(sequence, tile, slot, segments, num_bytes))
-            if not left:
-                self._scored[block.number] = layer
-            if not scored:
-                yield None
-                continue
-            sequence, tile, slot, segments, num_bytes = scored.popleft()
-            yield sequence
-            self._ops.softmax(slot, segments, window)
-            out = None if left or scored else self._hidden
-            context = self._submit_tile(Opcode.CONTEXT, layer, block, tile, num_bytes, slot, out)
-            self._free_slots.append(slot)
-        yield context
-
-    def _submit(self, opcode: Opcode, layer: int, in_slot: Slot, out_slot: Slot, block: Block) -> int:
-        return self._queue.submit(
-            opcode, layer=layer, in_slot=in_slot, out_slot=out_slot, first_row=block.first_row, rows=block.rows
-        )
-
-    def _submit_tile(
-        self,
-        opcode: Opcode,
-        layer: int,
-        block: Block,
-        tile: Tile,
-        tile_bytes: int,
-        in_slot: Slot,
-        out_slot: Slot | None,
-    ) -> int:
-        return self._queue.submit(
-            opcode,
-            layer=layer,
-            in_slot=in_slot,
-            out_slot=out_slot,
-            first_row=block.first_row,
-            rows=block.rows,
-            tile=tile,
-            tile_bytes=tile_bytes,
-        )
-
-    def _tile_bytes(self, segments: list[Segment], window: int | None) -> int:
-        slot = self._score_slots[0]
-        element_bytes = slot.row_bytes // slot.row_elements
-        columns = sum(segment.rows * key_range(segment, window).columns for segment in segments)
-        return self._spec.num_heads * columns * element_bytes
-
-    def _lm_head(self, wanted: npt.NDArray[np.int32]) -> Float32:
-        """Adds the last delta, normalises the wanted rows and has their logits computed, a slot's worth at a time."""
-        logits: Float32 = np.empty((len(wanted), self._spec.vocab_size), np.float32)
-        for first in range(0, len(wanted), self._logits.num_rows):
-            index = wanted[first : first + self._logits.num_rows]
-            rows = len(index)
-            self._ops.add_rms_norm(
-                self._residual, self._norms.final, self._x, 0, rows, delta=self._hidden, row_index=index
-            )
-            self._queue.wait(self._queue.submit(Opcode.LM_HEAD, in_slot=self._x, out_slot=self._logits, rows=rows))
-            self._ops.load_rows(self._logits, 0, rows, logits[first : first + rows])
+        ports = self._ports
+        # An interrupted forward pass may have left something in flight.
+        ports.drain()
+        step = Step.cut(chunks, self._limits)
+        interleave([ports.embedding.begin(step)], ports.wait)
+        ports.attention.begin(step)
+        interleave([self._layers(step, block) for block in step.blocks], ports.wait)
+        logits: Float32 = np.empty((len(step.wanted), self._network.vocab_size), np.float32)
+        interleave([self._lm_head(step, logits)], ports.wait)
         return logits
 
+    def _layers(self, step: Step, block: Block) -> Task:
+        """A block's way through all layers."""
+        first, rows = block.first_row, block.rows
+        self._ports.embedding.load(block, self._residual[first : first + rows])
+        delta = None
+        for layer in self._network.layers:
+            self._ops.add_norm(layer.attention_norm, self._residual, self._x, first, rows, delta=delta)
+            yield from self._ports.attention.run(layer, step, block)
+            self._ops.add_norm(layer.mlp_norm, self._residual, self._x, first, rows, delta=self._hidden)
+            yield from self._mlp.run(layer, block)
+            delta = self._hidden
 
-def _wanted_rows(chunks: Sequence[Chunk]) -> npt.NDArray[np.int32]:
-    wanted = []
-    end = 0
-    for chunk in chunks:
-        end += len(chunk.token_ids)
-        wanted.append(np.arange(end - chunk.num_logits, end, dtype=np.int32))
-    return np.concatenate(wanted)
-
-
-def interleave(lanes: Sequence[Lane], wait: Callable[[int], object]) -> None:
-    """Runs lanes to their ends, each going on when the submission that it waits for is complete, the oldest first.
-
-    Args:
-        wait: called with the sequence numbers that lanes yield, in ascending order.
-    """
-    awaited: list[tuple[int, int]] = []
-    stuck = list(range(len(lanes)))
-    while stuck or awaited:
-        if awaited:
-            sequence, index = heapq.heappop(awaited)
-            wait(sequence)
-            going = [index, *stuck]
-        else:
-            going = stuck
-        stuck = []
-        for index in going:
-            try:
-                found = next(lanes[index])
-            except StopIteration:
-                continue
-            if found is None:
-                stuck.append(index)
-            else:
-                heapq.heappush(awaited, (found, index))
+    def _lm_head(self, step: Step, logits: Float32) -> Task:
+        """Adds the last delta, normalises the wanted rows and has their logits computed, a slot's worth at a time."""
+        network = self._network
+        for first in range(0, len(step.wanted), self._logits.num_rows):
+            index = step.wanted[first : first + self._logits.num_rows]
+            rows = len(index)
+            self._ops.add_norm(
+                network.final_norm, self._residual, self._x, 0, rows, delta=self._hidden, row_index=index
+            )
+            yield from self._ports.linears.apply(network.lm_head, Block(0, 0, rows, ()), self._x, self._logits)
+            self._ops.load_rows(self._logits, 0, rows, logits[first : first + rows])

@@ -5,7 +5,6 @@ Shapes: T tokens, C hidden, H query heads, G kv heads, D head dim, F feed-forwar
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tsqp_shm import _native
+from tsqp_shm.model.network import Layer, Network, Norm
 from tsqp_shm.model.rope import rope_tables
-from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm.plan import Slot
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.tiling import Segment, key_range
+from tsqp_shm.tee.norms import NormWeights
 from tsqp_shm.tee.statistics import Statistics
 
 Float32 = npt.NDArray[np.float32]
@@ -27,28 +27,30 @@ Int32 = npt.NDArray[np.int32]
 class Operations:
     """The model's light half: everything that sees activations between two Linears."""
 
-    def __init__(self, spec: ModelSpec, slots: Slots, max_model_len: int, statistics: Statistics) -> None:
-        self._spec = spec
+    def __init__(self, network: Network, norms: NormWeights, slots: Slots, statistics: Statistics) -> None:
+        self._norms = norms
         self._slots = slots
         self._statistics = statistics
-        self._scale = 1.0 / math.sqrt(spec.head_dim)
-        self._cos, self._sin = rope_tables(spec.rope, spec.head_dim, max_model_len)
+        # Layers with one rope have one pair of tables.
+        by_layer = [(layer.attention.rope, layer.attention.head_dim) for layer in network.layers]
+        tables = {rope: rope_tables(*rope, slots.plan.limits.max_model_len) for rope in dict.fromkeys(by_layer)}
+        self._rope_tables = [tables[rope] for rope in by_layer]
 
     def load_rows(self, slot: Slot, first_row: int, rows: int, out: Float32) -> None:
         """Widens slot [rows, W] into private out [rows, W] f32."""
         self._run("LOAD", _native.load_rows, self._slots.own(slot, first_row, rows), first_row, rows, out)
 
-    def add_rms_norm(
+    def add_norm(
         self,
+        norm: Norm,
         residual: Float32,
-        weight: Float32,
         out: Slot,
         first_row: int,
         rows: int,
         delta: Slot | None = None,
         row_index: Int32 | None = None,
     ) -> None:
-        """residual [T, C] f32 += delta [T, C]; out [rows, C] = RMSNorm(residual) * weight.
+        """residual [T, C] f32 += delta [T, C]; out [rows, C] = RMSNorm(residual) * the norm's weight.
 
         Args:
             first_row: of residual, delta and out alike; 0 with row_index.
@@ -61,27 +63,26 @@ class Operations:
             delta_index = self._slots.own(delta, *delta_rows)
         self._run(
             "RMSNORM", _native.add_rms_norm, out_index, first_row, delta_index, residual, row_index, first_row, rows,
-            weight, self._spec.rms_norm_eps,
+            self._norms[norm], norm.eps,
         )  # fmt: skip
 
-    def rope(self, slot: Slot, first_row: int, rows: int, positions: Int32) -> None:
+    def rope(self, layer: Layer, slot: Slot, first_row: int, rows: int, positions: Int32) -> None:
         """Rotates q and k in place: slot [T, (H+G)*D]; positions [rows]."""
         index = self._slots.own(slot, first_row, rows)
-        heads = self._spec.num_heads + self._spec.num_kv_heads
-        self._run(
-            "ROPE", _native.rope, index, first_row, rows, positions, self._cos, self._sin, heads, self._spec.head_dim
-        )
+        attention, (cos, sin) = layer.attention, self._rope_tables[layer.index]
+        heads = attention.num_heads + attention.num_kv_heads
+        self._run("ROPE", _native.rope, index, first_row, rows, positions, cos, sin, heads, attention.head_dim)
 
-    def softmax(self, slot: Slot, segments: Sequence[Segment], window: int | None) -> None:
+    def softmax(self, layer: Layer, slot: Slot, segments: Sequence[Segment]) -> None:
         """Scales, masks and normalises a tile in place: one dense [H, rows, columns] block per segment."""
         index = self._slots.own(slot)
-        heads = self._spec.num_heads
+        heads, scale, window = layer.attention.num_heads, layer.attention.scale, layer.attention.window
         offset = 0
         for segment in segments:
             seen = key_range(segment, window)
             first_valid_end = segment.position + 1 - seen.start
             self._run(
-                "SOFTMAX", _native.softmax, index, offset, heads, segment.rows, seen.columns, self._scale,
+                "SOFTMAX", _native.softmax, index, offset, heads, segment.rows, seen.columns, scale,
                 first_valid_end, window,
             )  # fmt: skip
             offset += heads * segment.rows * seen.columns

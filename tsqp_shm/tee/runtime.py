@@ -23,12 +23,13 @@ from typing import Any, TypeVar
 from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import TsqpError
+from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.shm.transport import Transport
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.connection import Connection, StartGpu
-from tsqp_shm.tee.engine import NormWeights
+from tsqp_shm.tee.norms import NormWeights
 from tsqp_shm.tee.ops import Float32
 from tsqp_shm.tee.scheduler import Reservation
 from tsqp_shm.tee.statistics import Statistics, TracedStatistics
@@ -90,8 +91,9 @@ class Runtime:
         Raises:
             TsqpError: what kept it from coming up; nothing is left behind.
         """
-        limits = config.limits(spec.max_position_embeddings, spec.layer_parameters)
-        norms = NormWeights.load(spec, checkpoint)
+        network = Network.of(spec)
+        limits = config.limits(spec.max_position_embeddings, network.layer_parameters)
+        norms = NormWeights.load(network, checkpoint)
         _native.set_num_threads(config.threads().tee)
         statistics = Statistics() if recorder is None else TracedStatistics(recorder)
         with ExitStack() as stack:
@@ -103,10 +105,10 @@ class Runtime:
             def make_stepper(must_stop: Callable[[], bool]) -> Stepper:
                 def connect() -> Connection:
                     return Connection.open(
-                        session, spec, config, limits, statistics, start_gpu, report, recorder, must_stop
+                        session, network, config, limits, statistics, start_gpu, report, recorder, must_stop
                     )
 
-                stepper = Stepper(spec, norms, statistics, connect, config.restart_gpu, report)
+                stepper = Stepper(network, norms, statistics, connect, config.restart_gpu, report)
                 # Not the connection of this moment: a restart puts another in its place.
                 stack.callback(lambda: stepper.connection.close())
                 return stepper
@@ -215,6 +217,11 @@ class Runtime:
             self._stepper.step()
         return not self._stepper.is_idle
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is nothing left of the session, here at least: a forked child has none of it."""
+        return self._has_ended or self._pid != os.getpid()
+
     def load(self) -> Load:
         """What is in progress between two steps."""
         return self._ask(self._stepper.load)
@@ -313,7 +320,8 @@ class Runtime:
             self._stack.__exit__(type(error) if error else None, error, None)
         except Exception as failure:
             self._error_at_end = failure
-        self._has_ended = True
+        finally:
+            self._has_ended = True
         self._take_orders(wait=False)
 
 
@@ -324,5 +332,8 @@ _open: weakref.WeakSet[Runtime] = weakref.WeakSet()
 @atexit.register
 def _close_all() -> None:
     for runtime in list(_open):
-        with suppress(Exception):
-            runtime.close()
+        # A thread that came back to an interpreter that is no more would end the process by an abort: whatever signal
+        # comes meanwhile, its end is waited for, which has deadlines of its own.
+        while not runtime.has_ended:
+            with suppress(BaseException):
+                runtime.close()

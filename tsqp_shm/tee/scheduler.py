@@ -7,8 +7,9 @@ from collections import deque
 from queue import SimpleQueue
 
 from tsqp_shm.shm.plan import Plan
+from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.completion import Completion
-from tsqp_shm.tee.engine import Chunk, Engine
+from tsqp_shm.tee.engine import Engine
 from tsqp_shm.tee.statistics import Statistics
 
 
@@ -42,8 +43,8 @@ class Scheduler:
     def __init__(self, engine: Engine, plan: Plan, statistics: Statistics) -> None:
         self._engine = engine
         self._statistics = statistics
-        self._max_batch_tokens: int = plan.geometry["max_batch_tokens"]
-        self._free_sequences = list(reversed(range(plan.geometry["max_num_seqs"])))
+        self._max_batch_tokens = plan.limits.max_batch_tokens
+        self._free_sequences = list(reversed(range(plan.limits.max_num_seqs)))
         self._waiting: deque[Completion | Reservation] = deque()
         self._running: dict[Completion, int] = {}
 

@@ -13,12 +13,15 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from tsqp_shm.errors import PeerDied, TsqpError
-from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.model.network import Network
 from tsqp_shm.roles.process import peak_resident_bytes
+from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.connection import Connection
-from tsqp_shm.tee.engine import Chunk, Engine, NormWeights
+from tsqp_shm.tee.engine import Engine
+from tsqp_shm.tee.norms import NormWeights
 from tsqp_shm.tee.ops import Float32
+from tsqp_shm.tee.plain import plain_engine
 from tsqp_shm.tee.scheduler import Reservation, Scheduler
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.updates import Outlet, Told
@@ -52,7 +55,7 @@ class Stepper:
 
     def __init__(
         self,
-        spec: ModelSpec,
+        network: Network,
         norms: NormWeights,
         statistics: Statistics,
         connect: Callable[[], Connection],
@@ -60,7 +63,7 @@ class Stepper:
         report: Callable[[str], None],
     ) -> None:
         self.fault: TsqpError | None = None
-        self._spec = spec
+        self._network = network
         self._norms = norms
         self._statistics = statistics
         self._connect = connect
@@ -219,7 +222,8 @@ class Stepper:
         self._say(f"the gpu process is back after {time.monotonic() - died_s:.1f} s")
 
     def _new_engine(self) -> Engine:
-        return Engine(self._spec, self._norms, self.connection.slots, self.connection.queue, self._statistics)
+        slots, queue = self.connection.slots, self.connection.queue
+        return plain_engine(self._network, self._norms, slots, queue, self._statistics)
 
     def _say(self, line: str) -> None:
         # A caller's function that raises is that caller's affair and no fault of the session.

@@ -18,7 +18,7 @@ from tsqp_shm.shm.protocol import (
     Record,
     Status,
     check_completion,
-    operands,
+    operation_of,
     pack_submission,
 )
 from tsqp_shm.shm.slots import Slots
@@ -69,6 +69,7 @@ class SubmissionQueue:
         self._epoch = epoch
         self._timeout_s = timeout_s
         self._statistics = statistics
+        self._linears = slots.plan.linear_operations
         self._tiles = {slot.index for slot in slots.plan.score_slots}
         self._check_finite = check_finite
         self._service_times = ServiceTimes()
@@ -79,7 +80,7 @@ class SubmissionQueue:
         self,
         opcode: Opcode,
         *,
-        layer: int = 0,
+        target: int = 0,
         in_slot: Slot | None = None,
         out_slot: Slot | None = None,
         first_row: int = 0,
@@ -90,6 +91,7 @@ class SubmissionQueue:
         """Hands the slots over and rings.
 
         Args:
+            target: the layer; of LINEAR the index of the Linear.
             tile: the segments the operation works on.
             tile_bytes: how much of a score slot they take.
 
@@ -106,7 +108,7 @@ class SubmissionQueue:
             sequence,
             self._epoch,
             opcode,
-            layer,
+            target,
             NO_SLOT if in_slot is None else in_slot.index,
             NO_SLOT if out_slot is None else out_slot.index,
             first_row,
@@ -117,7 +119,8 @@ class SubmissionQueue:
         alone, submitted_ns = not self._in_flight, time.perf_counter_ns()
         # Rung first: what is written down here, it is while the peer reads the record.
         self._doorbell.send(record)
-        operation, statistics = _NAMES[opcode], self._statistics
+        operation = self._linears[target].name if opcode == Opcode.LINEAR else _NAMES[opcode]
+        statistics = self._statistics
         to_gpu = to_tee = 0
         if in_slot is not None:
             to_gpu = self._lend(in_slot, first_row, rows, tile_bytes, operation)
@@ -211,8 +214,10 @@ class SubmissionQueue:
         if _native.all_finite(self._slots.table, slot.index, offset_elements, num_elements):
             return
         where = f"result of {completed.operation}"
-        if operands(self._slots.plan)[Opcode[completed.operation]].layered:
-            where += f" in layer {Record.unpack(completed.record).layer}"
+        record = Record.unpack(completed.record)
+        layer = operation_of(record.opcode, record.target, self._linears).layer
+        if layer is not None:
+            where += f" in layer {layer}"
         raise ProtocolError(where, "finite numbers", "NaN or infinity")
 
     def _raise_refusal(self, status: int, operation: str) -> NoReturn:

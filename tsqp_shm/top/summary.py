@@ -7,11 +7,10 @@ from typing import Any
 
 from tsqp_shm.shm.liveness import SILENCE_S
 from tsqp_shm.shm.observer import Look, Observer
-from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record
+from tsqp_shm.shm.protocol import NO_SLOT, Record, operation_of
 
 # Rates are of the looks of so long.
 WINDOW_NS = 2_000_000_000
-_OPCODES = {int(opcode): opcode.name for opcode in Opcode}
 
 
 class Summary:
@@ -20,6 +19,7 @@ class Summary:
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self._rings = observer.invitation.doorbell != "zmq"
+        self._linears = observer.plan.linear_operations
         self._looks: deque[Look] = deque()
         # What was seen last, and when it was seen first: of each side's state and heartbeat.
         self._seen: dict[str, tuple[object, int]] = {}
@@ -98,7 +98,7 @@ class Summary:
         waited_for = look.in_flight[0] if look.in_flight else None
         if self._rings and waited_for is not None and control.collected >= control.completed:
             asleep = "asleep, waits for" if control.tee_parked % 2 else "awake, waits for or works beside"
-            return f"{asleep} {_operation(waited_for)}", waited_for.sequence
+            return f"{asleep} {self._operation(waited_for)}", waited_for.sequence
         if progress.step_began_ns > progress.step_ended_ns:
             return f"computes, {_counted(progress.running, 'sequence')} in this step", "step"
         if progress.running or progress.waiting:
@@ -111,14 +111,13 @@ class Summary:
             return "not to be seen: its records are messages (doorbell zmq)", 0
         if look.in_flight:
             doing = "works on" if control.taken > control.completed else "is about to take"
-            return f"{doing} {_operation(look.in_flight[0])}", look.in_flight[0].sequence
+            return f"{doing} {self._operation(look.in_flight[0])}", look.in_flight[0].sequence
         asleep = "asleep" if control.gpu_parked % 2 else "awake"
         return f"{asleep}, waits for a submission", control.completed
 
-
-def _operation(record: Record) -> str:
-    name = _OPCODES.get(record.opcode, f"opcode {record.opcode}")
-    return f"{name}, layer {record.layer}, {_counted(record.rows, 'row')}" if record.rows else name
+    def _operation(self, record: Record) -> str:
+        name, layer = operation_of(record.opcode, record.target, self._linears)
+        return f"{name}, layer {layer or 0}, {_counted(record.rows, 'row')}" if record.rows else name
 
 
 def _counted(count: int, thing: str) -> str:

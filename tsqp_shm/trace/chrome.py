@@ -10,7 +10,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
-from tsqp_shm.shm.protocol import NO_SLOT, Opcode
+from tsqp_shm.shm.plan import Operation
+from tsqp_shm.shm.protocol import NO_SLOT, operation_of
 from tsqp_shm.trace.recorder import ROLES, Event, Recording
 
 _TITLES = {"tee": "TEE process", "gpu": "GPU process (untrusted; its own word)"}
@@ -19,7 +20,6 @@ _CATEGORIES = {
     "ring": "doorbell", "run": "operation",
     "wait": "wait", "nap": "wait", "spin": "wait", "yield": "wait", "park": "wait",
 }  # fmt: skip
-_OPCODES = {int(opcode): opcode.name for opcode in Opcode}
 
 
 def write_trace(recordings: Sequence[Recording], out: TextIO) -> None:
@@ -60,12 +60,12 @@ def _events(recording: Recording, start_ns: int, flows: dict[int, int]) -> Itera
     for event in sorted(recording.events, key=lambda event: (event.begin_ns, -event.end_ns)):
         yield {
             "ph": "X",
-            "name": _title(event),
+            "name": _title(event, recording.linears),
             "cat": _CATEGORIES.get(event.name, "kernel"),
             **track,
             "ts": _microseconds(event.begin_ns - start_ns),
             "dur": _microseconds(event.end_ns - event.begin_ns),
-            "args": _arguments(event, recording.slot_names),
+            "args": _arguments(event, recording),
         }
         flow = _FLOWS.get((recording.role, event.name))
         if flow and event.sequence and event.epoch in flows:
@@ -90,14 +90,14 @@ def _microseconds(time_ns: int) -> float:
     return round(time_ns / 1e3, 3)
 
 
-def _title(event: Event) -> str:
+def _title(event: Event, linears: Sequence[Operation]) -> str:
     if event.name not in ("ring", "wait", "run") or not event.sequence:
         return event.name
-    operation = _OPCODES.get(event.opcode, f"opcode {event.opcode}")
+    operation = operation_of(event.opcode, event.target, linears).name
     return operation if event.name == "run" else f"{event.name} {operation}"
 
 
-def _arguments(event: Event, slot_names: Sequence[str]) -> dict[str, Any]:
+def _arguments(event: Event, recording: Recording) -> dict[str, Any]:
     if not event.sequence:
         return {}
     if event.name not in _CATEGORIES:
@@ -105,14 +105,15 @@ def _arguments(event: Event, slot_names: Sequence[str]) -> dict[str, Any]:
         return {"after": event.sequence}
 
     slots = {
-        side: slot_names[index] if index < len(slot_names) else index
+        side: recording.slot_names[index] if index < len(recording.slot_names) else index
         for side, index in (("in_slot", event.in_slot), ("out_slot", event.out_slot))
         if index != NO_SLOT
     }
+    operation, layer = operation_of(event.opcode, event.target, recording.linears)
     return {
         "sequence": event.sequence,
-        "opcode": _OPCODES.get(event.opcode, event.opcode),
-        "layer": event.layer,
+        "opcode": operation,
+        "layer": layer or 0,
         "rows": event.rows,
         **slots,
         "first_segment": event.first_segment,

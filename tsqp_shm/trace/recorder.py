@@ -6,8 +6,9 @@ host, so two recordings of one host lie on one time line as they are.
 A recording is fixed binary records and not JSON: a role writes it in a moment when it ends, and whoever puts two
 together checks numbers and does not parse what the GPU process wrote.
 
-    byte 0     magic, role, pid, names, slots, events, dropped      (`_HEADER`)
-    byte 40    names of slices, then of slots                       24 bytes of ASCII each, padded with zeros
+    byte 0     magic, role, pid, names, slots, linears, events, dropped      (`_HEADER`)
+    byte 48    names of slices, then of slots                       24 bytes of ASCII each, padded with zeros
+    then       the network's Linears by their index: name, layer, or all ones
     then       events: begin_ns, end_ns, name, and the first 40 bytes of the doorbell's record it belongs to, or zeros
 """
 
@@ -23,14 +24,17 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from tsqp_shm.errors import ConfigError, TraceError
+from tsqp_shm.shm.plan import MAX_LINEARS, Operation, Plan
 
 # 32 MiB, of which the system backs what is used: some 900 tokens of a decode of 30 layers.
 CAPACITY = 1 << 19
 ROLES = {"tee": 1, "gpu": 2}
 NO_RECORD = b""
 
-_MAGIC = b"TSQPTRC1"
-_HEADER = struct.Struct("<8sIIIIQQ")
+_MAGIC = b"TSQPTRC2"
+_HEADER = struct.Struct("<8sIIIII4xQQ")
+_LINEAR = struct.Struct("<24sI")
+_NO_LAYER = 0xFFFFFFFF
 _EVENT = struct.Struct("<QQII40s")
 _DOORBELL = struct.Struct("<QQHHHHIIII")
 _NAME_BYTES = 24
@@ -47,7 +51,7 @@ class Event(NamedTuple):
     sequence: int
     epoch: int
     opcode: int
-    layer: int
+    target: int
     in_slot: int
     out_slot: int
     first_row: int
@@ -68,10 +72,16 @@ class Recorder:
         self.role = role
         self.dropped = 0
         self.rung = NO_RECORD
-        self.slot_names: Sequence[str] = ()
+        self._slot_names: Sequence[str] = ()
+        self._linears: Sequence[Operation] = ()
         self._buffer = bytearray(capacity * _EVENT.size)
         self._used_bytes = 0
         self._names: dict[str, int] = {}
+
+    def describe(self, plan: Plan) -> None:
+        """Takes the names of what records hold the numbers of."""
+        self._slot_names = [slot.name for slot in plan.slots]
+        self._linears = plan.linear_operations
 
     def slice(self, name: str, begin_ns: int, end_ns: int, record: bytes = NO_RECORD) -> None:
         """Records one slice.
@@ -108,10 +118,11 @@ class Recorder:
     def _write(self, out: BinaryIO) -> None:
         if not self._used_bytes:
             return
-        names = [name.encode().ljust(_NAME_BYTES, b"\0") for name in (*self._names, *self.slot_names)]
+        names = [name.encode().ljust(_NAME_BYTES, b"\0") for name in (*self._names, *self._slot_names)]
+        linears = [_LINEAR.pack(name.encode(), _NO_LAYER if layer is None else layer) for name, layer in self._linears]
         events = self._used_bytes // _EVENT.size
-        counts = len(self._names), len(self.slot_names), events, self.dropped
-        header = _HEADER.pack(_MAGIC, ROLES[self.role], os.getpid(), *counts) + b"".join(names)
+        counts = len(self._names), len(self._slot_names), len(linears), events, self.dropped
+        header = _HEADER.pack(_MAGIC, ROLES[self.role], os.getpid(), *counts) + b"".join([*names, *linears])
         for part in (header, memoryview(self._buffer)[: self._used_bytes]):
             out.write(part)
         out.flush()
@@ -161,6 +172,7 @@ class Recording:
     pid: int
     dropped: int
     slot_names: tuple[str, ...]
+    linears: tuple[Operation, ...]
     events: list[Event]
 
     @classmethod
@@ -171,7 +183,7 @@ class Recording:
         Raises:
             TraceError: there is no such file, or it is not a recording.
         """
-        most_bytes = _HEADER.size + 2 * _MAX_NAMES * _NAME_BYTES + CAPACITY * _EVENT.size
+        most_bytes = _HEADER.size + 2 * _MAX_NAMES * _NAME_BYTES + MAX_LINEARS * _LINEAR.size + CAPACITY * _EVENT.size
         try:
             with path.open("rb") as file:
                 content = file.read(most_bytes + 1)
@@ -181,19 +193,25 @@ class Recording:
             raise TraceError(path, "is empty: the process that was to write it did nothing, or did not get to its end")
         if len(content) > most_bytes or len(content) < _HEADER.size or not content.startswith(_MAGIC):
             raise TraceError(path, "is not a recording of tsqp-shm")
-        _, role, pid, names, slots, events, dropped = _HEADER.unpack_from(content)
+        _, role, pid, names, slots, linears, events, dropped = _HEADER.unpack_from(content)
         roles = {number: name for name, number in ROLES.items()}
-        expected_bytes = _HEADER.size + (names + slots) * _NAME_BYTES + events * _EVENT.size
-        if role not in roles or len(content) != expected_bytes or max(names, slots) > _MAX_NAMES:
+        first_linear = _HEADER.size + (names + slots) * _NAME_BYTES
+        first_event = first_linear + linears * _LINEAR.size
+        expected_bytes = first_event + events * _EVENT.size
+        is_bounded = max(names, slots) <= _MAX_NAMES and linears <= MAX_LINEARS
+        if role not in roles or len(content) != expected_bytes or not is_bounded:
             raise TraceError(path, "is not a whole recording")
         labels = [_name(path, content, _HEADER.size + index * _NAME_BYTES) for index in range(names + slots)]
-        first = expected_bytes - events * _EVENT.size
+        operations = []
+        for offset_bytes in range(first_linear, first_event, _LINEAR.size):
+            _, layer = _LINEAR.unpack_from(content, offset_bytes)
+            operations.append(Operation(_name(path, content, offset_bytes), None if layer == _NO_LAYER else layer))
         found = []
-        for begin_ns, end_ns, name, zero, record in _EVENT.iter_unpack(memoryview(content)[first:]):
+        for begin_ns, end_ns, name, zero, record in _EVENT.iter_unpack(memoryview(content)[first_event:]):
             if begin_ns > end_ns or name >= names or zero:
                 raise TraceError(path, "holds a slice that is none")
             found.append(Event(begin_ns, end_ns, labels[name], *_DOORBELL.unpack(record)))
-        return cls(roles[role], pid, dropped, tuple(labels[names:]), found)
+        return cls(roles[role], pid, dropped, tuple(labels[names:]), tuple(operations), found)
 
 
 def _name(path: Path, content: bytes, offset_bytes: int) -> str:

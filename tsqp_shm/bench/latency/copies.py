@@ -19,7 +19,7 @@ from typing import Any
 from tsqp_shm.config import PINNINGS
 from tsqp_shm.errors import DeviceError
 from tsqp_shm.shm.arena import Arena
-from tsqp_shm.shm.plan import Plan, Slot
+from tsqp_shm.shm.plan import Plan, Slot, SlotShape
 from tsqp_shm.shm.posix.session import Session
 
 TIMEOUT_S = 120.0
@@ -97,7 +97,7 @@ def main(size_bytes: int, runs: int) -> None:
     from tsqp_shm.gpu.open_device import resolve_device
 
     torch_device = resolve_device("cuda")
-    plan = Plan.of_slots({}, [("copied", "bfloat16", 1, size_bytes // 2)])
+    plan = Plan.of_slots([SlotShape("copied", "bfloat16", 1, size_bytes // 2)])
     refused: dict[str, str] = {}
     devices: dict[str, Any] = {}
 

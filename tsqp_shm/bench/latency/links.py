@@ -20,7 +20,7 @@ from tsqp_shm.shm import layout
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import open_doorbell
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, ChildProcess, PeerWatch
-from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.plan import Plan, SlotShape
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.shm.protocol import Opcode, Status, SubmissionRules, pack_completion
@@ -54,8 +54,9 @@ class LinkSettings:
 
     def plan(self) -> Plan:
         """Slots with the names that the protocol's rules know; a payload's is a score slot."""
-        named = [(name, "int32", 1, 4) for name in _NAMED_SLOTS]
-        return Plan.of_slots({}, named + [(f"scores.{n}", "int32", 1, size // 4) for n, size in enumerate(self.sizes)])
+        named = [SlotShape(name, "int32", 1, 4) for name in _NAMED_SLOTS]
+        payloads = [SlotShape(f"scores.{n}", "int32", 1, size // 4, kind="tile") for n, size in enumerate(self.sizes)]
+        return Plan.of_slots(named + payloads)
 
 
 class Link:
@@ -139,7 +140,7 @@ class PeerLink:
         )
         stack.callback(self._doorbell.close)
         self._watch = PeerWatch(self.arena, "tee")
-        self._rules = SubmissionRules(plan, self.arena.epoch, 1)
+        self._rules = SubmissionRules(plan, self.arena.epoch)
         self._words: dict[int, Words] = {
             slot.index: slot_array(self.arena, slot).reshape(-1).view(np.uint64) for slot in plan.score_slots
         }

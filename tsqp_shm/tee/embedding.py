@@ -1,0 +1,48 @@
+"""Where a forward pass begins: tokens become rows of the residual stream."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from tsqp_shm.shm.protocol import Opcode
+from tsqp_shm.shm.slots import Slots
+from tsqp_shm.shm.tiling import Block, Tile
+from tsqp_shm.tee.batch import Step
+from tsqp_shm.tee.interleave import Task
+from tsqp_shm.tee.ops import Float32, Operations
+from tsqp_shm.tee.submission import SubmissionQueue
+
+
+class EmbeddingPort(Protocol):
+    """The ways to an embedding; a mode has one."""
+
+    def begin(self, step: Step) -> Task:
+        """What has to be done before any block's rows can be had."""
+
+    def load(self, block: Block, out: Float32) -> None:
+        """A block's rows. Shapes: out [rows, C] f32."""
+
+
+class RemoteEmbedding:
+    """The GPU process looks the rows up. Its step begins here too: it reads the segment table and makes room in its
+    cache."""
+
+    def __init__(self, slots: Slots, queue: SubmissionQueue, ops: Operations) -> None:
+        plan = slots.plan
+        self._slots = slots
+        self._queue = queue
+        self._ops = ops
+        self._tokens, self._segments, self._hidden = plan.slot("tokens"), plan.slot("segments"), plan.slot("hidden")
+
+    def begin(self, step: Step) -> Task:
+        self._slots.write(self._tokens, step.token_ids.reshape(-1, 1))
+        self._slots.write(self._segments, np.array(step.segments, np.int32))
+        whole = Tile(0, len(step.segments))
+        yield self._queue.submit(
+            Opcode.EMBED, in_slot=self._tokens, out_slot=self._hidden, rows=len(step.token_ids), tile=whole
+        )
+
+    def load(self, block: Block, out: Float32) -> None:
+        self._ops.load_rows(self._hidden, block.first_row, block.rows, out)
