@@ -71,6 +71,9 @@ def test_tokens_are_those_of_a_run_without_a_fault(fast, model, params):
         assert llm.statistics.gpu_restarts == 3
         assert gpu_pid(llm) != first
         assert llm.stats()["processes"]["gpu"]["restarts"] == 3
+        facts = llm.stats()
+        calls = sum(row["calls"] for row in facts["operations"] if row["side"] == "gpu")
+        assert sum(facts["doorbell"]["waits"].values()) == calls
         assert len(list((sessions_folder() / llm.bring_up()["session"]).glob("doorbell*"))) == 1
         assert tokens(llm.generate(PROMPTS, params)) == expected
     restarts = [line.splitlines() for line in said if "restart" in line]

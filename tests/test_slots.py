@@ -55,7 +55,7 @@ def test_a_view_is_the_arena_itself(slots, arena):
 
 
 def test_using_a_lent_slot_names_it_and_the_operation(slots):
-    slots.lend(X, 0, 12, "QKV")
+    slots.loans.lend(X.index, 0, 12, "QKV")
     for use in (slots.own, slots.view):
         with pytest.raises(SlotOwnershipError) as caught:
             use(X)
@@ -64,42 +64,42 @@ def test_using_a_lent_slot_names_it_and_the_operation(slots):
 
 @pytest.mark.parametrize(("first_row", "rows"), [(0, 4), (8, 4), (0, 1), (11, 1)])
 def test_rows_beside_the_lent_ones_stay_usable(slots, first_row, rows):
-    slots.lend(X, 4, 4, "QKV")
+    slots.loans.lend(X.index, 4, 4, "QKV")
     assert slots.view(X, first_row, rows).shape == (rows, 40)
 
 
 @pytest.mark.parametrize(("first_row", "rows"), [(0, 5), (4, 4), (5, 1), (7, 5), (0, 12)])
 def test_rows_that_touch_the_lent_ones_are_refused(slots, first_row, rows):
-    slots.lend(X, 4, 4, "QKV")
+    slots.loans.lend(X.index, 4, 4, "QKV")
     with pytest.raises(SlotOwnershipError):
         slots.view(X, first_row, rows)
 
 
 def test_other_slots_stay_usable(slots):
-    slots.lend(X, 0, 12, "QKV")
+    slots.loans.lend(X.index, 0, 12, "QKV")
     slots.view(Y)
 
 
 def test_taking_back_restores_the_slot(slots):
-    slots.lend(X, 0, 12, "QKV")
-    slots.take_back(X)
+    slots.loans.lend(X.index, 0, 12, "QKV")
+    slots.loans.take_back()
     slots.view(X)
 
 
 def test_rows_lent_twice_are_taken_back_twice(slots):
-    slots.lend(X, 0, 12, "SCORES")
-    slots.lend(X, 0, 12, "CONTEXT")
-    slots.take_back(X)
+    slots.loans.lend(X.index, 0, 12, "SCORES")
+    slots.loans.lend(X.index, 0, 12, "CONTEXT")
+    slots.loans.take_back()
     with pytest.raises(SlotOwnershipError, match="CONTEXT"):
         slots.view(X)
-    slots.take_back(X)
+    slots.loans.take_back()
     slots.view(X)
 
 
 def test_rows_are_taken_back_in_the_order_in_which_they_were_lent(slots):
-    slots.lend(X, 0, 4, "SCORES")
-    slots.lend(X, 4, 8, "CONTEXT")
-    slots.take_back(X)
+    slots.loans.lend(X.index, 0, 4, "SCORES")
+    slots.loans.lend(X.index, 4, 8, "CONTEXT")
+    slots.loans.take_back()
     slots.view(X, 0, 4)
     with pytest.raises(SlotOwnershipError, match="CONTEXT"):
         slots.view(X, 4, 8)
@@ -129,7 +129,7 @@ def test_values_are_written_to_the_first_rows(slots):
     assert slots.view(Z).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [0] * 4, [0] * 4, [0] * 4]
     with pytest.raises(IndexError):
         slots.write(Z, np.zeros((6, 4), np.int32))
-    slots.lend(Z, 1, 1, "EMBED")
+    slots.loans.lend(Z.index, 1, 1, "EMBED")
     with pytest.raises(SlotOwnershipError):
         slots.write(Z, np.zeros((2, 4), np.int32))
 

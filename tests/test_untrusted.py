@@ -20,17 +20,21 @@ PRIVATE = "PRIVATE:"
 ELSEWHERE = {"gpu", "bench", "model"}
 BORDER_UNITS = {"shm", "tee"}
 # What gives bytes of the other side to Python: a word, a slot's memory, a record, a message.
-READS = re.compile(r"(.*\.)?(load_word|frombuffer|slot_array|reader\.read|os\.p?read|recv\w*)")
+READS = re.compile(r"(.*\.)?(load_word|frombuffer|slot_array|reader\.read\w*|os\.p?read|recv\w*)")
 # The mapping itself may be handed to native code; these alone make more of it.
 HOLDERS = {"shm/arena.py", "shm/slots.py", "shm/posix/memory.py", "shm/posix/transport.py", "shm/local.py"}
 
 # Native code that the arena's memory passes through; of what runs in the TEE process, nothing else may know its layout.
-BORDER_HEADERS = {f"border/{name}.h" for name in ("layout", "ring", "slots", "held_slots", "heartbeat")}
+BORDER_HEADERS = {
+    f"border/{name}.h" for name in ("layout", "ring", "submissions", "slots", "held_slots", "held_arena", "heartbeat")
+}
 BORDER_HEADERS |= {"kernels/kernels_arguments.h", "kernels/finite.h"}
 BORDER_SOURCES = BORDER_HEADERS | {
     "border/words.h",
     "border/ring.cpp",
+    "border/loans.h",
     "border/bind_ring.cpp",
+    "border/bind_submissions.cpp",
     "kernels/bind_kernels.cpp",
 }
 GPU_SOURCES = {f"products/{name}" for name in ("bind_cpu_device.cpp", "cpu_products.cpp", "cpu_products.h")}

@@ -3,83 +3,22 @@
 
 #include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <memory>
 #include <string>
 
 #include "bindings.h"
 #include "border/arena_guard.h"
 #include "border/heartbeat.h"
+#include "border/held_arena.h"
 #include "border/ring.h"
-
-namespace py = pybind11;
 
 namespace tsqp {
 namespace {
 
-// A writable view of the arena that keeps Python's mapping alive until released.
-class ArenaView {
-  public:
-    explicit ArenaView(const py::buffer& buffer) : info_(buffer.request(true)) {
-        const auto address = reinterpret_cast<std::uintptr_t>(info_.ptr);
-        if (static_cast<std::size_t>(info_.size * info_.itemsize) < kSlotsOffset)
-            throw py::value_error("an arena is at least " + std::to_string(kSlotsOffset) + " bytes");
-        if (address % alignof(ControlWord) != 0) throw py::value_error("the arena's mapping is not aligned");
-    }
-
-    std::byte* base() const { return static_cast<std::byte*>(info_.ptr); }
-    std::size_t size_bytes() const { return static_cast<std::size_t>(info_.size * info_.itemsize); }
-
-    // Uses words of the arena; one that is lost raises ArenaLost, whatever its zeros look like.
-    template <class Use>
-    auto use(Use words) const {
-        try {
-            const auto result = words();
-            require_intact(base());
-            return result;
-        } catch (const PeerViolation&) {
-            require_intact(base());
-            throw;
-        }
-    }
-
-  private:
-    py::buffer_info info_;
-};
-
-// Binds a ring end or a heartbeat together with the mapping it points into.
-template <typename Part>
-class Held {
-  public:
-    template <typename Make>
-    Held(const py::buffer& arena, Make make)
-        : view_(std::make_unique<ArenaView>(arena)), part_(make(view_->base())) {}
-
-    Part& operator*() {
-        if (!part_) throw py::value_error("used after release()");
-        return *part_;
-    }
-    Part* operator->() { return &**this; }
-
-    template <class Use>
-    auto use(Use words) {
-        Part& part = **this;
-        return view_->use([&] { return words(part); });
-    }
-
-    void release() {
-        part_.reset();
-        view_.reset();
-    }
-
-  private:
-    std::unique_ptr<ArenaView> view_;  // outlives part_, which points into it
-    std::unique_ptr<Part> part_;
-};
-
-using HeldWriter = Held<RingWriter>;
-using HeldReader = Held<RingReader>;
 using HeldHeartbeat = Held<Heartbeat>;
+
+// In the order of `Wait`.
+constexpr const char* kWaitNames[] = {"ready", "spun", "yielded", "parked"};
 
 const RingOffsets& ring_named(const std::string& name) {
     if (name == "submission") return kSubmissionRing;
@@ -98,28 +37,30 @@ std::uint64_t* word_at(std::byte* base, std::size_t offset) {
 }
 
 bool write_record(HeldWriter& writer, const py::bytes& bytes) {
-    char* data = nullptr;
-    Py_ssize_t size = 0;
-    if (PyBytes_AsStringAndSize(bytes.ptr(), &data, &size) != 0) throw py::error_already_set();
-    if (size != static_cast<Py_ssize_t>(kRecordBytes)) throw py::value_error("a record is 64 bytes");
-    Record record;
-    std::memcpy(record.data(), data, kRecordBytes);
+    const Record record = record_of(bytes);
     return writer.use([&](RingWriter& ring) { return ring.write(record); });
 }
 
-py::tuple read_record(HeldReader& held, std::uint64_t spin_ns, std::uint64_t yield_ns) {
-    const Wait how = held.use([&](RingReader& reader) {
-        if (reader.available()) return Wait::ready;
-        const py::gil_scoped_release released;
-        return reader.wait(spin_ns, yield_ns);
-    });
-    // Ctrl-C during the wait is raised before a record is taken; after it, the record would be lost with the
-    // result.
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    if (how == Wait::timeout) return py::make_tuple(static_cast<int>(how), py::none());
-    const Record record = held.use([](RingReader& reader) { return reader.take(); });
-    return py::make_tuple(static_cast<int>(how),
-                          py::bytes(reinterpret_cast<const char*>(record.data()), kRecordBytes));
+// Publishes a submission's completion, which repeats it; see protocol.py.
+bool write_completion(HeldWriter& writer, const py::bytes& submission, std::uint32_t status,
+                      std::uint64_t busy_ns, std::uint64_t value) {
+    Record record = record_of(submission);
+    record[kStatusWord] = status;
+    record[kBusyWord] = busy_ns;
+    record[kValueWord] = value;
+    return writer.use([&](RingWriter& ring) { return ring.write(record); });
+}
+
+py::object read_record(HeldReader& reader, std::uint64_t spin_ns, std::uint64_t yield_ns) {
+    const Wait how = reader.wait(spin_ns, yield_ns);
+    if (how == Wait::timeout) return py::none();
+    return bytes_of(reader.take(how));
+}
+
+// The record that ended a sleep, or kept this side from it.
+py::object read_parked(HeldReader& reader) {
+    if (!reader.use([](RingReader& ring) { return ring.available(); })) return py::none();
+    return bytes_of(reader.take(Wait::parked));
 }
 
 void raise_protocol_error(const char* field, const std::string& expected, const py::object& found) {
@@ -186,7 +127,7 @@ void bind_ring(py::module_& module) {
              py::arg("arena"))
         .def("release", &ArenaGuard::release);
 
-    py::class_<HeldWriter>(module, "RingWriter")
+    py::class_<HeldWriter, std::shared_ptr<HeldWriter>>(module, "RingWriter")
         .def(py::init([](const py::buffer& arena, const std::string& ring) {
                  const RingOffsets& at = ring_named(ring);
                  return HeldWriter(arena,
@@ -194,9 +135,11 @@ void bind_ring(py::module_& module) {
              }),
              py::arg("arena"), py::arg("ring"))
         .def("write", &write_record, py::arg("record"))
+        .def("complete", &write_completion, py::arg("submission"), py::arg("status"), py::arg("busy_ns"),
+             py::arg("value"))
         .def("release", &HeldWriter::release);
 
-    py::class_<HeldReader>(module, "RingReader")
+    py::class_<HeldReader, std::shared_ptr<HeldReader>>(module, "RingReader")
         .def(py::init([](const py::buffer& arena, const std::string& ring) {
                  const RingOffsets& at = ring_named(ring);
                  return HeldReader(arena,
@@ -204,6 +147,14 @@ void bind_ring(py::module_& module) {
              }),
              py::arg("arena"), py::arg("ring"))
         .def("read", &read_record, py::arg("spin_ns"), py::arg("yield_ns"))
+        .def("read_parked", &read_parked)
+        .def("waits",
+             [](const HeldReader& reader) {
+                 py::dict waits;
+                 const auto& counts = reader.waits();
+                 for (std::size_t how = 0; how < counts.size(); ++how) waits[kWaitNames[how]] = counts[how];
+                 return waits;
+             })
         .def("available",
              [](HeldReader& held) { return held.use([](RingReader& reader) { return reader.available(); }); })
         .def("park",

@@ -21,6 +21,11 @@ namespace tsqp {
 
 using Record = std::array<std::uint64_t, kRecordBytes / sizeof(std::uint64_t)>;
 
+// A record by words: sequence, epoch, (opcode, target, in_slot, out_slot), (first_row, rows), (first_segment,
+// num_segments), (status, reserved), busy_ns, value. shm/protocol.py is the twin; tests/test_submission.py
+// compares them.
+inline constexpr std::size_t kEchoedWords = 5, kStatusWord = 5, kBusyWord = 6, kValueWord = 7;
+
 // The other side wrote a word that its side of the protocol does not allow.
 struct PeerViolation : std::runtime_error {
     PeerViolation(const char* word, std::uint64_t low, std::uint64_t high, std::uint64_t value)
@@ -29,8 +34,8 @@ struct PeerViolation : std::runtime_error {
     std::uint64_t lowest, highest, found;
 };
 
-// How a read ended; the first three got a record.
-enum class Wait : int { ready = 0, spun = 1, yielded = 2, timeout = 3 };
+// How a wait ended; all but the last got a record.
+enum class Wait : int { ready, spun, yielded, parked, timeout };
 
 // Where one ring's parts lie, as distances from the arena's base.
 struct RingOffsets {

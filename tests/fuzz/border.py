@@ -13,6 +13,7 @@ import struct
 from pathlib import Path
 from types import SimpleNamespace
 
+from tsqp_shm import _native
 from tsqp_shm.config import DOORBELLS, Limits
 from tsqp_shm.errors import ArenaError, ArenaMismatch, ProtocolError, TsqpError
 from tsqp_shm.shm import layout
@@ -46,18 +47,38 @@ ARENA = arena_name(os.environ.get("TSQP_SHM_FUZZ_SESSION", f"fuzz-{os.getpid()}"
 
 def completion(data: bytes) -> None:
     """A submission's 64 bytes, then what came back."""
-    submitted, completed = data[: layout.RECORD_BYTES].ljust(layout.RECORD_BYTES, b"\0"), data[layout.RECORD_BYTES :]
-    is_allowed = False
-    if len(completed) == layout.RECORD_BYTES and completed[:ECHOED_BYTES] == submitted[:ECHOED_BYTES]:
-        status, reserved = struct.unpack_from("<II", completed, ECHOED_BYTES)
-        is_allowed = status in list(Status) and reserved == 0
+    fields = Record.unpack(data[: layout.RECORD_BYTES].ljust(layout.RECORD_BYTES, b"\0"))
+    completed = data[layout.RECORD_BYTES :]
+    delivered: list[bytes] = []
+    tallies = _native.Tallies()
+    slots = [(1, 8, False)] * NO_SLOT
+    submissions = _native.Submissions(fields.epoch, slots, _native.Loans(), tallies, delivered.append)
+    submissions.submit(tallies.number_of("fuzzed"), *fields[2:10], 0)
+    submitted = delivered[0]
+    assert Record.unpack(submitted)[:10] == (1, *fields[1:10])
+    if len(completed) != layout.RECORD_BYTES:
+        # The ring and the socket give no other.
+        return
+    # Most inputs would differ in the sequence number, which is the first submission's.
+    completed = submitted[:8] + completed[8:] if completed[:8] == data[:8] else completed
+    status, reserved = struct.unpack_from("<II", completed, ECHOED_BYTES)
+    is_allowed = completed[:ECHOED_BYTES] == submitted[:ECHOED_BYTES] and status in list(Status) and reserved == 0
     try:
-        outcome = check_completion(submitted, completed)
-    except ProtocolError:
-        assert not is_allowed
+        submissions.complete(completed)
+    except _native.UnexpectedCompletion as unexpected:
+        assert unexpected.args == (submitted, completed)
+        try:
+            assert check_completion(submitted, completed) == status != Status.OK
+        except ProtocolError:
+            assert not is_allowed
+        else:
+            assert is_allowed
+        assert submissions.completed == 0
     else:
         assert is_allowed
-        assert struct.pack("<IIQQ", *outcome) == completed[ECHOED_BYTES:]
+        assert status == Status.OK
+        assert submissions.outcome()[1] == int.from_bytes(completed[56:], "little")
+        assert submissions.completed == 1
 
 
 def submission(data: bytes) -> None:

@@ -28,7 +28,7 @@ NATIVE = ROOT / "native" / "fuzz"
 CORPUS = HERE / "corpus"
 OUT = ROOT / "build" / "fuzz"
 BORDER = ("completion", "submission", "header", "invitation")
-PROGRAMS = ("ring", "slots")
+PROGRAMS = ("ring", "submissions", "slots")
 NAMES = (*BORDER, *PROGRAMS, "kernels")
 # More than an input can need that finds a way nobody else found, and a bound on the time of one.
 MAX_INPUT_BYTES = {"invitation": 2048}

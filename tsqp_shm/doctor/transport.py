@@ -144,9 +144,9 @@ def _ring(mode: str, doorbell: Doorbell, watch: PeerWatch) -> Trial:
 
     for number in range(1, WARM_UP_TRIPS + 1):
         trip(number)
-    doorbell.waits.clear()
+    before = doorbell.waits
     awake = sorted(trip(number) for number in range(1, TRIPS + 1))
-    waits = dict(doorbell.waits)
+    waits = dict(doorbell.waits - before)
     asleep_us = None
     if mode == "adaptive":
         asleep = []

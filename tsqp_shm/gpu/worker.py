@@ -35,7 +35,7 @@ from tsqp_shm.shm.invitation import Invitation
 from tsqp_shm.shm.layout import RING_DEPTH
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
 from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.protocol import Opcode, Record, Status, SubmissionRules, pack_completion, pack_identity
+from tsqp_shm.shm.protocol import Opcode, Record, Status, SubmissionRules, pack_identity
 from tsqp_shm.shm.transport import Transport
 from tsqp_shm.trace.doorbell import ServingDoorbell
 from tsqp_shm.trace.recorder import Recorder
@@ -151,13 +151,13 @@ class Worker:
         now_ns = time.perf_counter_ns()
         busy_ns = now_ns - max(started_ns, self._completed_ns)
         self._completed_ns = now_ns
-        self._doorbell.send(pack_completion(submission, Status.OK, busy_ns, value))
+        self._doorbell.complete(submission, Status.OK, busy_ns, value)
         return True
 
     def _refused(self, submission: bytes, error: Exception) -> Exception:
         """Tells the TEE. Returns what this process ends with."""
         status = Status.REJECTED if isinstance(error, ProtocolError) else Status.FAILED
-        self._doorbell.send(pack_completion(submission, status))
+        self._doorbell.complete(submission, status)
         if isinstance(error, DEVICE_FAILURES):
             return DeviceError(self._device.name, str(error).strip().splitlines()[0])
         return error

@@ -17,12 +17,11 @@ from tsqp_shm import _native
 from tsqp_shm.errors import PeerTimeout
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.liveness import LOOK_INTERVAL_S
+from tsqp_shm.shm.protocol import pack_completion
 from tsqp_shm.shm.transport import Waker
 
 LAST_RECORD_LINGER_MS = 500
 _SLICE_NS = int(LOOK_INTERVAL_S * 1e9)
-_TIMEOUT = 3
-_WAIT_PHASES = ("ready", "spun", "yielded")
 
 
 class Watch(Protocol):
@@ -37,15 +36,29 @@ class Doorbell(ABC):
     """One end. The TEE sends submissions and receives completions; the GPU process does the opposite.
 
     Attributes:
-        waits: how waits ended: "ready", "spun", "yielded", "parked", "message".
+        is_quiet: nothing came when it was looked for last, so the next record may be long in coming: where waiting ends
+            in sleep, the next wait begins with it.
     """
 
-    def __init__(self) -> None:
-        self.waits: Counter[str] = Counter()
+    is_quiet = False
+
+    @property
+    @abstractmethod
+    def waits(self) -> Counter[str]:
+        """How waits have ended: "ready", "spun", "yielded", "parked", "message"."""
+
+    @property
+    def rings(self) -> Rings | None:
+        """For native code that writes and reads them by itself; None: every record passes by `send` and `receive`."""
+        return None
 
     @abstractmethod
     def send(self, record: bytes) -> None:
         """Hands one record over and does not wait for the other side to read it."""
+
+    def complete(self, submission: bytes, status: int, busy_ns: int = 0, value: int = 0) -> None:
+        """Hands the completion of a submission over; see `protocol.pack_completion`."""
+        self.send(pack_completion(submission, status, busy_ns, value))
 
     @abstractmethod
     def poll(self) -> bytes | None:
@@ -96,87 +109,104 @@ class Doorbell(ABC):
                 raise PeerTimeout(operation, slot, waited_s, watch.heartbeat_age_s)
 
 
-class _Rings:
-    """Both rings of the arena as one side sees them."""
+class Rings:
+    """Both rings of the arena as one side sees them.
 
-    def __init__(self, arena: Arena, role: str) -> None:
+    Attributes:
+        spin_ns, yield_ns: how long a wait for a record spins, and then yields the processor between looks.
+        wake: rings the other side, with any record, where a write has found that it is parked.
+    """
+
+    def __init__(self, arena: Arena, role: str, spin_ns: int, yield_ns: int, wake: Callable[[bytes], object]) -> None:
         outgoing, incoming = ("submission", "completion") if role == "tee" else ("completion", "submission")
         self.writer = _native.RingWriter(arena.buffer, outgoing)
         self.reader = _native.RingReader(arena.buffer, incoming)
+        self.spin_ns, self.yield_ns, self.wake = spin_ns, yield_ns, wake
 
-    def write(self, record: bytes) -> bool:
-        """Publishes a record; True: the other side is parked and has to be rung."""
-        return self.writer.write(record)
+    def read(self, spin_ns: int, yield_ns: int) -> bytes | None:
+        # UNTRUSTED: a private copy of 64 bytes; `Submissions` and `SubmissionRules` decide what is believed.
+        return self.reader.read(spin_ns, yield_ns)
 
-    def read(self, spin_ns: int, yield_ns: int, waits: Counter[str]) -> bytes | None:
-        # UNTRUSTED: a private copy of 64 bytes; `check_completion` and `SubmissionRules` decide what is believed.
-        how, record = self.reader.read(spin_ns, yield_ns)
-        if how == _TIMEOUT:
-            return None
-        waits[_WAIT_PHASES[how]] += 1
-        return record
+    def read_parked(self) -> bytes | None:
+        """The record that has ended a sleep, or kept this side from it."""
+        # UNTRUSTED: as in `read`.
+        return self.reader.read_parked()
 
     def park(self) -> bool:
         return self.reader.park()
+
+    @property
+    def waits(self) -> Counter[str]:
+        return +Counter(self.reader.waits())
 
     def release(self) -> None:
         self.writer.release()
         self.reader.release()
 
 
-class SpinDoorbell(Doorbell):
-    """Never sleeps: spins, and after `spin_us` yields the processor between looks."""
+class _RingDoorbell(Doorbell):
+    """Records pass through the rings."""
 
-    def __init__(self, arena: Arena, role: str, spin_us: int) -> None:
-        super().__init__()
-        self._rings = _Rings(arena, role)
-        self._spin_ns = min(spin_us * 1000, _SLICE_NS)
+    def __init__(self, rings: Rings) -> None:
+        self._rings = rings
+
+    @property
+    def rings(self) -> Rings:
+        return self._rings
+
+    @property
+    def waits(self) -> Counter[str]:
+        return self._rings.waits
 
     def send(self, record: bytes) -> None:
-        self._rings.write(record)
+        if self._rings.writer.write(record):
+            self._rings.wake(record)
 
-    def poll(self) -> bytes | None:
-        return self._rings.read(self._spin_ns, _SLICE_NS - self._spin_ns, self.waits)
+    def complete(self, submission: bytes, status: int, busy_ns: int = 0, value: int = 0) -> None:
+        if self._rings.writer.complete(submission, status, busy_ns, value):
+            self._rings.wake(submission)
 
     def take(self) -> bytes | None:
-        return self._rings.read(0, 0, self.waits)
+        return self._rings.read(0, 0)
 
     def close(self) -> None:
         self._rings.release()
 
 
-class AdaptiveDoorbell(Doorbell):
+class SpinDoorbell(_RingDoorbell):
+    """Never sleeps: spins, and after `spin_us` yields the processor between looks."""
+
+    def __init__(self, arena: Arena, role: str, spin_us: int) -> None:
+        spin_ns = min(spin_us * 1000, _SLICE_NS)
+        super().__init__(Rings(arena, role, spin_ns, _SLICE_NS - spin_ns, lambda record: None))
+
+    def poll(self) -> bytes | None:
+        return self._rings.read(self._rings.spin_ns, self._rings.yield_ns)
+
+
+class AdaptiveDoorbell(_RingDoorbell):
     """Spins, then yields, then sleeps on the waker, having said so in the arena."""
 
     def __init__(self, arena: Arena, role: str, spin_us: int, yield_us: int, waker: Waker) -> None:
-        super().__init__()
-        self._rings = _Rings(arena, role)
         # All of it fits a slice, which is how often the peer's heartbeat is looked at.
-        self._spin_ns = min(spin_us * 1000, _SLICE_NS)
-        self._yield_ns = min(yield_us * 1000, _SLICE_NS - self._spin_ns)
-        self._sleep_ns = _SLICE_NS - self._spin_ns - self._yield_ns
-        self._is_quiet = False
+        spin_ns = min(spin_us * 1000, _SLICE_NS)
+        yield_ns = min(yield_us * 1000, _SLICE_NS - spin_ns)
+        # A message that cannot be sent is only a later wake-up: a sleeper looks at the ring by itself too.
+        super().__init__(Rings(arena, role, spin_ns, yield_ns, waker.try_send))
+        self._sleep_ns = _SLICE_NS - spin_ns - yield_ns
         self.waker = waker
 
-    def send(self, record: bytes) -> None:
-        if self._rings.write(record):
-            # A message that cannot be sent is only a later wake-up: a sleeper looks at the ring by itself too.
-            self.waker.try_send(record)
-
     def nap(self, nap_ns: int) -> bool:
-        if not self._yield_ns or self._rings.reader.available():
+        if not self._rings.yield_ns or self._rings.reader.available():
             return False
         time.sleep(nap_ns / 1e9)
         return True
 
-    def take(self) -> bytes | None:
-        return self._rings.read(0, 0, self.waits)
-
     def poll(self) -> bytes | None:
         # After a sleep that nothing ended, the next record may be long in coming: an idle session only sleeps.
-        spin_ns, yield_ns = (0, 0) if self._is_quiet else (self._spin_ns, self._yield_ns)
-        self._is_quiet = False
-        record = self._rings.read(spin_ns, yield_ns, self.waits)
+        spin_ns, yield_ns = (0, 0) if self.is_quiet else (self._rings.spin_ns, self._rings.yield_ns)
+        self.is_quiet = False
+        record = self._rings.read(spin_ns, yield_ns)
         if record is not None:
             return record
         # Wake-ups of earlier go first, or they would end this sleep before it began.
@@ -186,25 +216,26 @@ class AdaptiveDoorbell(Doorbell):
                 self.waker.wait(self._sleep_ns)
             finally:
                 self._rings.reader.unpark()
-        record = self._rings.read(0, 0, Counter())
-        if record is None:
-            self._is_quiet = True
-        else:
-            self.waits["parked"] += 1
+        record = self._rings.read_parked()
+        self.is_quiet = record is None
         return record
 
     def close(self) -> None:
         self.waker.close()
-        self._rings.release()
+        super().close()
 
 
 class ZmqDoorbell(Doorbell):
     """Every record goes through the waker; the arena holds slots only."""
 
     def __init__(self, waker: Waker) -> None:
-        super().__init__()
+        self._waits: Counter[str] = Counter()
         self.waker = waker
         self._unsent: deque[bytes] = deque()
+
+    @property
+    def waits(self) -> Counter[str]:
+        return self._waits.copy()
 
     def send(self, record: bytes) -> None:
         self._unsent.append(record)
@@ -223,10 +254,10 @@ class ZmqDoorbell(Doorbell):
 
     def _receive(self, timeout_ns: int) -> bytes | None:
         self._flush()
-        # UNTRUSTED: any 64 bytes; `check_completion` and `SubmissionRules` decide what is believed.
+        # UNTRUSTED: any 64 bytes; `Submissions` and `SubmissionRules` decide what is believed.
         record = self.waker.receive(timeout_ns)
         if record is not None:
-            self.waits["message"] += 1
+            self._waits["message"] += 1
         return record
 
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +19,8 @@ from tsqp_shm.shm.plan import Plan, Slot
 class Slots:
     """The slots of an arena, and which of their rows are handed over to the other side.
 
-    Ownership lives in private memory: the other side cannot change it.
+    Attributes:
+        loans: the rows that are handed over; `native/border/loans.h`. Private memory: the other side cannot change it.
     """
 
     def __init__(self, arena: Arena) -> None:
@@ -28,8 +28,7 @@ class Slots:
         self.table = slot_table(arena)
         # UNTRUSTED: for `view` alone.
         self._arrays = {slot.index: slot_array(arena, slot) for slot in self.plan.shared_slots}
-        # For each slot, what is lent, the oldest first: (first_row, end_row, operation).
-        self._lent: list[deque[tuple[int, int, str]]] = [deque() for _ in self.plan.shared_slots]
+        self.loans = _native.Loans()
 
     def own(self, slot: Slot, first_row: int = 0, rows: int | None = None) -> int:
         """Asserts that this side owns the rows.
@@ -41,26 +40,15 @@ class Slots:
             SlotOwnershipError: some of the rows are handed over.
         """
         end_row = slot.num_rows if rows is None else first_row + rows
-        for lent_first, lent_end, operation in self._lent[slot.index]:
-            if first_row < lent_end and lent_first < end_row:
-                raise SlotOwnershipError(slot.name, operation)
+        operation = self.loans.holder(slot.index, first_row, end_row)
+        if operation is not None:
+            raise SlotOwnershipError(slot.name, operation)
         return slot.index
-
-    def lend(self, slot: Slot, first_row: int, rows: int, operation: str) -> None:
-        """Hands rows over to the other side until `take_back`.
-
-        Rows may be handed over again before they are taken back: the other side executes in submission order.
-        """
-        self._lent[slot.index].append((first_row, first_row + rows, operation))
-
-    def take_back(self, slot: Slot) -> None:
-        """Ends the slot's oldest `lend`: the other side has executed everything up to it."""
-        self._lent[slot.index].popleft()
 
     @property
     def num_lent(self) -> int:
         """How many runs of rows are handed over."""
-        return sum(map(len, self._lent))
+        return self.loans.count
 
     def view(self, slot: Slot, first_row: int = 0, rows: int | None = None) -> npt.NDArray[Any]:
         """The rows as a numpy array over the arena, without a copy; bfloat16 shows as uint16.

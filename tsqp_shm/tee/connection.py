@@ -21,6 +21,7 @@ from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.protocol import Opcode, unpack_identity
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.transport import Hold
+from tsqp_shm.tee.finite import FiniteSubmissionQueue
 from tsqp_shm.tee.progress import ProgressWriter
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
@@ -138,9 +139,8 @@ class Connection:
             )
             arena.publish(invitation.pack())
             watch = StoppableWatch(PeerWatch(arena, "gpu", gpu_process), must_stop)
-            queue = SubmissionQueue(
-                slots, doorbell, watch, arena.epoch, config.timeout_s, statistics, config.check_finite
-            )
+            make_queue = FiniteSubmissionQueue if config.check_finite else SubmissionQueue
+            queue = make_queue(slots, doorbell, watch, arena.epoch, config.timeout_s, statistics)
             connection = cls(
                 session, arena, slots, queue, doorbell, config.doorbell, session.endpoint, statistics,
                 ProgressWriter(arena, statistics), gpu_process,

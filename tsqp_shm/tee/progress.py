@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from itertools import islice
 
 from tsqp_shm import _native
 from tsqp_shm.shm import layout
@@ -30,10 +29,10 @@ class ProgressWriter:
 
     def step_ends(self, running: int, waiting: int) -> None:
         now_ns = time.perf_counter_ns()
-        statistics = self._statistics
-        if now_ns - self._sorted_ns > PERCENTILES_INTERVAL_NS and statistics.round_trips_ns:
+        if now_ns - self._sorted_ns > PERCENTILES_INTERVAL_NS:
             self._sorted_ns = now_ns
-            ordered = sorted(islice(reversed(statistics.round_trips_ns), NEWEST_ROUND_TRIPS))
+            # Of READY there was one.
+            ordered = sorted(self._statistics.submissions.newest_round_trips(NEWEST_ROUND_TRIPS))
             p50_ns, p99_ns = (ordered[len(ordered) * percent // 100] for percent in (50, 99))
             self._progress = self._progress._replace(round_trip_p50_ns=p50_ns, round_trip_p99_ns=p99_ns)
         self._store(running, waiting, step_ended_ns=now_ns)

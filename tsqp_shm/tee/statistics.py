@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from tsqp_shm import _native
 from tsqp_shm.trace.recorder import Recorder
-
-# Round trips kept for the percentiles: the newest ones.
-ROUND_TRIP_SAMPLES = 16384
 
 
 @dataclass
@@ -27,27 +25,42 @@ class Statistics:
 
     Attributes:
         tee: this process's kernels by name, timed here.
-        gpu: the GPU process's operations by opcode name, with the times that it claims: for display only.
-        doorbells: submissions rung.
+        submissions: what native code counts of doorbells; the properties below show it.
         gpu_restarts: GPU processes that took the place of one that had died.
-        bytes_to_gpu: bytes of slots handed over for the GPU process to read.
-        bytes_to_tee: bytes of slots handed back with a result.
-        waiting_ns: how long this process waited for completions.
         steps: forward passes of the scheduler, `tokens` that went through the model in them, and `generated` ones.
-        round_trips_ns: submission to completion less the work itself, where nothing else was in flight.
     """
 
     tee: defaultdict[str, OperationTally] = field(default_factory=lambda: defaultdict(OperationTally))
-    gpu: defaultdict[str, OperationTally] = field(default_factory=lambda: defaultdict(OperationTally))
-    doorbells: int = 0
+    submissions: _native.Tallies = field(default_factory=_native.Tallies)
     gpu_restarts: int = 0
-    bytes_to_gpu: int = 0
-    bytes_to_tee: int = 0
-    waiting_ns: int = 0
     steps: int = 0
     tokens: int = 0
     generated: int = 0
-    round_trips_ns: deque[int] = field(default_factory=lambda: deque(maxlen=ROUND_TRIP_SAMPLES))
+
+    @property
+    def gpu(self) -> dict[str, OperationTally]:
+        """The GPU process's operations by name, with the times that it claims: for display only."""
+        return {name: OperationTally(calls, total_ns) for name, calls, total_ns in self.submissions.operations()}
+
+    @property
+    def doorbells(self) -> int:
+        """Submissions rung."""
+        return self.submissions.doorbells
+
+    @property
+    def bytes_to_gpu(self) -> int:
+        """Bytes of slots handed over for the GPU process to read."""
+        return self.submissions.bytes_to_gpu
+
+    @property
+    def bytes_to_tee(self) -> int:
+        """Bytes of slots handed over for a result."""
+        return self.submissions.bytes_to_tee
+
+    @property
+    def waiting_ns(self) -> int:
+        """How long this process waited for completions."""
+        return self.submissions.waiting_ns
 
     def count(self, operation: str, started_ns: int) -> None:
         """Counts one call of a TEE operation, which began at `started_ns` of `time.perf_counter_ns`."""
@@ -77,10 +90,13 @@ class Statistics:
         return rows
 
     def round_trip_us(self, percentile: float) -> float | None:
-        """Units: microseconds. None before the first round trip."""
-        if not self.round_trips_ns:
+        """From submission to completion less the work itself, where nothing else was in flight.
+
+        Units: microseconds. None before the first round trip.
+        """
+        ordered = sorted(self.submissions.newest_round_trips())
+        if not ordered:
             return None
-        ordered = sorted(self.round_trips_ns)
         return ordered[min(len(ordered) - 1, int(len(ordered) * percentile / 100))] / 1e3
 
 

@@ -6,6 +6,7 @@ One thread at a time uses a stepper, see `tee.runtime`.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
@@ -69,6 +70,8 @@ class Stepper:
         self._connect = connect
         self._max_restarts = max_restarts
         self._report = report
+        # Of connections whose GPU process has died.
+        self._earlier_waits: Counter[str] = Counter()
         self.connection = connect()
         self._engine = self._new_engine()
         self._scheduler = Scheduler(self._engine, self.connection.arena.plan, statistics)
@@ -144,7 +147,7 @@ class Stepper:
             rung=statistics.doorbells,
             round_trip_p50_us=statistics.round_trip_us(50),
             round_trip_p99_us=statistics.round_trip_us(99),
-            waits=dict(self.connection.doorbell.waits),
+            waits=dict(self._earlier_waits + self.connection.doorbell.waits),
             waiting_s=statistics.waiting_ns / 1e9,
         )
         facts["bytes"] = {
@@ -204,19 +207,18 @@ class Stepper:
             TsqpError: what kept the other from coming up.
         """
         died_s = time.monotonic()
+        self._earlier_waits += self.connection.doorbell.waits
         while True:
             if self._statistics.gpu_restarts >= self._max_restarts:
                 raise death
             self._statistics.gpu_restarts += 1
             self._say(f"{death}\nrestart {self._statistics.gpu_restarts} of {self._max_restarts}")
             self.connection.abandon()
-            waits = self.connection.doorbell.waits
             try:
                 self.connection = self._connect()
                 break
             except PeerDied as another:
                 death = another
-        self.connection.doorbell.waits.update(waits)
         self._engine = self._new_engine()
         self._scheduler.start_over(self._engine)
         self._say(f"the gpu process is back after {time.monotonic() - died_s:.1f} s")

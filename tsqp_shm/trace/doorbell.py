@@ -11,22 +11,22 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tsqp_shm.shm.doorbell import AdaptiveDoorbell, Doorbell, SpinDoorbell, Watch, ZmqDoorbell, _Rings
+from tsqp_shm.shm.doorbell import AdaptiveDoorbell, Doorbell, Rings, SpinDoorbell, Watch, ZmqDoorbell
 from tsqp_shm.shm.transport import Waker
 from tsqp_shm.trace.recorder import NO_RECORD, Recorder
 
 
-class _TracedRings(_Rings):
-    def __init__(self, rings: _Rings, recorder: Recorder) -> None:
+class _TracedRings(Rings):
+    def __init__(self, rings: Rings, recorder: Recorder) -> None:
         vars(self).update(vars(rings))
         self._recorder = recorder
 
-    def read(self, spin_ns: int, yield_ns: int, waits: Counter[str]) -> bytes | None:
-        at_once = waits["ready"]
+    def read(self, spin_ns: int, yield_ns: int) -> bytes | None:
+        at_once = self.waits["ready"]
         begin_ns = time.perf_counter_ns()
-        record = super().read(spin_ns, yield_ns, waits)
+        record = super().read(spin_ns, yield_ns)
         end_ns = time.perf_counter_ns()
-        if waits["ready"] == at_once and spin_ns + yield_ns:
+        if self.waits["ready"] == at_once and spin_ns + yield_ns:
             # The native wait goes over from the one to the other after spin_ns.
             turn_ns = min(begin_ns + spin_ns, end_ns)
             if spin_ns:
@@ -76,11 +76,14 @@ class _TracedDoorbell(Doorbell):
     def __init__(self, bell: Doorbell, recorder: Recorder) -> None:
         self._bell = bell
         self._recorder = recorder
-        self.waits = bell.waits
         if isinstance(bell, (SpinDoorbell, AdaptiveDoorbell)):
             bell._rings = _TracedRings(bell._rings, recorder)
         if isinstance(bell, (AdaptiveDoorbell, ZmqDoorbell)):
             bell.waker = _TracedWaker(bell.waker, recorder)
+
+    @property
+    def waits(self) -> Counter[str]:
+        return self._bell.waits
 
     def poll(self) -> bytes | None:
         return self._bell.poll()

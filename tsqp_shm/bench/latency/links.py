@@ -23,7 +23,7 @@ from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, ChildProcess, PeerWatch
 from tsqp_shm.shm.plan import Plan, SlotShape
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.posix.transport import PosixTransport
-from tsqp_shm.shm.protocol import Opcode, Status, SubmissionRules, pack_completion
+from tsqp_shm.shm.protocol import Opcode, Status, SubmissionRules
 from tsqp_shm.shm.slots import Slots, open_slots, slot_array
 from tsqp_shm.shm.tiling import Tile
 from tsqp_shm.tee.statistics import Statistics
@@ -159,7 +159,7 @@ class PeerLink:
             if work_us:
                 _work(work_us)
             busy_ns = time.perf_counter_ns() - started_ns
-            self._doorbell.send(pack_completion(submission, Status.OK, busy_ns))
+            self._doorbell.complete(submission, Status.OK, busy_ns)
 
 
 def _work(microseconds: int) -> None:
