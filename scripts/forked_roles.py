@@ -28,10 +28,13 @@ from tsqp_shm import cli
 from tsqp_shm.roles.lifeline import Lifeline
 from tsqp_shm.shm import doorbell
 from tsqp_shm.shm.arena import Arena
+from tsqp_shm.shm.posix.folder import sessions_folder
+from tsqp_shm.shm.posix.memory import arena_name
+from tsqp_shm.shm.posix.session import Session
+from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.shm.protocol import Opcode, Record
-from tsqp_shm.shm.session import Session, arena_name, sessions_folder
 
-OWNERS = {"Session": Session, "Arena": Arena, "Lifeline": Lifeline}
+OWNERS = {"Session": Session, "PosixTransport": PosixTransport, "Arena": Arena, "Lifeline": Lifeline}
 # However it goes, it has ended by then.
 DEADLINE_S = 30.0
 

@@ -37,8 +37,8 @@ from tsqp_shm.model.spec import ModelSpec
 
 # Functions, by role, that a process is killed before or after; then the records that it sends.
 STEPS = {
-    "tee": ("Session.begin", "Session.create_arena", "Arena.publish", "Session.invite", "Session.end"),
-    "gpu": ("wait_for_invitation", "Arena.attach", "load_weights", "make_products", "Lifeline.ready"),
+    "tee": ("Session.begin", "Session.create_memory", "Arena.publish", "Session.end"),
+    "gpu": ("PosixTransport.join", "Arena.attach", "load_weights", "make_products", "Lifeline.ready"),
 }
 NEW_TOKENS = 24
 FLAGS = ["--max-new-tokens", str(NEW_TOKENS), "--ignore-eos", "--max-model-len", "64", "--max-batch-tokens", "64", "-q"]

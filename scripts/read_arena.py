@@ -20,6 +20,7 @@ import mmap
 import os
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,10 +34,11 @@ from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.model.weights import Checkpoint, bfloat16_to_float32
 from tsqp_shm.shm import layout
-from tsqp_shm.shm.arena import SHM_FOLDER
+from tsqp_shm.shm.invitation import Invitation
 from tsqp_shm.shm.plan import Plan, Slot
+from tsqp_shm.shm.posix.memory import SHM_FOLDER
+from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record
-from tsqp_shm.shm.session import wait_for_invitation
 
 # Between two looks. A layer takes longer.
 LOOK_S = 20e-6
@@ -172,15 +174,16 @@ def main() -> int:
     try:
         model = arguments.model or demo_model_folder(say)
         spec, tokenizer = ModelSpec.from_folder(model), Tokenizer.from_folder(model)
-        invitation = wait_for_invitation(arguments.session, arguments.timeout, say)
+        with closing(PosixTransport(arguments.session).join(arguments.timeout, say)) as joined:
+            arena, invitation = joined.name, Invitation.parse(joined.invitation)
         network = Network.of(spec)
         plan = Plan.derive(network, invitation.limits)
-        fd = os.open(Path(SHM_FOLDER) / invitation.arena.removeprefix("/"), os.O_RDONLY)
+        fd = os.open(Path(SHM_FOLDER) / arena.removeprefix("/"), os.O_RDONLY)
         if os.fstat(fd).st_size != plan.total_bytes:
             raise TsqpError("the session runs another model; name its folder")
         if invitation.doorbell == "zmq":
             raise TsqpError("a session with --doorbell zmq has no records in its arena to follow")
-        say(f"reading {invitation.arena}, {plan.total_bytes:,} bytes, until the session ends")
+        say(f"reading {arena}, {plan.total_bytes:,} bytes, until the session ends")
         reader = Reader(fd, plan)
         reader.follow()
         table = EmbeddingTable(model, network)

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from tsqp_shm.demo.model import demo_model_folder
-from tsqp_shm.shm.session import arena_name, sessions_folder, sweep_dead_sessions
+from tsqp_shm.shm.posix.folder import sessions_folder, sweep_dead_sessions
+from tsqp_shm.shm.posix.memory import arena_name
 
 DEADLINE_S = 60
 SLOW_DEADLINE_S = 300

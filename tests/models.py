@@ -26,6 +26,8 @@ from tsqp_shm.config import EngineConfig
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.outputs import RequestOutput
+from tsqp_shm.shm.posix.transport import PosixTransport
+from tsqp_shm.shm.transport import Hold
 from tsqp_shm.tee.runtime import Runtime
 
 # Progress bars, and remarks on rotary factors that are chosen to be odd.
@@ -158,7 +160,8 @@ _GPU_SERVER = """
 import json, os, signal, sys, traceback
 from pathlib import Path
 from tsqp_shm.config import EngineConfig
-from tsqp_shm.gpu.worker import serve
+from tsqp_shm.gpu.worker import serve, use_threads
+from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.shm.protocol import SubmissionRules
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -175,8 +178,9 @@ for line in sys.stdin:
         if dies_at:
             SubmissionRules.accept = accept_or_die
         try:
-            model, session = Path(arguments.pop("model")), arguments.pop("session")
-            serve(model, session, EngineConfig(timeout_s=30, **arguments), len, int)
+            model, transport = Path(arguments.pop("model")), PosixTransport(arguments.pop("session"))
+            use_threads(arguments.pop("gpu_threads"))
+            serve(model, transport, EngineConfig(timeout_s=30, **arguments), len, int)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -206,19 +210,20 @@ class FastStart:
         settings = EngineConfig(session=next(self._names), timeout_s=30.0, **config)
         with Checkpoint.open(model) as checkpoint:
             start_gpu = functools.partial(self.start_gpu, model)
-            runtime = Runtime.open(ModelSpec.from_folder(model), checkpoint, settings, start_gpu)
+            transport = PosixTransport(settings.session)
+            runtime = Runtime.open(ModelSpec.from_folder(model), checkpoint, settings, transport, start_gpu)
         with contextlib.closing(runtime):
             yield runtime
 
     def start_gpu(
-        self, model: Path, session: str, *, gpu_threads: int = 1, pinning: str = "auto", dies_at: int = 0
+        self, model: Path, session: Hold, *, gpu_threads: int = 1, pinning: str = "auto", dies_at: int = 0
     ) -> None:
         """A GPU process that is nobody's child: an LLM sees its death by its heartbeat alone.
 
         Args:
             dies_at: the number of the submission at which it kills itself; 0: none.
         """
-        order = {"model": str(model), "session": session, "gpu_threads": gpu_threads, "dies_at": dies_at}
+        order = {"model": str(model), "session": session.name, "gpu_threads": gpu_threads, "dies_at": dies_at}
         order |= {"device": self._device, "pinning": pinning}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order).encode() + b"\n")

@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import posix_ipc
 import pytest
+from arenas import attach_arena, new_arena
 
 from tsqp_shm import _native
 from tsqp_shm.errors import ArenaError, ArenaMismatch, ArenaNotReady, ArenaTooSmall
 from tsqp_shm.shm import layout
-from tsqp_shm.shm.arena import Arena, unlink_arena
 from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.posix.memory import unlink_arena
 
 PLAN = Plan.of_slots([("a", "float32", 10, 300), ("b", "bfloat16", 7, 5)])
 EPOCH = 0x1234_5678_9ABC_DEF1
@@ -27,7 +28,7 @@ def name():
 
 @pytest.fixture
 def arena(name):
-    with Arena.create(name, PLAN, EPOCH) as arena:
+    with new_arena(PLAN, name, EPOCH) as arena:
         yield arena
 
 
@@ -43,14 +44,14 @@ def file_of(name: str) -> Path:
 
 def test_attach_reports_not_ready_until_created(name):
     with pytest.raises(ArenaNotReady, match="does not exist"):
-        Arena.attach(name, PLAN)
+        attach_arena(name, PLAN)
 
 
 def test_attach_reports_not_ready_while_it_has_no_size(name):
     memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
     try:
         with pytest.raises(ArenaNotReady, match="still being made"):
-            Arena.attach(name, PLAN)
+            attach_arena(name, PLAN)
     finally:
         memory.close_fd()
         memory.unlink()
@@ -58,15 +59,15 @@ def test_attach_reports_not_ready_while_it_has_no_size(name):
 
 def test_attach_reports_not_ready_until_published(arena):
     with pytest.raises(ArenaNotReady, match="not published"):
-        Arena.attach(arena.name, PLAN)
+        attach_arena(arena.name, PLAN)
     arena.publish()
-    with Arena.attach(arena.name, PLAN) as attached:
+    with attach_arena(arena.name, PLAN) as attached:
         assert attached.epoch == EPOCH
 
 
 def test_another_process_attaches_what_was_published(published, forked):
     def attach():
-        with Arena.attach(published.name, PLAN) as attached:
+        with attach_arena(published.name, PLAN) as attached:
             assert attached.epoch == EPOCH
 
     forked(attach).join()
@@ -81,7 +82,7 @@ def test_one_process_sees_in_a_slot_what_the_other_wrote(published, forked, orde
         return np.frombuffer(arena.buffer, np.uint16, values.size, slot.offset_bytes)
 
     def attached(act):
-        with Arena.attach(published.name, PLAN) as arena:
+        with attach_arena(published.name, PLAN) as arena:
             act(slot_of(arena))
 
     if order == "creator writes":
@@ -106,7 +107,7 @@ def test_attach_names_the_header_field_that_differs(published, field, offset_byt
     word = _native.load_word(published.buffer, offset_bytes)
     _native.store_word(published.buffer, offset_bytes, word ^ 0x100)
     with pytest.raises(ArenaMismatch) as caught:
-        Arena.attach(published.name, PLAN)
+        attach_arena(published.name, PLAN)
     assert caught.value.field == field
     assert caught.value.expected != caught.value.found
 
@@ -114,7 +115,7 @@ def test_attach_names_the_header_field_that_differs(published, field, offset_byt
 def test_attach_refuses_another_size(published):
     larger = Plan.of_slots([("a", "float32", 100, 300)])
     with pytest.raises(ArenaMismatch) as caught:
-        Arena.attach(published.name, larger)
+        attach_arena(published.name, larger)
     assert caught.value.field == "size in bytes"
     assert (caught.value.expected, caught.value.found) == (larger.total_bytes, PLAN.total_bytes)
 
@@ -123,14 +124,14 @@ def test_attach_refuses_another_plan_of_the_same_size(published):
     other = Plan.of_slots([("other", "float32", 10, 300), ("b", "bfloat16", 7, 5)])
     assert other.total_bytes == PLAN.total_bytes
     with pytest.raises(ArenaMismatch, match="plan digest"):
-        Arena.attach(published.name, other)
+        attach_arena(published.name, other)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])
 def test_attach_refuses_an_arena_that_others_may_open(published, mode):
     file_of(published.name).chmod(mode)
     with pytest.raises(ArenaMismatch) as caught:
-        Arena.attach(published.name, PLAN)
+        attach_arena(published.name, PLAN)
     assert (caught.value.field, caught.value.found) == ("mode", oct(mode))
 
 
@@ -138,7 +139,7 @@ def test_attach_refuses_the_arena_of_another_user(published, monkeypatch):
     me = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: me + 1)
     with pytest.raises(ArenaMismatch) as caught:
-        Arena.attach(published.name, PLAN)
+        attach_arena(published.name, PLAN)
     assert (caught.value.expected, caught.value.found) == (me + 1, me)
 
 
@@ -156,19 +157,19 @@ def test_a_page_that_cannot_be_locked_has_a_reason(arena):
 
 def test_create_refuses_a_name_that_exists(arena):
     with pytest.raises(ArenaError, match="exists already"):
-        Arena.create(arena.name, PLAN, EPOCH)
+        new_arena(PLAN, arena.name, EPOCH)
     assert file_of(arena.name).exists()
 
 
 def test_create_refuses_a_name_that_is_none():
     with pytest.raises(ArenaError, match="cannot be created"):
-        Arena.create("/tsqp-shm-test/slash", PLAN, EPOCH)
+        new_arena(PLAN, "/tsqp-shm-test/slash", EPOCH)
 
 
 def test_create_says_how_much_is_needed_and_how_much_is_free(name, monkeypatch):
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=3, f_frsize=4096))
     with pytest.raises(ArenaTooSmall) as caught:
-        Arena.create(name, PLAN, EPOCH)
+        new_arena(PLAN, name, EPOCH)
     assert (caught.value.needed_bytes, caught.value.free_bytes) == (PLAN.total_bytes, 12288)
     assert f"{PLAN.total_bytes:,}" in str(caught.value)
     assert "12,288" in str(caught.value)
@@ -192,21 +193,21 @@ def test_create_leaves_nothing_behind_when_it_is_cut_short(name, monkeypatch, ca
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     with pytest.raises(raised):
-        Arena.create(name, PLAN, EPOCH)
+        new_arena(PLAN, name, EPOCH)
     assert not file_of(name).exists()
 
 
 def test_only_the_creator_unlinks(published):
-    Arena.attach(published.name, PLAN).close()
+    attach_arena(published.name, PLAN).close()
     assert file_of(published.name).exists()
     published.close()
     assert not file_of(published.name).exists()
 
 
 def test_closing_twice_does_nothing(name):
-    arena = Arena.create(name, PLAN, EPOCH)
+    arena = new_arena(PLAN, name, EPOCH)
     arena.close()
-    with Arena.create(name, PLAN, EPOCH):
+    with new_arena(PLAN, name, EPOCH):
         arena.close()
         assert file_of(name).exists()
 
@@ -227,7 +228,7 @@ def test_a_view_outlives_the_arena(arena):
 
 
 def test_an_arena_that_is_dropped_unclosed_is_warned_about(published):
-    attached = Arena.attach(published.name, PLAN)
+    attached = attach_arena(published.name, PLAN)
     with pytest.warns(ResourceWarning, match="was not closed"):
         del attached
 

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from arenas import attach_arena, new_arena
 
 from tsqp_shm import _native
 from tsqp_shm.errors import ProtocolError
@@ -32,7 +33,7 @@ def truncate(name: str, size_bytes: int = 0) -> None:
 
 def test_a_truncated_arena_is_an_error_at_its_next_use_and_ever_after(name, forked):
     def use():
-        with Arena.create(name, PLAN, 1) as arena, open_slots(arena) as slots:
+        with new_arena(PLAN, name) as arena, open_slots(arena) as slots:
             out = np.ones((2, ELEMENTS), np.float32)
             truncate(name)
             with pytest.raises(ProtocolError, match="cut the object short") as caught:
@@ -56,7 +57,7 @@ def test_a_truncated_arena_is_an_error_at_its_next_use_and_ever_after(name, fork
 
 def test_what_a_ring_makes_of_the_zeros_is_not_what_is_reported(name, forked):
     def use():
-        with Arena.create(name, PLAN, 1) as arena:
+        with new_arena(PLAN, name) as arena:
             writer = _native.RingWriter(arena.buffer, "completion")
             reader = _native.RingReader(arena.buffer, "completion")
             writer.write(bytes(64))
@@ -76,7 +77,7 @@ def test_threads_of_native_code_survive_too(name, forked):
 
     def use():
         _native.set_num_threads(2)
-        with Arena.create(name, PLAN, 1) as arena, open_slots(arena) as slots:
+        with new_arena(PLAN, name) as arena, open_slots(arena) as slots:
             heartbeat = _native.Heartbeat(arena.buffer, "tee", 1)
             out = np.empty((ROWS, ELEMENTS), np.float32)
             _native.load_rows(slots.table, 0, 0, ROWS, out)
@@ -101,7 +102,7 @@ def test_the_products_of_the_gpu_process_survive_it_and_its_next_look_at_the_are
 
     def use():
         _products.set_num_threads(2)
-        with Arena.create(name, plan, 1) as arena, open_slots(arena) as slots:
+        with new_arena(plan, name) as arena, open_slots(arena) as slots:
             sizes = dict.fromkeys(("num_layers", "num_heads", "num_kv_heads"), 1)
             sizes |= dict.fromkeys(("hidden", "intermediate", "head_dim"), width)
             sizes |= {"vocabulary": ELEMENTS, "max_tokens": ROWS}
@@ -119,7 +120,7 @@ def test_the_products_of_the_gpu_process_survive_it_and_its_next_look_at_the_are
 
 def test_a_part_that_was_cut_off_is_noticed_when_it_is_used(name, forked):
     def use():
-        with Arena.create(name, PLAN, 1) as arena, open_slots(arena) as slots:
+        with new_arena(PLAN, name) as arena, open_slots(arena) as slots:
             truncate(name, layout.SLOTS_OFFSET_BYTES)
             _native.load_word(arena.buffer, 0)
             with pytest.raises(ProtocolError, match="arena"):
@@ -131,7 +132,7 @@ def test_a_part_that_was_cut_off_is_noticed_when_it_is_used(name, forked):
 def test_the_next_arena_is_whole_again(name, forked):
     def use():
         for attempt in range(70):
-            with Arena.create(name, PLAN, 1) as arena:
+            with new_arena(PLAN, name) as arena:
                 _native.load_word(arena.buffer, 0)
                 if attempt % 2:
                     truncate(name)
@@ -151,19 +152,21 @@ def test_whoever_attaches_to_an_arena_that_shrinks_gets_an_error(name, forked, m
 
         monkeypatch.setitem(Arena.attach.__func__.__globals__, "_read_header", shrink_first)
         with pytest.raises(ProtocolError, match="arena"):
-            Arena.attach(name, PLAN)
+            attach_arena(name, PLAN)
 
-    with Arena.create(name, PLAN, 1) as arena:
+    with new_arena(PLAN, name) as arena:
         arena.publish()
         forked(attach).join()
 
 
 FAULT_ELSEWHERE = """
 import mmap, os, sys
-from tsqp_shm.shm.arena import Arena, unlink_arena
+from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.posix.memory import PosixMemory, unlink_arena
 name, path = sys.argv[1:]
-with Arena.create(name, Plan.of_slots([("a", "float32", 1, 1)]), 1):
+plan = Plan.of_slots([("a", "float32", 1, 1)])
+with Arena.create(PosixMemory.create(name, plan.total_bytes), plan, 1):
     unlink_arena(name)
     with open(path, "w+b") as file:
         file.truncate(4096)

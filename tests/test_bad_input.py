@@ -26,7 +26,7 @@ from tsqp_shm.errors import (
     SessionBusy,
     UnsupportedModel,
 )
-from tsqp_shm.shm.session import Session
+from tsqp_shm.shm.posix.session import Session
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from arenas import arena_of
 from models import RandomModel, model_folder, random_token_ids, relative_distance, transformers_logits
 
 from tsqp_shm import _native
@@ -29,7 +30,7 @@ from tsqp_shm.errors import ConfigError, ContenderFailed
 from tsqp_shm.llm import LLM
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
-from tsqp_shm.shm.session import Session
+from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.slots import open_slots
 from tsqp_shm.tee.sampler import SamplingParams
 
@@ -401,7 +402,7 @@ def test_a_kernel_and_torch_give_the_same_to_the_eye(shape):
     spec = ModelSpec.from_config({**config, "num_attention_heads": 4, "num_key_value_heads": 2})
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(Session.begin("bench-same"))
-        arena = stack.enter_context(session.create_arena(kernel_plan(spec, 24), 1))
+        arena = stack.enter_context(arena_of(session, kernel_plan(spec, 24)))
         slots = stack.enter_context(open_slots(arena))
         results = {"softmax": "scores", "add_rms_norm": "x", "rope": "qk", "silu_mul": "act"}
         for name, slot in results.items():

@@ -15,7 +15,7 @@ import pytest
 
 from tsqp_shm.bench._round_trips import RoundTrips
 from tsqp_shm.bench.latency.waits import SCENES, TRIPS
-from tsqp_shm.shm.session import sessions_folder
+from tsqp_shm.shm.posix.folder import sessions_folder
 
 LATENCY = [sys.executable, "-m", "tsqp_shm", "bench", "latency"]
 WAITS = [sys.executable, "-m", "tsqp_shm", "bench", "waits"]

@@ -19,7 +19,9 @@ from models import FastStart, RandomModel, fast_start, model_folder, random_toke
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.errors import TsqpError
-from tsqp_shm.shm.session import arena_name, sessions_folder
+from tsqp_shm.shm.posix.folder import sessions_folder
+from tsqp_shm.shm.posix.memory import arena_name
+from tsqp_shm.shm.transport import Hold
 from tsqp_shm.tee.updates import Update
 
 PARAMS = SamplingParams(max_tokens=24, ignore_eos=True)
@@ -165,7 +167,7 @@ def test_a_report_that_raises_is_its_owner_s_affair(fast, model, alone):
         if "restart" in line:
             raise ZeroDivisionError(line)
 
-    def start_gpu(session: str) -> None:
+    def start_gpu(session: Hold) -> None:
         fast.start_gpu(model, session, dies_at=dies_at.pop() if dies_at else 0)
 
     config = {"dtype": "float32", "max_model_len": 128, "restart_gpu": 1}

@@ -6,15 +6,15 @@ What needs a CUDA device is marked `gpu`; the rest holds the same code against a
 from __future__ import annotations
 
 import itertools
-import os
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from arenas import new_arena
 from commands import assert_one_line, run
 from late_device import LateDevice
+from local_session import LocalGpus, with_device
 from models import (
     RandomModel,
     fast_start,
@@ -29,14 +29,12 @@ from pretended_cuda import PretendedCuda
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.bench.latency.copies import compare_copies, measured_copies
-from tsqp_shm.config import DOORBELLS, EngineConfig
-from tsqp_shm.errors import ConfigError, DeviceError, PeerDied, PeerTimeout
-from tsqp_shm.gpu import worker
+from tsqp_shm.config import DOORBELLS
+from tsqp_shm.errors import ConfigError, DeviceError
 from tsqp_shm.gpu.device import Device, require_memory
 from tsqp_shm.gpu.pinning import CudaDriver, choose_pinning
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.session import Session
 
 PROMPTS = [list(random_token_ids(length, seed=length)) for length in (1, 40, 7, 100)]
 MAX_TOKENS = 12
@@ -44,7 +42,6 @@ GREEDY = SamplingParams(max_tokens=MAX_TOKENS)
 # Many operations in flight: blocks of one tile, tiles of few rows.
 SMALL = {"tile_rows": 8, "block_rows": 8, "max_model_len": 160, "dtype": "float32"}
 WAYS = ("registered", "staged", "pageable")
-SESSION_NAMES = (f"device{os.getpid()}-{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")
@@ -57,88 +54,72 @@ def expected(model: Path) -> list[list[int]]:
     return [greedy_of_transformers(model, [prompt], MAX_TOKENS)[0] for prompt in PROMPTS]
 
 
-class Role:
-    """The GPU role in a thread of this process, on a device that the test makes."""
+class Made:
+    """GPU roles on threads of this process, which compute on a device that the test makes."""
 
-    def __init__(self, model: Path, make_device: Callable[[Arena], Device], monkeypatch: pytest.MonkeyPatch) -> None:
-        self._model = model
-        self.device: Device | None = None
-        self.error: Exception | None = None
-        self._thread: threading.Thread | None = None
+    def __init__(self, model: Path, make: Callable[[Arena], Device], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gpus = LocalGpus(model)
+        self.devices: list[Device] = []
 
-        def open_device(name: str, pinning: str, arena: Arena) -> Device:
-            self.device = make_device(arena)
-            return self.device
+        def remember(arena: Arena) -> Device:
+            self.devices.append(make(arena))
+            return self.devices[-1]
 
-        monkeypatch.setattr(worker, "open_device", open_device)
+        with_device(remember, monkeypatch)
 
-    def start(self, session: str) -> None:
-        self._thread = threading.Thread(target=self._run, args=(session,))
-        self._thread.start()
-
-    def _run(self, session: str) -> None:
-        try:
-            worker.serve(self._model, session, EngineConfig(device="cpu", gpu_threads=1, timeout_s=20), len, int)
-        except Exception as error:
-            self.error = error
+    def llm(self, **config: object) -> LLM:
+        return self.gpus.llm(**SMALL, **config)
 
     def join(self) -> None:
-        if self._thread is not None:
-            self._thread.join(30)
-            assert not self._thread.is_alive()
+        """Waits for the thread's end; it must not be by an error."""
+        (thread,) = self.gpus.threads
+        thread.stop()
+        assert str(thread.death()) == "the gpu process died (its thread ended)"
 
 
 @pytest.fixture
-def role(model, monkeypatch) -> Iterator[Callable[..., Role]]:
-    roles = []
+def made(model, monkeypatch) -> Iterator[Callable[..., Made]]:
+    every = []
 
-    def make(make_device: Callable[[Arena], Device]) -> Role:
-        roles.append(Role(model, make_device, monkeypatch))
-        return roles[-1]
+    def make(make_device: Callable[[Arena], Device]) -> Made:
+        every.append(Made(model, make_device, monkeypatch))
+        return every[-1]
 
     yield make
-    for made in roles:
-        made.join()
+    assert not [thread for one in every for thread in one.gpus.threads if thread.is_alive]
 
 
 @pytest.mark.parametrize("doorbell", DOORBELLS)
 @pytest.mark.parametrize("looks", [0, 1, 50])
-def test_results_that_arrive_late_are_the_same(role, model, expected, doorbell, looks):
-    late = role(lambda arena: LateDevice(arena, looks))
-    with LLM(model, start_gpu=late.start, session=next(SESSION_NAMES), doorbell=doorbell, **SMALL) as llm:
+def test_results_that_arrive_late_are_the_same(made, expected, doorbell, looks):
+    late = made(lambda arena: LateDevice(arena, looks))
+    with late.llm(doorbell=doorbell) as llm:
         found = token_ids(llm.generate(PROMPTS, GREEDY))
     late.join()
-    assert late.error is None
     assert found == expected
     if looks == 50:
         # The next operation began while the results of others were on their way.
-        assert late.device.most_running > 2
+        assert late.devices[0].most_running > 2
 
 
-def test_a_device_that_is_lost_ends_both_sides_with_a_line(role, model):
+def test_a_device_that_is_lost_ends_both_sides_with_a_line(made):
     lost = torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later")
-    late = role(lambda arena: LateDevice(arena, failure=(9, lost)))
-    with (
-        LLM(model, start_gpu=late.start, session=next(SESSION_NAMES), **SMALL) as llm,
-        pytest.raises(PeerDied),
-    ):
+    late = made(lambda arena: LateDevice(arena, failure=(9, lost)))
+    with late.llm() as llm, pytest.raises(DeviceError) as caught:
         llm.generate(PROMPTS, GREEDY)
-    late.join()
-    assert isinstance(late.error, DeviceError)
-    assert str(late.error) == "device cpu: CUDA error: unspecified launch failure"
+    assert str(caught.value) == "device cpu: CUDA error: unspecified launch failure"
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_cuda_devices_own_code_gives_the_same_on_a_pretended_device(role, model, expected, monkeypatch, way):
+def test_the_cuda_devices_own_code_gives_the_same_on_a_pretended_device(made, expected, monkeypatch, way):
     cuda = PretendedCuda()
     cuda.put_in_place(monkeypatch)
-    pretended = role(lambda arena: cuda.open(arena, way))
-    with LLM(model, start_gpu=pretended.start, session=next(SESSION_NAMES), **SMALL) as llm:
+    pretended = made(lambda arena: cuda.open(arena, way))
+    with pretended.llm() as llm:
         assert llm.bring_up()["transfer"] == way
         assert cuda.registered == (way == "registered")
         found = token_ids(llm.generate(PROMPTS, GREEDY))
     pretended.join()
-    assert pretended.error is None
     assert found == expected
     # Before the arena is unmapped, which has happened.
     assert not cuda.registered
@@ -148,7 +129,7 @@ def test_copies_and_arithmetic_wait_for_each_other(monkeypatch):
     plan = Plan.of_slots([("given", "bfloat16", 4, 16), ("result", "bfloat16", 4, 16)])
     cuda = PretendedCuda()
     cuda.put_in_place(monkeypatch)
-    with Session.begin(next(SESSION_NAMES)) as session, session.create_arena(plan, 1) as arena:
+    with new_arena(plan) as arena:
         device = cuda.open(arena, "auto")
         device.reserve(0, 0)
         given, result = plan.slots
@@ -166,16 +147,12 @@ def test_copies_and_arithmetic_wait_for_each_other(monkeypatch):
         device.close()
 
 
-def test_memory_is_asked_for_before_anything_is_loaded(role, model, monkeypatch):
+def test_memory_is_asked_for_before_anything_is_loaded(made, monkeypatch):
     cuda = PretendedCuda(free_bytes=1000)
     cuda.put_in_place(monkeypatch)
-    pretended = role(lambda arena: cuda.open(arena, "auto"))
-    # It has no child to look at, and too little time to see its heartbeat.
-    with pytest.raises((PeerDied, PeerTimeout)):
-        LLM(model, start_gpu=pretended.start, session=next(SESSION_NAMES), timeout_s=2, **SMALL)
-    pretended.join()
-    assert isinstance(pretended.error, DeviceError)
-    assert "1,000 are free" in str(pretended.error)
+    pretended = made(lambda arena: cuda.open(arena, "auto"))
+    with pytest.raises(DeviceError, match="1,000 are free"):
+        pretended.llm()
     assert not cuda.registered
 
 
@@ -252,7 +229,7 @@ def test_too_little_memory_is_said_with_the_figures(needed, remedy):
 
 def test_copies_are_compared_with_the_bus():
     plan = Plan.of_slots([("copied", "bfloat16", 1, 1 << 16)])
-    with Session.begin(next(SESSION_NAMES)) as session, session.create_arena(plan, 1) as arena:
+    with new_arena(plan) as arena:
         devices = {"staged": LateDevice(arena, looks=2000), "bus": LateDevice(arena, looks=0)}
         rows = compare_copies(devices, plan.slots[0], runs=3)
         for device in devices.values():

@@ -22,7 +22,7 @@ from tsqp_shm.doctor.processor import examine_processor
 from tsqp_shm.doctor.sessions import examine_sessions
 from tsqp_shm.doctor.transport import TRIPS, examine_transport, run_trial
 from tsqp_shm.errors import ConfigError
-from tsqp_shm.shm.session import Session
+from tsqp_shm.shm.posix.session import Session
 
 COMMAND = [sys.executable, "-m", "tsqp_shm"]
 CONFIG = EngineConfig()
@@ -77,13 +77,13 @@ def test_an_endpoint_in_use_is_bad_before_anyone_tries_to_work_with_it():
         import zmq
 
         with zmq.Context() as context, context.socket(zmq.PAIR) as taken:
-            taken.bind(session.default_endpoint)
-            config = EngineConfig(endpoint=session.default_endpoint)
+            taken.bind(session.endpoint)
+            config = EngineConfig(endpoint=session.endpoint)
             (finding,) = examine_transport(config)
             assert finding.verdict == BAD
             assert "no live session uses" in finding.found
             with pytest.raises(ConfigError):
-                run_trial("adaptive", session.default_endpoint, CONFIG)
+                run_trial("adaptive", session.endpoint, CONFIG)
 
 
 def test_limits_that_libzmq_would_abort_at_are_a_finding(forked):

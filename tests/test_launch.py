@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 from models import RandomModel, with_tokenizer
 
-from tsqp_shm.shm.session import sessions_folder
+from tsqp_shm.errors import ArenaNotReady
+from tsqp_shm.shm.observer import Observer
+from tsqp_shm.shm.posix.folder import sessions_folder
+from tsqp_shm.shm.posix.transport import PosixTransport
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -67,6 +70,14 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < end, f"waited in vain for {what}"
         time.sleep(0.02)
+
+
+def is_published(session: str) -> bool:
+    try:
+        Observer(session, PosixTransport(session)).close()
+    except ArenaNotReady:
+        return False
+    return True
 
 
 class Running:
@@ -258,7 +269,7 @@ def test_the_roles_meet_in_either_order_in_two_terminals(model, first):
     for role in (first, *(role for role in commands if role != first)):
         started[role] = subprocess.Popen(commands[role], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         if role == first == "tee":
-            wait_until((sessions_folder() / "meet-tee" / "session.json").exists, "the invitation")
+            wait_until(lambda: is_published("meet-tee"), "the invitation")
         elif role == first:
             wait_until(lambda: "libtorch" in Path(f"/proc/{started['gpu'].pid}/maps").read_text(), "torch")
     said = {role: (*process.communicate(), process.returncode) for role, process in started.items()}

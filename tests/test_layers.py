@@ -48,6 +48,11 @@ ALLOWED = {
 ALLOWED_AT_ONCE = {"cli": VALUES | PROCESSES, "__init__": {"_version"}, "__main__": {"cli"}}
 
 
+# The places that choose what joins the two sides; everything else is handed it.
+TRANSPORTS = ("tsqp_shm.shm.posix", "tsqp_shm.shm.local")
+CHOOSES_A_TRANSPORT = {"llm", "bench", "top", "sessions", "doctor", "cli", "roles/launch.py"}
+
+
 class Import(NamedTuple):
     module: str
     lazily: bool
@@ -111,6 +116,20 @@ def test_reaches_the_roles_only_when_a_command_runs(unit):
     modules = [path for path in MODULES if unit_of(path) == unit]
     at_once = {name for path in modules for name, lazily in ours(path) if not lazily}
     assert at_once - {unit} <= ALLOWED_AT_ONCE[unit]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_id)
+def test_names_no_transport(path):
+    named = [item.module for item in imports_of(path) if item.module.startswith(TRANSPORTS)]
+    own = ".".join(("tsqp_shm", *path.relative_to(PACKAGE).with_suffix("").parts))
+    is_one = own.startswith(TRANSPORTS)
+    assert not named or is_one or {unit_of(path), module_id(path)} & CHOOSES_A_TRANSPORT
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_id)
+def test_what_a_transport_is_made_of_is_used_there_alone(path):
+    foreign = {item.module.split(".")[0] for item in imports_of(path)} & {"posix_ipc", "zmq"}
+    assert not foreign or path.parent.name == "posix" or unit_of(path) in {"bench", "doctor"}
 
 
 def test_the_table_goes_down():

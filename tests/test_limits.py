@@ -15,14 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from arenas import attach_arena, new_arena
 from commands import assert_one_line
 from models import RandomModel, with_tokenizer
 
 from tsqp_shm.errors import ArenaError, ConfigError, LimitError
 from tsqp_shm.roles.resources import num_open_descriptors, require_descriptors, require_threads
-from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.session import arena_name, sessions_folder
+from tsqp_shm.shm.posix.folder import sessions_folder
+from tsqp_shm.shm.posix.memory import arena_name
 
 PLAN = Plan.of_slots([("x", "float32", 100, 300)])
 NOBODY = 65534
@@ -227,7 +228,7 @@ def test_a_refused_memory_lock_is_reported_with_the_limit_and_the_arena_works(as
     def run():
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
         become_nobody()
-        with Arena.create(shared_name, PLAN, 1) as arena:
+        with new_arena(PLAN, shared_name) as arena:
             assert not arena.residency.locked
             assert "the limit is 64 KiB" in arena.residency.locked_reason
             assert "ulimit -l" in arena.residency.locked_reason
@@ -240,9 +241,9 @@ def test_the_arena_of_another_user_cannot_be_attached(as_root, forked, shared_na
     def run():
         become_nobody()
         with pytest.raises(ArenaError, match=f"cannot be opened: user {NOBODY} may not"):
-            Arena.attach(shared_name, PLAN)
+            attach_arena(shared_name, PLAN)
 
-    with Arena.create(shared_name, PLAN, 1) as arena:
+    with new_arena(PLAN, shared_name) as arena:
         arena.publish()
         forked(run).join()
 
@@ -251,7 +252,7 @@ def test_a_limit_on_file_sizes_is_named(forked, shared_name):
     def run():
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         with pytest.raises(ArenaError, match="ulimit -f"):
-            Arena.create(shared_name, PLAN, 1)
+            new_arena(PLAN, shared_name)
         assert not Path(f"/dev/shm{shared_name}").exists()
 
     forked(run).join()

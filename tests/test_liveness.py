@@ -2,15 +2,14 @@
 
 import itertools
 import os
-import secrets
 from types import SimpleNamespace
 
 import pytest
+from arenas import new_arena
 
 from tsqp_shm import _native
 from tsqp_shm.errors import ModelFileError, PeerDied
 from tsqp_shm.shm import liveness
-from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.liveness import HEARTBEAT_OFFSETS, LOOK_INTERVAL_S, SILENCE_S, PeerWatch
 from tsqp_shm.shm.plan import Plan
 
@@ -22,7 +21,7 @@ BEAT_S = liveness.HEARTBEAT_INTERVAL_MS / 1000
 @pytest.fixture
 def arena():
     plan = Plan.of_slots([("x", "float32", 1, 1)])
-    with Arena.create(f"/tsqp-shm-test-{secrets.token_hex(4)}", plan, 1) as arena:
+    with new_arena(plan) as arena:
         yield arena
 
 

@@ -14,7 +14,8 @@ from models import FastStart, RandomModel, fast_start, model_folder, random_toke
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.errors import PeerDied
-from tsqp_shm.shm.session import sessions_folder
+from tsqp_shm.shm.posix.folder import sessions_folder
+from tsqp_shm.shm.transport import Hold
 
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
 SEEDED = SamplingParams(max_tokens=12, ignore_eos=True, temperature=1.0, top_k=20, seed=5)
@@ -50,7 +51,7 @@ def starts(fast: FastStart, model: Path, *deaths: int):
     """What starts GPU processes: each kills itself at the submission of that number, the last ones at none."""
     left = list(deaths)
 
-    def start(session: str) -> None:
+    def start(session: Hold) -> None:
         fast.start_gpu(model, session, dies_at=left.pop(0) if left else 0)
 
     return start

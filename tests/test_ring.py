@@ -1,15 +1,14 @@
 """The rings in the arena: order, bounds, and who is woken how often."""
 
 import os
-import secrets
 import signal
 
 import pytest
+from arenas import new_arena
 
 from tsqp_shm import _native
 from tsqp_shm.errors import ProtocolError
 from tsqp_shm.shm import layout
-from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan
 
 RINGS = ("submission", "completion")
@@ -22,7 +21,7 @@ SECOND_NS = 1_000_000_000
 @pytest.fixture
 def arena():
     plan = Plan.of_slots([("x", "float32", 1, 1)])
-    with Arena.create(f"/tsqp-shm-test-{secrets.token_hex(4)}", plan, 1) as arena:
+    with new_arena(plan) as arena:
         yield arena
 
 

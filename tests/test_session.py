@@ -1,34 +1,21 @@
 """Sessions: a name belongs to one live process, and nothing of a dead one stays."""
 
-import fcntl
-import json
 import os
 import secrets
 import signal
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from arenas import arena_of, new_arena
 
-from tsqp_shm.config import Limits
-from tsqp_shm.errors import ArenaError, ArenaNotReady, ConfigError, SessionBusy, SessionFolderError, TsqpError
-from tsqp_shm.shm import session as session_module
-from tsqp_shm.shm.arena import Arena
+from tsqp_shm.errors import ArenaError, ConfigError, SessionBusy, SessionFolderError
 from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.session import (
-    SESSION_FILE,
-    Invitation,
-    Session,
-    arena_name,
-    sessions_folder,
-    sweep_dead_sessions,
-    wait_for_invitation,
-)
+from tsqp_shm.shm.posix.folder import list_sessions, sessions_folder, sweep_dead_sessions
+from tsqp_shm.shm.posix.memory import arena_name
+from tsqp_shm.shm.posix.session import Session
+from tsqp_shm.shm.posix.transport import PosixTransport
 
 PLAN = Plan.of_slots([("x", "float32", 1, 1)])
-LIMITS = Limits(
-    dtype="bfloat16", max_model_len=100, max_num_seqs=3, max_batch_tokens=70, tile_rows=16, tiles_in_flight=2
-)
 BAD_NAMES = [".hidden", "..", "a/b", "/a", "a b", "-x", "_x", "é", "a\n", "a\0b", "x" * 41]
 
 
@@ -37,37 +24,18 @@ def name():
     return f"t-{secrets.token_hex(4)}"
 
 
-def invitation(name: str, **fields) -> Invitation:
-    values = {
-        "arena": arena_name(name),
-        "endpoint": "ipc:///tmp/bell",
-        "doorbell": "adaptive",
-        "spin_us": 20,
-        "yield_us": 2000,
-        "limits": LIMITS,
-        "geometry": {"num_layers": 2, "windows": [None, 32]},
-        "tee_pid": os.getpid(),
-    }
-    return Invitation(**{**values, **fields})
-
-
 def arena_file(name: str) -> Path:
     return Path("/dev/shm" + arena_name(name))
 
 
-def ignore(line: str) -> None:
-    pass
-
-
 @pytest.fixture
 def live_elsewhere(held_elsewhere):
-    """Begins a session, arena and invitation included, in a child that lives until it is killed."""
+    """Begins a session with an arena in a child that lives until it is killed."""
 
     def begin(name):
         session = Session.begin(name)
-        arena = Arena.create(session.arena_name, PLAN, 1)
+        arena = arena_of(session, PLAN)
         arena.publish()
-        session.invite(invitation(name))
         return session, arena
 
     return lambda name: held_elsewhere(lambda: begin(name))
@@ -75,14 +43,13 @@ def live_elsewhere(held_elsewhere):
 
 def test_a_session_that_ends_leaves_nothing(name):
     with Session.begin(name) as session:
-        session.invite(invitation(name))
         assert session.folder.stat().st_mode & 0o777 == 0o700
     assert not session.folder.exists()
 
 
 def test_an_arena_that_nobody_closed_ends_with_its_session(name):
     with Session.begin(name) as session:
-        arena = session.create_arena(PLAN, 1)
+        arena = arena_of(session, PLAN)
         file = Path("/dev/shm") / session.arena_name.removeprefix("/")
         assert file.exists()
     assert not file.exists()
@@ -90,9 +57,9 @@ def test_an_arena_that_nobody_closed_ends_with_its_session(name):
 
 
 def test_an_arena_of_somebody_else_outlives_a_session_of_the_same_name(name):
-    with Arena.create(arena_name(name), PLAN, 1), Session.begin(name) as session:
+    with new_arena(PLAN, arena_name(name)), Session.begin(name) as session:
         with pytest.raises(ArenaError, match="not by this session"):
-            session.create_arena(PLAN, 2)
+            arena_of(session, PLAN)
         session.end()
         assert (Path("/dev/shm") / session.arena_name.removeprefix("/")).exists()
 
@@ -152,7 +119,6 @@ def test_a_killed_session_is_swept_when_the_next_begins(name, live_elsewhere, wh
     assert arena_file(name).exists()
     with Session.begin(name if which == "the same name" else None) as session:
         assert not arena_file(name).exists()
-        assert not (session.folder / SESSION_FILE).exists()
         assert (session.folder.parent / name).exists() == (which == "the same name")
 
 
@@ -167,7 +133,7 @@ def test_live_sessions_of_others_are_not_swept(name, live_elsewhere):
     with Session.begin():
         assert sweep_dead_sessions() == []
         assert arena_file(name).exists()
-        assert wait_for_invitation(name, 0.0, ignore).arena == arena_name(name)
+        assert {found.name: found.is_alive for found in list_sessions()}[name]
 
 
 def test_a_folder_without_a_lock_is_swept(name):
@@ -175,114 +141,12 @@ def test_a_folder_without_a_lock_is_swept(name):
     assert sweep_dead_sessions() == [name]
 
 
-def test_an_invitation_is_read_back_as_it_was_written(name):
-    with Session.begin(name) as session:
-        session.invite(invitation(name, spin_us=7))
-        assert wait_for_invitation(name, 0.0, ignore) == invitation(name, spin_us=7)
-        assert sorted(path.name for path in session.folder.iterdir()) == ["lock", SESSION_FILE]
-
-
-def test_an_invitation_that_is_there_is_taken_without_a_word(name):
-    said = []
-    with Session.begin(name) as session:
-        session.invite(invitation(name))
-        wait_for_invitation(name, 60.0, said.append)
-    assert said == []
-
-
-def test_whoever_waits_for_an_invitation_is_told_once(name, forked):
-    told, tell = os.pipe()
-
-    def join():
-        said = []
-
-        def notify(line):
-            said.append(line)
-            os.write(tell, b"x")
-
-        assert wait_for_invitation(name, 30.0, notify) == invitation(name, tee_pid=1)
-        assert len(said) == 1
-        assert name in said[0]
-
-    child = forked(join)
-    os.read(told, 1)
-    with Session.begin(name) as session:
-        session.invite(invitation(name, tee_pid=1))
-        child.join()
-    os.close(told)
-    os.close(tell)
-
-
-def test_waiting_in_vain_ends_with_the_command_to_run(name):
-    with pytest.raises(ArenaNotReady, match=f"tsqp-shm tee MODEL --session {name}"):
-        wait_for_invitation(name, 0.05, ignore)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"doorbell": "loud"},
-        {"doorbell": None},
-        {"endpoint": 7},
-        {"endpoint": "tcp://192.168.0.1:80"},
-        {"endpoint": "ipc:///tmp/\udc80"},
-        {"arena": ["/a"]},
-        {"spin_us": "2"},
-        {"yield_us": -1},
-        {"geometry": []},
-        {"limits": {}},
-        {"limits": None},
-        {"tee_pid": 1.5},
-        {"more": 1},
-    ],
-)
-def test_an_invitation_with_a_field_that_is_not_allowed_is_one_clear_error(name, fields):
-    written = json.loads(json.dumps(asdict(invitation(name))))
-    with pytest.raises(TsqpError, match="cannot be read; do both run the same version"):
-        Invitation.parse(json.dumps({**written, **fields}).encode())
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\xff", b"[" * 100_000, b"7", b"[[1, 2]]", b"1" * 5000])
-def test_an_invitation_that_is_no_json_object_is_one_clear_error(name, content):
-    with Session.begin(name) as session:
-        (session.folder / SESSION_FILE).write_bytes(content)
-        with pytest.raises(TsqpError, match="cannot be read; do both run the same version"):
-            wait_for_invitation(name, 0.0, ignore)
-
-
-def test_a_session_that_is_not_published_is_waited_for(name):
-    with Session.begin(name), pytest.raises(ArenaNotReady):
-        wait_for_invitation(name, 0.05, ignore)
-
-
-def test_the_invitation_of_a_dead_session_is_not_taken(name, live_elsewhere):
-    live_elsewhere(name).kill()
-    with pytest.raises(ArenaNotReady):
-        wait_for_invitation(name, 0.05, ignore)
-
-
-def test_a_session_is_looked_at_only_while_none_begins_or_ends(name, monkeypatch):
-    """A look takes the session's lock for a moment, and would be in the way of a process that begins it."""
-    looked = []
-
-    def is_dead(folder):
-        with (folder.parent / ".lock").open() as lock, pytest.raises(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        looked.append(folder.name)
-        return True
-
-    monkeypatch.setattr(session_module, "_is_dead", is_dead)
-    with pytest.raises(ArenaNotReady):
-        wait_for_invitation(name, 0.0, ignore)
-    assert looked[0] == name
-
-
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_a_malformed_name_is_refused(name):
     with pytest.raises(ConfigError, match="session"):
         Session.begin(name)
     with pytest.raises(ConfigError, match="session"):
-        wait_for_invitation(name, 0.0, ignore)
+        PosixTransport(name).join(0.0, len)
 
 
 @pytest.fixture

@@ -8,11 +8,13 @@ import secrets
 from pathlib import Path
 
 import pytest
+from arenas import arena_of, new_arena
 
 from tsqp_shm.sessions import Survey, clean_sessions, print_sessions
-from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.session import Session, arena_name, sessions_folder, sweep_dead_sessions
+from tsqp_shm.shm.posix.folder import sessions_folder, sweep_dead_sessions
+from tsqp_shm.shm.posix.memory import arena_name
+from tsqp_shm.shm.posix.session import Session
 
 PLAN = Plan.of_slots([("x", "float32", 100, 300)])
 
@@ -28,7 +30,7 @@ def begin_elsewhere(held_elsewhere):
 
     def begin(name):
         session = Session.begin(name, sweeps=False)
-        arena = session.create_arena(PLAN, 1)
+        arena = arena_of(session, PLAN)
         arena.publish()
         return session, arena
 
@@ -87,7 +89,7 @@ def test_clean_with_nothing_to_do_says_so(capsys):
 
 
 def test_an_arena_of_no_session_here_is_shown_and_never_removed(name, capsys):
-    with Arena.create(arena_name(name), PLAN, 1):
+    with new_arena(PLAN, arena_name(name)):
         stray = arena_name(name).removeprefix("/")
         assert Survey.take().stray_arenas[stray] == PLAN.total_bytes
         clean_sessions(dry_run=False)

@@ -1,14 +1,12 @@
 """Slots: whose rows are whose, and one memory behind every way to look at it."""
 
-import secrets
-
 import numpy as np
 import pytest
+from arenas import new_arena
 
 from tsqp_shm import _native
 from tsqp_shm.errors import SlotOwnershipError
 from tsqp_shm.shm import layout
-from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.slots import open_slots
 
@@ -18,7 +16,7 @@ X, Y, Z = PLAN.slots
 
 @pytest.fixture
 def arena():
-    with Arena.create(f"/tsqp-shm-test-{secrets.token_hex(4)}", PLAN, 1) as arena:
+    with new_arena(PLAN) as arena:
         yield arena
 
 

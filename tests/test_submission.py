@@ -5,18 +5,20 @@ from __future__ import annotations
 import secrets
 import signal
 from contextlib import closing
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from arenas import new_arena
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tsqp_shm import _native
 from tsqp_shm.errors import PeerDied, PeerTimeout, ProtocolError, SlotOwnershipError
 from tsqp_shm.shm import layout
-from tsqp_shm.shm.arena import Arena
-from tsqp_shm.shm.doorbell import open_doorbell
+from tsqp_shm.shm.doorbell import SpinDoorbell, open_doorbell
 from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.posix.stream import ZmqStream
 from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record, Status, pack_completion, pack_submission
 from tsqp_shm.shm.slots import open_slots
 from tsqp_shm.shm.tiling import Tile
@@ -53,7 +55,7 @@ class Sides:
 
 @pytest.fixture
 def arena():
-    with Arena.create(f"/tsqp-shm-test-{secrets.token_hex(4)}", PLAN, EPOCH) as arena:
+    with new_arena(PLAN, epoch=EPOCH) as arena:
         yield arena
 
 
@@ -70,7 +72,9 @@ def ends(arena, runtime_folder):
 
     def open_ends(mode):
         endpoint = f"ipc://{runtime_folder}/{secrets.token_hex(4)}"
-        opened.extend(open_doorbell(mode, arena, role, endpoint, 2, 50) for role in ("gpu", "tee"))
+        opened.extend(
+            open_doorbell(mode, arena, role, partial(ZmqStream, endpoint, role), 2, 50) for role in ("gpu", "tee")
+        )
         return reversed(opened)
 
     yield open_ends
@@ -288,7 +292,7 @@ def test_a_peer_in_another_process_is_served_asleep_or_awake(slots, arena, runti
     endpoint = f"ipc://{runtime_folder}/{secrets.token_hex(4)}"
 
     def open_end(role):
-        return closing(open_doorbell(mode, arena, role, endpoint, 0, 0))
+        return closing(open_doorbell(mode, arena, role, partial(ZmqStream, endpoint, role), 0, 0))
 
     def serve():
         with open_end("gpu") as gpu:
@@ -335,7 +339,7 @@ def test_a_checked_result_that_is_not_finite_is_named_where_it_completes(slots, 
 
 
 def test_a_released_ring_is_not_used(slots, arena):
-    with closing(open_doorbell("spin", arena, "tee", "", 0, 0)) as tee:
+    with closing(SpinDoorbell(arena, "tee", 0)) as tee:
         queue = SubmissionQueue(slots, tee, ALIVE, EPOCH, 1.0, Statistics())
     with pytest.raises(ValueError, match="release"):
         queue.submit(Opcode.READY)

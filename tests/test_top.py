@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -21,9 +22,11 @@ from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.observer import Observer
 from tsqp_shm.shm.plan import Operation
+from tsqp_shm.shm.posix.memory import arena_name
+from tsqp_shm.shm.posix.session import Session
+from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.shm.progress import Progress
 from tsqp_shm.shm.protocol import Opcode
-from tsqp_shm.shm.session import Session
 from tsqp_shm.top.summary import Summary
 
 COMMAND = [sys.executable, "-m", "tsqp_shm", "top"]
@@ -43,6 +46,10 @@ def llm(fast) -> Iterator[LLM]:
 
 def session_of(llm: LLM) -> str:
     return llm.bring_up()["session"]
+
+
+def observer_of(session: str) -> Observer:
+    return Observer(session, PosixTransport(session))
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -106,12 +113,12 @@ def test_a_cancelled_completion_is_not_shown_as_running(llm):
     completion = llm.start([3, 4, 5], SamplingParams(max_tokens=50, ignore_eos=True))
     llm.runtime.add([completion], updates.put)
     updates.get()
-    with closing(Observer(session_of(llm))) as observer:
+    with closing(observer_of(session_of(llm))) as observer:
         assert observer.look().progress.running == 1
     llm.runtime.cancel([completion])
     # An order behind that one.
     assert llm.runtime.load().running == 0
-    with closing(Observer(session_of(llm))) as observer:
+    with closing(observer_of(session_of(llm))) as observer:
         assert observer.look().progress.running == 0
 
 
@@ -120,7 +127,7 @@ def test_a_stopped_gpu_process_is_seen_with_what_it_has_not_done(llm):
     # Idle, so the queue is this test's to use.
     queue, slots = llm.runtime.connection.queue, llm.runtime.connection.arena.plan
     down = slots.linear_operations.index(Operation("DOWN", 1))
-    with closing(Observer(session_of(llm))) as observer:
+    with closing(observer_of(session_of(llm))) as observer:
         summary = Summary(observer)
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -139,10 +146,24 @@ def test_a_stopped_gpu_process_is_seen_with_what_it_has_not_done(llm):
         facts_until(summary, observer, lambda facts: facts["gpu"]["doing"].endswith("waits for a submission"))
 
 
+def descriptors_of(session: str) -> set[int]:
+    """Of this process, those of the session's arena."""
+    arena = Path(f"/dev/shm{arena_name(session)}")
+    found = set()
+    for path in Path("/proc/self/fd").iterdir():
+        # One is the descriptor of the folder that is read.
+        with contextlib.suppress(FileNotFoundError):
+            if path.readlink() == arena:
+                found.add(int(path.name))
+    return found
+
+
 def test_it_has_no_way_to_write_and_does_not_map_a_slot(llm):
-    with closing(Observer(session_of(llm))) as observer:
+    before = descriptors_of(session_of(llm))
+    with closing(observer_of(session_of(llm))) as observer:
         observer.look()
-        assert fcntl.fcntl(observer._fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        (fd,) = descriptors_of(observer.session) - before
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
         # One mapping, that of this process's own role.
         assert Path("/proc/self/maps").read_text().count(f"/dev/shm/tsqp-shm-{os.geteuid()}-{observer.session}") == 1
 

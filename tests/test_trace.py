@@ -12,10 +12,12 @@ import sys
 from collections import Counter, defaultdict
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from arenas import new_arena
 from hypothesis import given
 from hypothesis import strategies as st
 from models import RandomModel, model_folder, random_token_ids, with_tokenizer
@@ -23,9 +25,9 @@ from models import RandomModel, model_folder, random_token_ids, with_tokenizer
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.config import DOORBELLS
 from tsqp_shm.errors import ConfigError, PeerDied, TraceError
-from tsqp_shm.shm.arena import Arena
-from tsqp_shm.shm.doorbell import open_doorbell
+from tsqp_shm.shm.doorbell import SpinDoorbell, open_doorbell
 from tsqp_shm.shm.plan import NO_MODEL, Plan
+from tsqp_shm.shm.posix.stream import ZmqStream
 from tsqp_shm.shm.protocol import Opcode, pack_completion, pack_submission
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.trace.chrome import write_trace
@@ -264,9 +266,9 @@ def test_every_way_of_ringing_is_recorded(runtime_folder, forked, tmp_path, mode
     endpoint = f"ipc://{runtime_folder}/trace-{mode}"
 
     def traced(kind, role, arena, recorder):
-        return closing(kind(open_doorbell(mode, arena, role, endpoint, 20, 200), recorder))
+        return closing(kind(open_doorbell(mode, arena, role, partial(ZmqStream, endpoint, role), 20, 200), recorder))
 
-    with Arena.create(name, PLAN, 1) as arena:
+    with new_arena(PLAN, name) as arena:
 
         def serve():
             recorder = Recorder("gpu")
@@ -303,9 +305,9 @@ def test_a_wait_that_ctrl_c_ended_is_taken_up_again_under_its_own_number(tmp_pat
         raise KeyboardInterrupt
 
     recorder = Recorder("tee")
-    with Arena.create(f"/tsqp-shm-test-trace-{os.getpid()}", PLAN, 1) as arena:
-        tee_end = SubmittingDoorbell(open_doorbell("spin", arena, "tee", "", 0, 0), recorder)
-        with closing(tee_end) as tee, closing(open_doorbell("spin", arena, "gpu", "", 0, 0)) as gpu:
+    with new_arena(PLAN, f"/tsqp-shm-test-trace-{os.getpid()}") as arena:
+        tee_end = SubmittingDoorbell(SpinDoorbell(arena, "tee", 0), recorder)
+        with closing(tee_end) as tee, closing(SpinDoorbell(arena, "gpu", 0)) as gpu:
             for sequence in (1, 2):
                 tee.send(pack_submission(sequence, 1, Opcode.CONTEXT, 0, 0, 0, 0, 1, 0, 0))
             with pytest.raises(KeyboardInterrupt):

@@ -20,9 +20,9 @@ PRIVATE = "PRIVATE:"
 ELSEWHERE = {"gpu", "bench", "model"}
 BORDER_UNITS = {"shm", "tee"}
 # What gives bytes of the other side to Python: a word, a slot's memory, a record, a message.
-READS = re.compile(r"(.*\.)?(load_word|frombuffer|slot_array|reader\.read\w*|recv\w*)")
+READS = re.compile(r"(.*\.)?(load_word|frombuffer|slot_array|reader\.read\w*|os\.p?read|recv\w*)")
 # The mapping itself may be handed to native code; these alone make more of it.
-HOLDERS = {"shm/arena.py", "shm/slots.py"}
+HOLDERS = {"shm/arena.py", "shm/slots.py", "shm/posix/memory.py", "shm/posix/transport.py", "shm/local.py"}
 
 # Native code that the arena's memory passes through; of what runs in the TEE process, nothing else may know its layout.
 BORDER_HEADERS = {
@@ -42,6 +42,12 @@ KERNELS = {f"kernels/{path.name}" for path in NATIVE.glob("kernels/kernels_*.*")
 # What is not part of the package's extensions.
 AROUND = {"tests", "fuzz", "bench"}
 NATIVE_READ = re.compile(r"\.load\(|__atomic_load|read_words\(|_mm\d+_\w*loadu?_")
+
+
+PLACES = (
+    "shm/doorbell.py", "shm/liveness.py", "shm/slots.py", "shm/arena.py", "shm/rendezvous.py", "shm/invitation.py",
+    "shm/posix/stream.py", "shm/byte_stream.py",
+)  # fmt: skip
 
 
 def name_of(path: Path) -> str:
@@ -141,7 +147,7 @@ def test_a_native_place_that_lost_its_mark_is_found(path):
     assert bool(unmarked_native_reads(source.replace(MARK, ""))) == has_reads
 
 
-@pytest.mark.parametrize("place", ["shm/doorbell.py", "shm/liveness.py", "shm/slots.py", "shm/arena.py"])
+@pytest.mark.parametrize("place", PLACES)
 def test_a_python_place_that_lost_its_mark_is_found(place):
     assert unmarked_reads((PACKAGE / place).read_text().replace(MARK, ""))
 

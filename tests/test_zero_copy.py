@@ -8,12 +8,12 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from arenas import attach_arena, new_arena
 from models import FastStart, RandomModel, fast_start, model_folder, random_token_ids
 
 from tsqp_shm import SamplingParams, _native
@@ -21,9 +21,9 @@ from tsqp_shm.gpu.device import Device
 from tsqp_shm.gpu.weights import LinearWeights
 from tsqp_shm.model.weights import bfloat16_to_float32, float32_to_bfloat16
 from tsqp_shm.shm import layout
-from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.session import Session
+from tsqp_shm.shm.posix.session import Session
+from tsqp_shm.shm.posix.stream import ZmqStream
 from tsqp_shm.shm.slots import open_slots
 
 ROWS, HIDDEN, FEED_FORWARD = 5, 24, 40
@@ -72,7 +72,7 @@ def test_a_kernels_output_is_the_linears_input_and_its_output_the_next_kernels_i
     name = arena_name()
 
     def tee() -> None:
-        with Arena.create(name, PLAN, epoch=1) as arena, open_slots(arena) as slots:
+        with new_arena(PLAN, name) as arena, open_slots(arena) as slots:
             arena.publish()
             act, hidden = slots.view(ACT), slots.view(OUT)
             send(from_tee, [place_in_memory(view.__array_interface__["data"][0]) for view in (act, hidden)])
@@ -90,7 +90,7 @@ def test_a_kernels_output_is_the_linears_input_and_its_output_the_next_kernels_i
     child = forked(tee)
     os.close(from_tee)
     places = receive(to_gpu)
-    with Arena.attach(name, PLAN) as arena:
+    with attach_arena(name, PLAN) as arena:
         device = Device(torch.device("cpu"), arena)
         # Taken before the kernel runs: what it shows later was never fetched.
         act = device.input(ACT, 0, (ROWS, FEED_FORWARD))
@@ -119,7 +119,7 @@ def test_a_kernels_output_is_the_linears_input_and_its_output_the_next_kernels_i
 
 
 def test_every_slot_a_device_hands_out_lies_in_the_arena():
-    with Arena.create(arena_name(), PLAN, epoch=1) as arena:
+    with new_arena(PLAN, arena_name()) as arena:
         device = Device(torch.device("cpu"), arena)
         base = np.frombuffer(arena.buffer, np.uint8).__array_interface__["data"][0]
         for slot in PLAN.slots:
@@ -189,13 +189,10 @@ def _records(stream: bytes) -> list[bytes]:
 def test_only_records_of_64_bytes_pass_through_the_socket(fast, doorbell, monkeypatch):
     """All that goes through the socket is looked at, on the wire."""
     wire = Wire()
-    invite = Session.invite
-    endpoint = f"tcp://127.0.0.1:{wire.behind}"
-    monkeypatch.setattr(
-        Session, "invite", lambda self, invitation: invite(self, replace(invitation, endpoint=endpoint))
-    )
+    # The TEE rings at one end of the wire, and invites the GPU process to the other.
+    monkeypatch.setattr(Session, "open_waker", lambda session: ZmqStream(f"tcp://127.0.0.1:{wire.port}", "tee"))
     folder = model_folder(RandomModel("llama"))
-    options = {"doorbell": doorbell, "endpoint": f"tcp://127.0.0.1:{wire.port}", "yield_us": 0, "spin_us": 0}
+    options = {"doorbell": doorbell, "endpoint": f"tcp://127.0.0.1:{wire.behind}", "yield_us": 0, "spin_us": 0}
     with fast.llm(folder, max_model_len=300, **options) as llm:
         llm.generate([list(random_token_ids(250)), [1]], SamplingParams(max_tokens=4))
         stats = llm.stats()

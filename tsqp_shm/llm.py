@@ -23,6 +23,8 @@ from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.outputs import CompletionOutput, RequestOutput
 from tsqp_shm.roles.process import RoleProcess
 from tsqp_shm.roles.resources import require_resources
+from tsqp_shm.shm.posix.transport import PosixTransport
+from tsqp_shm.shm.transport import Hold, Transport
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.connection import StartGpu
 from tsqp_shm.tee.runtime import Runtime
@@ -47,11 +49,14 @@ class LLM:
 
     Args:
         model: a Hugging Face folder.
-        start_gpu: False where somebody else starts `tsqp-shm gpu MODEL --session NAME`; or what starts it.
+        start_gpu: False where somebody else starts `tsqp-shm gpu MODEL --session NAME`; or what starts it, which is
+            called with the session's hold, whose `name` it has.
         report: takes lines about what is waited for, what the GPU process says, and its restarts; called by threads
             of this LLM.
         trace: a file for a trace of both processes, written at the end, of the GPU processes the last one; unless
             `start_gpu` is True for a recording of this process alone, of which `tsqp-shm trace` makes one.
+        transport: what joins the two sides; None: POSIX shared memory under the `session` and `endpoint` of the
+            settings. Where another is given, `start_gpu` has to be what starts a GPU process over it, or False.
         config: what it is started with; taken as it is.
         settings: fields of `EngineConfig`, over those of `config`; without one `TSQP_SHM_*` environment variables fill
             what is not given.
@@ -72,6 +77,7 @@ class LLM:
         start_gpu: bool | StartGpu = True,
         report: Callable[[str], None] = lambda line: None,
         trace: str | Path | None = None,
+        transport: Transport | None = None,
         config: EngineConfig | None = None,
         **settings: Any,
     ) -> None:
@@ -92,8 +98,9 @@ class LLM:
                 # Nothing of this object's: what the runtime holds must not hold the LLM.
                 start_gpu = partial(_start_gpu, self.model, self.config, traced, report)
             with Checkpoint.open(self.model) as checkpoint:
+                transport = transport or PosixTransport(self.config.session, self.config.endpoint)
                 self._runtime = Runtime.open(
-                    self.spec, checkpoint, self.config, start_gpu or None, report, recorder, before=stack
+                    self.spec, checkpoint, self.config, transport, start_gpu or None, report, recorder, before=stack
                 )
         self._runtime.start()
         weakref.finalize(self, self._runtime.leave).atexit = False
@@ -259,9 +266,9 @@ class LLM:
 
 
 def _start_gpu(
-    model: Path, config: EngineConfig, traced: list[str], report: Callable[[str], None], session: str
+    model: Path, config: EngineConfig, traced: list[str], report: Callable[[str], None], session: Hold
 ) -> RoleProcess:
-    arguments = [str(model), "--session", session, *config.gpu_arguments(), *traced]
+    arguments = [str(model), *session.gpu_flags, *config.gpu_arguments(), *traced]
     return RoleProcess.start("gpu", arguments, listen=report)
 
 

@@ -8,12 +8,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tsqp_shm.shm.arena import SHM_FOLDER
-from tsqp_shm.shm.session import LOCK_FILE, arena_name, list_sessions, sweep_dead_sessions
+from tsqp_shm.shm.posix.folder import LOCK_FILE, list_sessions, sweep_dead_sessions
+from tsqp_shm.shm.posix.memory import SHM_FOLDER, arena_name
 
 
 @dataclass(frozen=True)
-class Session:
+class ListedSession:
     """One session of this user.
 
     Attributes:
@@ -42,7 +42,7 @@ class Survey:
             or a process in another container uses one cannot be told from here, so nothing removes them.
     """
 
-    sessions: list[Session]
+    sessions: list[ListedSession]
     stray_arenas: dict[str, int]
 
     @classmethod
@@ -64,7 +64,7 @@ class Survey:
                 age_s = max(0.0, time.time() - (session.folder / LOCK_FILE).lstat().st_mtime)
             arena = _object(session.name)
             sessions.append(
-                Session(
+                ListedSession(
                     session.name,
                     session.is_alive,
                     age_s,

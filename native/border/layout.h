@@ -1,6 +1,7 @@
 // The bytes both processes agree on. tsqp_shm/shm/layout.py is the twin; tests/test_layout.py compares them.
 //
 //   byte 0      header      magic, version (stored last), epoch, total bytes, plan digest
+//   byte 512    invitation  its length, then JSON: what the GPU process has to know to take part
 //   byte 4096   control     one word per pair of cache lines, each written by one side only
 //   byte 6144   progress    counters of the TEE, for whoever watches; no role reads them
 //   byte 8192   submission  64 records of 64 bytes, TEE -> GPU
@@ -14,7 +15,7 @@
 namespace tsqp {
 
 inline constexpr std::uint64_t kMagic = 0x31304d4853505154;  // "TQPSHM01", little endian
-inline constexpr std::uint64_t kLayoutVersion = 2;
+inline constexpr std::uint64_t kLayoutVersion = 3;
 
 inline constexpr std::size_t kPageBytes = 4096;
 inline constexpr std::size_t kRecordBytes = 64;
@@ -33,6 +34,14 @@ static_assert(offsetof(Header, epoch) == 16);
 static_assert(offsetof(Header, total_bytes) == 24);
 static_assert(offsetof(Header, digest) == 32);
 static_assert(sizeof(Header) == 64);
+
+// Written before the version word, which publishes it with the rest of the header. What lies between the header
+// and it is left for others.
+inline constexpr std::size_t kInvitationLengthOffset = 512;
+inline constexpr std::size_t kInvitationOffset = kInvitationLengthOffset + sizeof(std::uint64_t);
+inline constexpr std::size_t kMaxInvitationBytes = 3500;
+static_assert(sizeof(Header) <= kInvitationLengthOffset);
+static_assert(kInvitationOffset + (kMaxInvitationBytes + 7) / 8 * 8 <= kPageBytes);
 
 // A word and the padding that keeps the adjacent-line prefetcher of one side off the word of the other.
 struct alignas(128) ControlWord {

@@ -1,4 +1,4 @@
-"""Fuzz targets for what Python reads of the other side: completions, submissions, the header, session.json.
+"""Fuzz targets for what Python reads of the other side: completions, submissions, header and invitation.
 
 Each takes bytes and fails by an exception. What must come of them is worked out a second time, in other words than the
 package's.
@@ -7,19 +7,20 @@ package's.
 from __future__ import annotations
 
 import contextlib
-import json
+import mmap
 import os
 import struct
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 from tsqp_shm import _native
 from tsqp_shm.config import DOORBELLS, Limits
-from tsqp_shm.errors import ArenaError, ProtocolError, TsqpError
+from tsqp_shm.errors import ArenaError, ArenaMismatch, ProtocolError, TsqpError
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.arena import Arena
+from tsqp_shm.shm.invitation import Invitation, invitation_in, take_invitation
 from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.posix.memory import PosixMemory, SharedObject, arena_name
 from tsqp_shm.shm.protocol import (
     ECHOED_BYTES,
     NO_SLOT,
@@ -30,7 +31,6 @@ from tsqp_shm.shm.protocol import (
     check_completion,
     operands,
 )
-from tsqp_shm.shm.session import Invitation, arena_name
 
 LIMITS = Limits(dtype="bfloat16", max_model_len=40, max_num_seqs=3, max_batch_tokens=20, tile_rows=8, tiles_in_flight=2)
 MODEL = SimpleNamespace(
@@ -128,8 +128,9 @@ def header(data: bytes) -> None:
         size_bytes = int.from_bytes(data[layout.HEADER_BYTES :][:4], "little") % (2 * PLAN.total_bytes)
     head = data[: min(layout.HEADER_BYTES, size_bytes)]
     with contextlib.ExitStack() as stack:
-        # Arena.create backs and maps it; what is attached to is what a hostile creator would leave instead.
-        stack.enter_context(Arena.create(ARENA, PLAN, EPOCH))
+        # It is backed and mapped; what is attached to is what a hostile creator would leave instead.
+        memory = PosixMemory.create(ARENA, PLAN.total_bytes)
+        stack.callback(memory.close)
         fd = os.open(Path("/dev/shm") / ARENA.removeprefix("/"), os.O_RDWR)
         stack.callback(os.close, fd)
         os.ftruncate(fd, size_bytes)
@@ -139,29 +140,45 @@ def header(data: bytes) -> None:
             layout.MAGIC, layout.VERSION, words[2], PLAN.total_bytes, PLAN.digest,
         )  # fmt: skip
         try:
-            with Arena.attach(ARENA, PLAN) as attached:
+            shared = stack.enter_context(contextlib.closing(SharedObject(ARENA)))
+            with Arena.attach(shared.map(PLAN.total_bytes), PLAN) as attached:
                 assert is_allowed
                 assert attached.epoch == words[2]
         except ArenaError:
             assert not is_allowed
 
 
-def session(data: bytes) -> None:
-    """session.json as the GPU process finds it."""
+def invitation(data: bytes) -> None:
+    """A length word and bytes in a published header page, as the GPU process finds them."""
+    page = (bytes(layout.INVITATION_LENGTH_OFFSET_BYTES) + data).ljust(layout.PAGE_BYTES, b"\0")[: layout.PAGE_BYTES]
+    with contextlib.closing(mmap.mmap(-1, layout.SLOTS_OFFSET_BYTES)) as memory:
+        memory[: layout.PAGE_BYTES] = page
+        try:
+            content = take_invitation(SimpleNamespace(name="drawn", buffer=memory))
+        except ArenaMismatch:
+            assert int.from_bytes(data[:8].ljust(8, b"\0"), "little") > layout.MAX_INVITATION_BYTES
+            return
+    assert len(content) == int.from_bytes(data[:8].ljust(8, b"\0"), "little") <= layout.MAX_INVITATION_BYTES
+    assert content == page[layout.INVITATION_OFFSET_BYTES :][: len(content)] == invitation_in("drawn", page)
     try:
-        invitation = Invitation.parse(data)
+        invited = Invitation.parse(content)
     except TsqpError:
         return
-    assert all(isinstance(text, str) for text in (invitation.arena, invitation.endpoint))
-    assert invitation.doorbell in DOORBELLS
-    assert invitation.spin_us >= 0
-    assert invitation.yield_us >= 0
-    assert type(invitation.tee_pid) is int
-    assert isinstance(invitation.geometry, dict)
-    Plan.derive(MODEL, invitation.limits)
+    assert isinstance(invited.endpoint, str)
+    assert invited.doorbell in DOORBELLS
+    assert invited.spin_us >= 0
+    assert invited.yield_us >= 0
+    assert type(invited.tee_pid) is int
+    assert isinstance(invited.geometry, dict)
+    Plan.derive(MODEL, invited.limits)
 
 
-TARGETS = {target.__name__: target for target in (completion, submission, header, session)}
+def packed(content: bytes) -> bytes:
+    """As it lies in the page."""
+    return struct.pack("<Q", len(content)) + content
+
+
+TARGETS = {target.__name__: target for target in (completion, submission, header, invitation)}
 
 
 def seeds() -> dict[str, dict[str, bytes]]:
@@ -177,12 +194,12 @@ def seeds() -> dict[str, dict[str, bytes]]:
             Record(number, EPOCH, opcode, target, in_slot, out_slot, 0, rows, 0, 1 if allowed.segmented else 0).pack()
         )
     published = struct.pack("<4Q32s", layout.MAGIC, layout.VERSION, EPOCH, PLAN.total_bytes, PLAN.digest)
-    invitation = Invitation(ARENA, "ipc:///tmp/doorbell", "adaptive", 2, 2000, LIMITS, PLAN.geometry.plain(), 1)
-    tcp = Invitation(ARENA, "tcp://127.0.0.1:5555", "zmq", 0, 0, LIMITS, {}, 1)
+    ipc = Invitation("ipc:///tmp/doorbell", "adaptive", 2, 2000, LIMITS, PLAN.geometry.plain(), 1)
+    tcp = Invitation("tcp://127.0.0.1:5555", "zmq", 0, 0, LIMITS, {}, 1)
     completed = records[2][:ECHOED_BYTES] + struct.pack("<IIQQ", 1, 0, 5000, 7)
     return {
         "completion": {"ok": records[2] * 2, "failed": records[2] + completed},
         "submission": {"every-opcode": b"".join(records)},
         "header": {"published": published, "longer": published + struct.pack("<I", PLAN.total_bytes + 4096)},
-        "session": {name: json.dumps(asdict(it)).encode() for name, it in (("ipc", invitation), ("tcp", tcp))},
+        "invitation": {"ipc": packed(ipc.pack()), "tcp": packed(tcp.pack())},
     }

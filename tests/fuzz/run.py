@@ -20,19 +20,18 @@ from typing import NamedTuple
 
 import border
 
-from tsqp_shm.shm.arena import unlink_arena
-from tsqp_shm.shm.session import arena_name
+from tsqp_shm.shm.posix.memory import arena_name, unlink_arena
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 NATIVE = ROOT / "native" / "fuzz"
 CORPUS = HERE / "corpus"
 OUT = ROOT / "build" / "fuzz"
-BORDER = ("completion", "submission", "header", "session")
+BORDER = ("completion", "submission", "header", "invitation")
 PROGRAMS = ("ring", "submissions", "slots")
 NAMES = (*BORDER, *PROGRAMS, "kernels")
 # More than an input can need that finds a way nobody else found, and a bound on the time of one.
-MAX_INPUT_BYTES = {"session": 2048}
+MAX_INPUT_BYTES = {"invitation": 2048}
 INPUT_TIMEOUT_S = 10
 
 

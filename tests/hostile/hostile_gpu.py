@@ -27,13 +27,16 @@ from tsqp_shm.errors import PeerDied, ProtocolError
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm import layout
-from tsqp_shm.shm.arena import Arena, unlink_arena
+from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import open_doorbell
+from tsqp_shm.shm.invitation import Invitation
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
 from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.posix.memory import unlink_arena
+from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record, Status, operation_of, pack_identity
-from tsqp_shm.shm.session import wait_for_invitation
 from tsqp_shm.shm.slots import slot_array
+from tsqp_shm.shm.transport import Waker
 
 # The forward pass in which it happens: the first is the prompt's, and each ends in a token.
 FAULT_STEP = 3
@@ -48,15 +51,23 @@ class HostileGpu:
     """One end of a session, with everything at hand that a process of the same user can reach."""
 
     def __init__(self, model: Path, session: str) -> None:
-        invitation = wait_for_invitation(session, 30.0, lambda line: None)
+        joined = PosixTransport(session).join(30.0, lambda line: None)
+        invitation = Invitation.parse(joined.invitation)
         self.plan = Plan.derive(Network.of(ModelSpec.from_folder(model)), invitation.limits)
-        self.arena = Arena.attach(invitation.arena, self.plan)
+        self.arena = Arena.attach(joined.map_memory(self.plan.total_bytes), self.plan)
+        joined.close()
         self.memory = np.frombuffer(self.arena.buffer, np.uint8)
         self.endpoint = invitation.endpoint
         self.heartbeat = _native.Heartbeat(self.arena.buffer, "gpu", HEARTBEAT_INTERVAL_MS)
         self.watch = PeerWatch(self.arena, "tee")
+        self.waker: Waker
+
+        def open_waker() -> Waker:
+            self.waker = joined.open_waker(invitation.endpoint)
+            return self.waker
+
         self.doorbell = open_doorbell(
-            invitation.doorbell, self.arena, "gpu", invitation.endpoint, invitation.spin_us, invitation.yield_us
+            invitation.doorbell, self.arena, "gpu", open_waker, invitation.spin_us, invitation.yield_us
         )
         self.value = ONE
         self.step = 0
@@ -217,7 +228,7 @@ def move(word: int, by: int) -> Misbehaviour:
 def junk(gpu: HostileGpu, record: Record) -> None:
     """In the TEE's own connection, pieces of every length."""
     for length in range(1, 200):
-        gpu.doorbell._socket.try_send(os.urandom(length))  # type: ignore[attr-defined]
+        gpu.waker.try_send(os.urandom(length))
     gpu.work(record)
 
 
@@ -225,14 +236,14 @@ def flood(gpu: HostileGpu, record: Record) -> None:
     """As much as the TEE's connection takes."""
     end = time.monotonic() + 0.3
     while time.monotonic() < end:
-        gpu.doorbell._socket.try_send(bytes(1 << 16))  # type: ignore[attr-defined]
+        gpu.waker.try_send(bytes(1 << 16))
     gpu.work(record)
 
 
 def hang_up(gpu: HostileGpu, record: Record) -> None:
     """Ends the TEE's connection and lets it come back, many times."""
     scheme, _, address = gpu.endpoint.partition("://")
-    gpu.doorbell._socket.close()  # type: ignore[attr-defined]
+    gpu.waker.close()
     with socket.socket(socket.AF_UNIX if scheme == "ipc" else socket.AF_INET) as listening:
         if scheme == "ipc":
             Path(address).unlink(missing_ok=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import secrets
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,11 @@ from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
+from tsqp_shm.shm.invitation import Invitation
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
 from tsqp_shm.shm.plan import Operation, Plan
+from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record
-from tsqp_shm.shm.session import Invitation, Session
 from tsqp_shm.shm.slots import slot_array
 
 LIMITS = Limits(
@@ -51,15 +54,14 @@ class HostileTee:
         plan = Plan.derive(Network.of(ModelSpec.from_folder(model)), LIMITS)
         with contextlib.ExitStack() as stack:
             session = stack.enter_context(Session.begin(name))
-            arena = stack.enter_context(session.create_arena(plan, secrets.randbits(63) | 1))
-            stack.callback(_native.Heartbeat(arena.buffer, "tee", HEARTBEAT_INTERVAL_MS).release)
-            endpoint = session.default_endpoint
-            doorbell = open_doorbell("adaptive", arena, "tee", endpoint, 0, 2000)
-            stack.callback(doorbell.close)
-            arena.publish()
-            session.invite(
-                Invitation(arena.name, endpoint, "adaptive", 0, 2000, LIMITS, plan.geometry.plain(), os.getpid())
+            arena = stack.enter_context(
+                Arena.create(session.create_memory(plan.total_bytes), plan, secrets.randbits(63) | 1)
             )
+            stack.callback(_native.Heartbeat(arena.buffer, "tee", HEARTBEAT_INTERVAL_MS).release)
+            doorbell = open_doorbell("adaptive", arena, "tee", session.open_waker, 0, 2000)
+            stack.callback(doorbell.close)
+            invitation = Invitation(session.endpoint, "adaptive", 0, 2000, LIMITS, plan.geometry.plain(), os.getpid())
+            arena.publish(invitation.pack())
             tee = cls(arena, doorbell)
             tee.submit(Opcode.READY)
             tee.answer()
@@ -228,6 +230,52 @@ MISBEHAVIOURS: dict[str, Misbehaviour] = {
     "truncate-slots": truncate(layout.SLOTS_OFFSET_BYTES),
     "ring-overrun": no_more_answers_read,
 }
+
+
+def _rewritten(**fields: object) -> Callable[[bytes], bytes]:
+    return lambda honest: json.dumps({**json.loads(honest), **fields}).encode()
+
+
+def _other_limits(**limits: int) -> Callable[[bytes], bytes]:
+    return lambda honest: _rewritten(limits={**json.loads(honest)["limits"], **limits})(honest)
+
+
+# What an honest invitation is put in the place of.
+INVITATIONS: dict[str, Callable[[bytes], bytes]] = {
+    "nothing": lambda honest: b"",
+    "endless": lambda honest: b"",
+    "junk": lambda honest: os.urandom(layout.MAX_INVITATION_BYTES),
+    "cut": lambda honest: honest[:100],
+    "deep": lambda honest: b"[" * layout.MAX_INVITATION_BYTES,
+    "long-number": lambda honest: b"9" * layout.MAX_INVITATION_BYTES,
+    "no-limits": _rewritten(limits=None),
+    "other-limits": _other_limits(max_model_len=129),
+    "vast-limits": _other_limits(max_model_len=1 << 20, max_batch_tokens=1 << 20, tile_rows=4096, max_num_seqs=1024),
+    "other-geometry": _rewritten(geometry={"hidden_size": 1 << 40}),
+    "other-doorbell": _rewritten(doorbell="loud"),
+    "file-as-endpoint": _rewritten(endpoint="ipc:///etc/passwd"),
+    "no-endpoint": _rewritten(endpoint=""),
+    "network-endpoint": _rewritten(endpoint="tcp://192.0.2.1:9"),
+}
+
+
+def invite(model: Path, name: str, invitation: str, invited: int) -> None:
+    """Publishes a false invitation under a heartbeat that moves, and lives until it is killed.
+
+    Args:
+        invited: a pipe, to be told when it is published.
+    """
+    plan = Plan.derive(Network.of(ModelSpec.from_folder(model)), LIMITS)
+    session = Session.begin(name)
+    arena = Arena.create(session.create_memory(plan.total_bytes), plan, 1)
+    heartbeat = _native.Heartbeat(arena.buffer, "tee", HEARTBEAT_INTERVAL_MS)
+    honest = Invitation(session.endpoint, "adaptive", 0, 2000, LIMITS, plan.geometry.plain(), os.getpid())
+    arena.publish(INVITATIONS[invitation](honest.pack()))
+    if invitation == "endless":
+        _native.store_word(arena.buffer, layout.INVITATION_LENGTH_OFFSET_BYTES, 1 << 63)
+    os.write(invited, b"x")
+    signal.pause()
+    heartbeat.release()
 
 
 def misbehave(model: Path, session: str, name: str) -> None:

@@ -13,7 +13,7 @@ from models import RandomModel, model_folder, random_token_ids
 from processes import ForkServer
 
 from tsqp_shm import LLM, SamplingParams
-from tsqp_shm.errors import PeerDied, ProtocolError
+from tsqp_shm.errors import ConfigError, PeerDied, ProtocolError, TsqpError
 
 PROMPT = list(random_token_ids(20))
 PARAMS = SamplingParams(max_tokens=4, ignore_eos=True)
@@ -56,4 +56,19 @@ def test_the_gpu_process_ends_in_order_and_serves_the_next_session(
     forked(hostile_tee.misbehave, model, session, misbehaviour).join()
     # A signal would be negative.
     assert server.wait(pid) in ORDERLY
+    assert honest_tokens(server, model, session) == expected_tokens
+
+
+@pytest.mark.parametrize("invitation", hostile_tee.INVITATIONS)
+def test_a_false_invitation_is_refused_in_order(server, model, forked, expected_tokens, invitation):
+    session = next(SESSION_NAMES)
+    told, tell = os.pipe()
+    tee = forked(hostile_tee.invite, model, session, invitation, tell)
+    os.read(told, 1)
+    pid = server.start(str(model), session)
+    assert server.wait(pid) in (TsqpError.exit_code, ConfigError.exit_code)
+    tee.kill()
+    for end in (told, tell):
+        os.close(end)
+    # What the dead one published lies there until the next begins, and is taken by nobody.
     assert honest_tokens(server, model, session) == expected_tokens

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import statistics
 import time
 from contextlib import ExitStack
@@ -21,7 +20,8 @@ from tsqp_shm.bench.report import STDOUT, environment, require_writable
 from tsqp_shm.bench.shapes import shape_config
 from tsqp_shm.config import require_range
 from tsqp_shm.model.spec import ModelSpec
-from tsqp_shm.shm.session import Session
+from tsqp_shm.shm.arena import Arena
+from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.slots import open_slots
 
 # A turn repeats its call for this long, and then waits until the threads of the other library sleep again.
@@ -80,7 +80,8 @@ def _measure_shape(model: str, spec: ModelSpec, options: KernelsOptions, progres
     rows = []
     with ExitStack() as stack:
         session = stack.enter_context(Session.begin(f"bench-{os.getpid()}-kernels"))
-        arena = stack.enter_context(session.create_arena(kernel_plan(spec, options.tokens), secrets.randbits(63) | 1))
+        plan = kernel_plan(spec, options.tokens)
+        arena = stack.enter_context(Arena.create(session.create_memory(plan.total_bytes), plan, 1))
         slots = stack.enter_context(open_slots(arena))
         cases = kernel_cases(spec, options.tokens, arena, slots)
         # They hold views of the arena, which have to go first.

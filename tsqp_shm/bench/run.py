@@ -29,7 +29,7 @@ from tsqp_shm.config import DTYPES, EngineConfig, require_choice, require_range
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
-from tsqp_shm.shm.session import sweep_dead_sessions
+from tsqp_shm.shm.posix.folder import sweep_dead_sessions
 
 
 @dataclass(frozen=True)

@@ -109,19 +109,21 @@ def play_gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     # Nothing is held yet, and a handler would wait until torch has loaded.
     handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        from tsqp_shm.gpu.worker import serve
+        from tsqp_shm.gpu.worker import serve, use_threads
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise ModelFileError("torch", "the GPU process needs it: pip install '.[gpu]' in a clone of tsqp-shm") from None
-    from tsqp_shm.shm.session import sweep_dead_sessions
+    from tsqp_shm.shm.posix.folder import sweep_dead_sessions
+    from tsqp_shm.shm.posix.transport import PosixTransport
     from tsqp_shm.trace.recorder import recording
 
     signal.signal(signal.SIGTERM, handler)
     # Ctrl-C in a shared terminal is for the TEE process, which then stops this one.
     try:
         with recording(arguments.trace, "gpu") as recorder:
-            serve(model, config.session, config, reporter(arguments), lifeline.ready, recorder)
+            use_threads(config.threads().gpu)
+            serve(model, PosixTransport(config.session), config, reporter(arguments), lifeline.ready, recorder)
     finally:
         sweep_dead_sessions()
     return 0

@@ -23,7 +23,7 @@ from tsqp_shm.doctor.shared_memory import mount_of
 from tsqp_shm.doctor.system import cgroup_cores, cgroup_limit, container, cpuinfo, read_text
 from tsqp_shm.doctor.versions import package_versions
 from tsqp_shm.roles.resources import ISA_VARIABLE
-from tsqp_shm.shm.arena import SHM_FOLDER
+from tsqp_shm.shm.posix.memory import SHM_FOLDER
 
 LIMITS = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC, "memlock": resource.RLIMIT_MEMLOCK}
 OTHER_VARIABLES = (

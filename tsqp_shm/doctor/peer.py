@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from functools import partial
 from typing import NoReturn
 
 from tsqp_shm import _native
@@ -14,6 +15,7 @@ from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import open_doorbell
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
 from tsqp_shm.shm.plan import Plan, SlotShape
+from tsqp_shm.shm.posix.transport import PosixTransport
 
 TRIAL_PLAN = Plan.of_slots([SlotShape("trial", "float32", 1, 1)])
 TRIAL_TIMEOUT_S = 10.0
@@ -24,10 +26,13 @@ def main() -> NoReturn:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     invitation = json.loads(sys.argv[1])
     with ExitStack() as stack:
-        arena = stack.enter_context(Arena.attach(invitation["arena"], TRIAL_PLAN))
+        transport = PosixTransport(invitation["session"])
+        joined = stack.enter_context(closing(transport.join(TRIAL_TIMEOUT_S, lambda line: None)))
+        arena = stack.enter_context(Arena.attach(joined.map_memory(TRIAL_PLAN.total_bytes), TRIAL_PLAN))
         stack.callback(_native.Heartbeat(arena.buffer, "gpu", HEARTBEAT_INTERVAL_MS).release)
+        open_waker = partial(joined.open_waker, invitation["endpoint"])
         doorbell = open_doorbell(
-            invitation["mode"], arena, "gpu", invitation["endpoint"], invitation["spin_us"], invitation["yield_us"]
+            invitation["mode"], arena, "gpu", open_waker, invitation["spin_us"], invitation["yield_us"]
         )
         stack.callback(doorbell.close)
         watch = PeerWatch(arena, "tee")

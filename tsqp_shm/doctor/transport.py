@@ -22,9 +22,11 @@ from tsqp_shm.doctor.peer import TRIAL_PLAN, TRIAL_TIMEOUT_S
 from tsqp_shm.errors import PeerDied, TsqpError
 from tsqp_shm.roles.resources import NEEDED_DESCRIPTORS, NEEDED_THREADS, require_descriptors, require_threads
 from tsqp_shm.shm import layout
-from tsqp_shm.shm.doorbell import Doorbell, open_doorbell, require_usable
+from tsqp_shm.shm.arena import Arena
+from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, LOOK_INTERVAL_S, PeerWatch
-from tsqp_shm.shm.session import Session
+from tsqp_shm.shm.posix.session import Session
+from tsqp_shm.shm.posix.stream import require_usable
 
 CHECK = "doorbell"
 WARM_UP_TRIPS = 20
@@ -109,21 +111,21 @@ def run_trial(mode: str, endpoint: str | None, config: EngineConfig) -> Trial:
     """
     with ExitStack() as stack:
         # Dead sessions are left as they are: they are what somebody wants to look at.
-        session = stack.enter_context(Session.begin(sweeps=False))
-        arena = stack.enter_context(session.create_arena(TRIAL_PLAN, secrets.randbits(63) | 1))
+        session = stack.enter_context(Session.begin(endpoint=endpoint, sweeps=False))
+        memory = session.create_memory(TRIAL_PLAN.total_bytes)
+        arena = stack.enter_context(Arena.create(memory, TRIAL_PLAN, secrets.randbits(63) | 1))
         stack.callback(_native.Heartbeat(arena.buffer, "tee", HEARTBEAT_INTERVAL_MS).release)
-        endpoint = endpoint or session.default_endpoint
         # The other process binds it, and would say so in words that are not read here.
-        require_usable(endpoint, "gpu")
-        doorbell = open_doorbell(mode, arena, "tee", endpoint, config.spin_us, config.yield_us)
+        require_usable(session.endpoint, "gpu")
+        doorbell = open_doorbell(mode, arena, "tee", session.open_waker, config.spin_us, config.yield_us)
         stack.callback(doorbell.close)
         arena.publish()
         peer = EchoPeer(
             stack,
             {
                 "mode": mode,
-                "arena": arena.name,
-                "endpoint": endpoint,
+                "session": session.name,
+                "endpoint": session.endpoint,
                 "spin_us": config.spin_us,
                 "yield_us": config.yield_us,
             },

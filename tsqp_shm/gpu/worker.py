@@ -7,7 +7,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +31,12 @@ from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.roles.process import peak_resident_bytes
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
+from tsqp_shm.shm.invitation import Invitation
 from tsqp_shm.shm.layout import RING_DEPTH
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.protocol import Opcode, Record, Status, SubmissionRules, pack_identity
-from tsqp_shm.shm.session import Invitation, wait_for_invitation
+from tsqp_shm.shm.transport import Transport
 from tsqp_shm.trace.doorbell import ServingDoorbell
 from tsqp_shm.trace.recorder import Recorder
 
@@ -161,9 +163,16 @@ class Worker:
         return error
 
 
+def use_threads(threads: int) -> None:
+    """Sets how many threads this process computes with, for a process that plays this role alone: the setting is the
+    whole process's, so where both roles are played in one it is not this role's to make."""
+    torch.set_num_threads(threads)
+    _products.set_num_threads(threads, POOL_PATIENCE_US)
+
+
 def serve(
     model: Path,
-    session: str,
+    transport: Transport,
     config: EngineConfig,
     report: Callable[[str], None],
     on_ready: Callable[[], None],
@@ -173,9 +182,9 @@ def serve(
 
     Args:
         model: a Hugging Face folder; must be the model that the TEE opens.
-        session: the name that the TEE process uses.
-        config: what it says of the device, its pinning, threads on the CPU, and how long to wait for the TEE process;
-            the rest is the TEE's to decide.
+        transport: that of the TEE's session.
+        config: what it says of the device, its pinning, and how long to wait for the TEE process; the rest is the
+            TEE's to decide, but the threads, which are `use_threads`' to set.
         report: takes lines for the operator.
         on_ready: called when submissions are served.
         recorder: takes what this process does and when; None: nothing does.
@@ -183,24 +192,21 @@ def serve(
     Raises:
         TsqpError: whatever keeps this role from working, one clear line each.
     """
-    threads = config.threads().gpu
-    torch.set_num_threads(threads)
-    _products.set_num_threads(threads, POOL_PATIENCE_US)
     resolve_device(config.device)
     network = Network.of(ModelSpec.from_folder(model))
-    invitation = wait_for_invitation(session, config.timeout_s, report)
-    plan = _own_plan(network, invitation)
     with ExitStack() as stack:
-        arena = stack.enter_context(Arena.attach(invitation.arena, plan))
+        joined = stack.enter_context(closing(transport.join(config.timeout_s, report)))
+        invitation = Invitation.parse(joined.invitation)
+        plan = _own_plan(network, invitation, joined.name)
+        arena = stack.enter_context(Arena.attach(joined.map_memory(plan.total_bytes), plan))
         # From here on the TEE notices a death, also while weights load.
         heartbeat = _native.Heartbeat(arena.buffer, "gpu", HEARTBEAT_INTERVAL_MS)
         stack.callback(heartbeat.release)
         compute = open_device(config.device, config.pinning, arena)
         stack.callback(compute.close)
         products = _load(network, plan, model, compute, report)
-        doorbell = open_doorbell(
-            invitation.doorbell, arena, "gpu", invitation.endpoint, invitation.spin_us, invitation.yield_us
-        )
+        open_waker = partial(joined.open_waker, invitation.endpoint)
+        doorbell = open_doorbell(invitation.doorbell, arena, "gpu", open_waker, invitation.spin_us, invitation.yield_us)
         stack.callback(doorbell.close)
         if recorder is not None:
             recorder.describe(plan)
@@ -210,13 +216,13 @@ def serve(
         Worker(doorbell, PeerWatch(arena, "tee"), rules, Step(plan, compute), products, compute).run()
 
 
-def _own_plan(network: Network, invitation: Invitation) -> Plan:
+def _own_plan(network: Network, invitation: Invitation, arena: str) -> Plan:
     plan = Plan.derive(network, invitation.limits)
     own = plan.geometry.plain()
     for field, found in invitation.geometry.items():
         expected = own.get(field)
         if expected != found:
-            raise ArenaMismatch(invitation.arena, f"the model's {field}", expected, found)
+            raise ArenaMismatch(arena, f"the model's {field}", expected, found)
     return plan
 
 

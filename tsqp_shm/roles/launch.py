@@ -12,7 +12,8 @@ from pathlib import Path
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import PeerDied, PeerTimeout, TsqpError
 from tsqp_shm.roles.process import RoleProcess
-from tsqp_shm.shm.session import new_session_name, sweep_dead_sessions
+from tsqp_shm.shm.posix.folder import sweep_dead_sessions
+from tsqp_shm.shm.posix.session import new_session_name
 
 POLL_S = 0.05
 # A role that dies takes the other with it; this is how long the other has to say why in its own words.

@@ -111,7 +111,7 @@ class ParentsGpu:
         self._lifeline = lifeline
         self._number = -1
 
-    def start(self, session: str) -> ParentsGpu:
+    def start(self, session: object) -> ParentsGpu:
         """The next GPU process; the parent starts the first by itself."""
         self._number += 1
         if self._number > 0:

@@ -1,38 +1,26 @@
 """The doorbell: how a 64-byte record gets to the other side, and how a side waits for one.
 
-Three ways, one interface. `adaptive`: the ring in the arena, and ZeroMQ only to wake a side that sleeps. `zmq`: every
-record goes through ZeroMQ. `spin`: the ring alone, never asleep; for measuring, and for enclaves whose border no socket
-crosses cheaply.
+Three ways, one interface. `adaptive`: the ring in the arena, and a waker only to wake a side that sleeps. `zmq`: every
+record goes through the waker, which is ZeroMQ where two processes meet. `spin`: the ring alone, never asleep; for
+measuring, and for enclaves whose border no socket crosses cheaply.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import socket
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
-import zmq
-
 from tsqp_shm import _native
-from tsqp_shm.errors import ConfigError, PeerTimeout
-from tsqp_shm.shm import layout
+from tsqp_shm.errors import PeerTimeout
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.liveness import LOOK_INTERVAL_S
 from tsqp_shm.shm.protocol import pack_completion
+from tsqp_shm.shm.transport import Waker
 
-# The kernel's sockaddr_un holds 108 bytes with the final zero; libzmq refuses more.
-MAX_IPC_PATH_BYTES = 107
 LAST_RECORD_LINGER_MS = 500
-# Of up to 8 KiB each, as libzmq reads them off a connection.
-MAX_CHUNKS = 2
-# How often the TEE looks whether the GPU process has its socket yet.
-RECONNECT_INTERVAL_MS = 20
 _SLICE_NS = int(LOOK_INTERVAL_S * 1e9)
 
 
@@ -91,7 +79,7 @@ class Doorbell(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Lets go of sockets and of the arena."""
+        """Lets go of the waker and of the arena."""
 
     def receive(self, watch: Watch, timeout_s: float | None, operation: str, slot: str = "") -> bytes:
         """The next record.
@@ -156,99 +144,6 @@ class Rings:
         self.reader.release()
 
 
-class _Socket:
-    """A ZeroMQ STREAM socket: the bytes of one connection. The GPU process binds, the TEE connects.
-
-    Not PAIR: libzmq limits a frame and not a message, and would collect the frames of one that never ends. Of a stream
-    it holds MAX_CHUNKS at most; the rest stays with the kernel, which stops the sender. And the TEE listens nowhere:
-    whoever connects more often than it has file descriptors makes libzmq abort the process that does.
-    """
-
-    def __init__(self, endpoint: str, role: str) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.STREAM)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.RCVHWM, MAX_CHUNKS)
-        # What came and was not asked for yet: less than a record and a chunk.
-        self._received = b""
-        # Routing ids of whoever is connected; the first is the peer, and the others are not heard.
-        self._connections: list[bytes] = []
-        try:
-            require_usable(endpoint, role)
-            if role == "gpu":
-                self._socket.bind(endpoint)
-            else:
-                # Known beforehand, so that what is sent before the GPU process is there waits in the socket.
-                self._connections.append(b"gpu")
-                self._socket.setsockopt(zmq.STREAM_NOTIFY, 0)
-                self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, self._connections[0])
-                self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_INTERVAL_MS)
-                self._socket.connect(endpoint)
-        except ConfigError:
-            self.close()
-            raise
-        except zmq.ZMQError as error:
-            self.close()
-            raise ConfigError("endpoint", endpoint, f"an address that can be used ({error.strerror})") from error
-
-    def try_send(self, record: bytes) -> bool:
-        """Sends without waiting; False: nobody is connected yet, or the queue is full."""
-        if not self._connections and self.wait(0):
-            self._take()
-        if not self._connections:
-            return False
-        try:
-            self._socket.send_multipart([self._connections[0], record], zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            if error.errno not in (errno.EAGAIN, errno.EHOSTUNREACH):
-                raise
-            return False
-        return True
-
-    def receive(self, timeout_ns: int) -> bytes | None:
-        """The next 64 bytes, waiting for them so long at most."""
-        if len(self._received) < layout.RECORD_BYTES and self.wait(timeout_ns):
-            self._take()
-        if len(self._received) < layout.RECORD_BYTES:
-            return None
-        record, self._received = self._received[: layout.RECORD_BYTES], self._received[layout.RECORD_BYTES :]
-        return record
-
-    def wait(self, timeout_ns: int) -> bool:
-        """Sleeps until something is there."""
-        # Rounded up: a slice that ends before the watch's next look is due would double the time between looks.
-        return bool(self._socket.poll(-(-timeout_ns // 1_000_000), zmq.POLLIN))
-
-    def discard(self) -> None:
-        """Drops what came: it has done its work by waking this side."""
-        # UNTRUSTED: a peer that sends without end must not keep this side here; an honest one has rung less often.
-        for _ in range(layout.RING_DEPTH):
-            if not self.wait(0):
-                return
-            self._take()
-            self._received = b""
-
-    def _take(self) -> None:
-        # UNTRUSTED: a copy of at most a chunk; what it holds is the caller's to check.
-        sender, chunk = self._socket.recv_multipart(zmq.NOBLOCK)
-        if not chunk:
-            self._begin_or_end(sender)
-        elif sender == self._connections[0]:
-            self._received += chunk
-
-    def _begin_or_end(self, connection: bytes) -> None:
-        if connection not in self._connections:
-            self._connections.append(connection)
-            return
-        if connection == self._connections[0]:
-            self._received = b""
-        self._connections.remove(connection)
-
-    def close(self, linger_ms: int = 0) -> None:
-        self._socket.close(linger=linger_ms)
-        self._context.term()
-
-
 class _RingDoorbell(Doorbell):
     """Records pass through the rings."""
 
@@ -290,16 +185,16 @@ class SpinDoorbell(_RingDoorbell):
 
 
 class AdaptiveDoorbell(_RingDoorbell):
-    """Spins, then yields, then sleeps on the socket, having said so in the arena."""
+    """Spins, then yields, then sleeps on the waker, having said so in the arena."""
 
-    def __init__(self, arena: Arena, role: str, spin_us: int, yield_us: int, socket: _Socket) -> None:
+    def __init__(self, arena: Arena, role: str, spin_us: int, yield_us: int, waker: Waker) -> None:
         # All of it fits a slice, which is how often the peer's heartbeat is looked at.
         spin_ns = min(spin_us * 1000, _SLICE_NS)
         yield_ns = min(yield_us * 1000, _SLICE_NS - spin_ns)
         # A message that cannot be sent is only a later wake-up: a sleeper looks at the ring by itself too.
-        super().__init__(Rings(arena, role, spin_ns, yield_ns, socket.try_send))
+        super().__init__(Rings(arena, role, spin_ns, yield_ns, waker.try_send))
         self._sleep_ns = _SLICE_NS - spin_ns - yield_ns
-        self._socket = socket
+        self.waker = waker
 
     def nap(self, nap_ns: int) -> bool:
         if not self._rings.yield_ns or self._rings.reader.available():
@@ -315,10 +210,10 @@ class AdaptiveDoorbell(_RingDoorbell):
         if record is not None:
             return record
         # Wake-ups of earlier go first, or they would end this sleep before it began.
-        self._socket.discard()
+        self.waker.discard()
         if self._rings.park():
             try:
-                self._socket.wait(self._sleep_ns)
+                self.waker.wait(self._sleep_ns)
             finally:
                 self._rings.reader.unpark()
         record = self._rings.read_parked()
@@ -326,16 +221,16 @@ class AdaptiveDoorbell(_RingDoorbell):
         return record
 
     def close(self) -> None:
-        self._socket.close()
+        self.waker.close()
         super().close()
 
 
 class ZmqDoorbell(Doorbell):
-    """Every record goes through the socket; the arena holds slots only."""
+    """Every record goes through the waker; the arena holds slots only."""
 
-    def __init__(self, socket: _Socket) -> None:
+    def __init__(self, waker: Waker) -> None:
         self._waits: Counter[str] = Counter()
-        self._socket = socket
+        self.waker = waker
         self._unsent: deque[bytes] = deque()
 
     @property
@@ -348,7 +243,7 @@ class ZmqDoorbell(Doorbell):
 
     def _flush(self) -> None:
         # What is sent before the peer has connected waits here, so that either side may start first.
-        while self._unsent and self._socket.try_send(self._unsent[0]):
+        while self._unsent and self.waker.try_send(self._unsent[0]):
             self._unsent.popleft()
 
     def poll(self) -> bytes | None:
@@ -360,55 +255,31 @@ class ZmqDoorbell(Doorbell):
     def _receive(self, timeout_ns: int) -> bytes | None:
         self._flush()
         # UNTRUSTED: any 64 bytes; `Submissions` and `SubmissionRules` decide what is believed.
-        record = self._socket.receive(timeout_ns)
+        record = self.waker.receive(timeout_ns)
         if record is not None:
             self._waits["message"] += 1
         return record
 
     def close(self) -> None:
-        # The last record may say why this side ends, and libzmq sends it in a thread of its own.
-        self._socket.close(LAST_RECORD_LINGER_MS)
+        # The last record may say why this side ends, and may be on its way yet.
+        self.waker.close(LAST_RECORD_LINGER_MS)
 
 
-def require_usable(endpoint: str, role: str) -> None:
-    """What libzmq would not say: the TEE's would try without end, the GPU process's unlinks what lies at the path.
-
-    Raises:
-        ConfigError: no socket can be made at the path, or somebody else has one there.
-    """
-    path = Path(endpoint.removeprefix("ipc://"))
-    if not endpoint.startswith("ipc://"):
-        return
-    if not path.parent.is_dir():
-        raise ConfigError("endpoint", endpoint, "a path in a folder that exists")
-    if not path.exists():
-        return
-    if not path.is_socket():
-        raise ConfigError("endpoint", endpoint, "a path that does not exist yet; there is a file that is no socket")
-    if role == "gpu":
-        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(ConnectionRefusedError):
-            probe.connect(str(path))
-            raise ConfigError("endpoint", endpoint, "a path that no live session uses")
-
-
-def open_doorbell(mode: str, arena: Arena, role: str, endpoint: str, spin_us: int, yield_us: int) -> Doorbell:
+def open_doorbell(
+    mode: str, arena: Arena, role: str, open_waker: Callable[[], Waker], spin_us: int, yield_us: int
+) -> Doorbell:
     """Opens this side's end.
 
     Args:
         mode: "adaptive", "zmq" or "spin".
         role: "tee" or "gpu".
-        endpoint: `ipc://PATH` or `tcp://127.0.0.1:PORT`; unused by "spin".
+        open_waker: called where the mode wants one: not for "spin".
 
     Raises:
-        ConfigError: the endpoint cannot be used.
+        ConfigError: the waker's endpoint cannot be used.
     """
     if mode == "spin":
         return SpinDoorbell(arena, role, spin_us)
-    path = endpoint.removeprefix("ipc://")
-    if path != endpoint and len(path.encode()) > MAX_IPC_PATH_BYTES:
-        shorter = f"at most {MAX_IPC_PATH_BYTES} bytes after ipc://; set TSQP_SHM_RUNTIME_DIR to a shorter path"
-        raise ConfigError("endpoint", endpoint, shorter)
-    socket = _Socket(endpoint, role)
     if mode == "zmq":
-        return ZmqDoorbell(socket)
-    return AdaptiveDoorbell(arena, role, spin_us, yield_us, socket)
+        return ZmqDoorbell(open_waker())
+    return AdaptiveDoorbell(arena, role, spin_us, yield_us, open_waker())

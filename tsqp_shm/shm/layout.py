@@ -1,6 +1,7 @@
 """The fixed bytes of an arena; the twin of native/border/layout.h, and a test holds both against each other.
 
 byte 0      header      magic, version (stored last), epoch, total bytes, plan digest
+byte 512    invitation  its length, then JSON: what the GPU process has to know to take part
 byte 4096   control     one word per pair of cache lines, each written by one side only
 byte 6144   progress    counters of the TEE, for whoever watches; no role reads them
 byte 8192   submission  64 records of 64 bytes, TEE -> GPU
@@ -13,7 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 MAGIC = 0x31304D4853505154
-VERSION = 2
+VERSION = 3
 
 PAGE_BYTES = 4096
 RECORD_BYTES = 64
@@ -25,6 +26,11 @@ HEADER_EPOCH_OFFSET_BYTES = 16
 HEADER_TOTAL_BYTES_OFFSET_BYTES = 24
 HEADER_DIGEST_OFFSET_BYTES = 32
 HEADER_BYTES = 64
+
+# Written before the version word, which publishes it with the rest of the header.
+INVITATION_LENGTH_OFFSET_BYTES = 512
+INVITATION_OFFSET_BYTES = INVITATION_LENGTH_OFFSET_BYTES + 8
+MAX_INVITATION_BYTES = 3500
 
 CONTROL_OFFSET_BYTES = PAGE_BYTES
 TEE_HEARTBEAT_OFFSET_BYTES = CONTROL_OFFSET_BYTES + 6 * 128

@@ -11,8 +11,9 @@ from tsqp_shm.shm import layout
 from tsqp_shm.shm.arena import Arena
 
 HEARTBEAT_INTERVAL_MS = 100
-# Death must be known within a second, and a machine that stops for a moment must not look like it: the beat has to
-# be missing for this long and over this many looks, and this process's own looks stop when the machine does.
+# A peer's death must be known within a second, but a machine that stands still for a moment must not pass for one. So a
+# heartbeat counts as stopped where it was missing for SILENCE_S and over SILENT_LOOKS looks: while the machine stands
+# still, this process does not look either.
 SILENCE_S = 0.7
 SILENT_LOOKS = 6
 LOOK_INTERVAL_S = 0.08
@@ -24,10 +25,10 @@ HEARTBEAT_OFFSETS = {
 
 
 class ChildProcess(Protocol):
-    """What liveness asks of a child; `process.RoleProcess` answers it."""
+    """What liveness asks of a child; `roles.process.RoleProcess` and `roles.thread.RoleThread` answer it."""
 
     def death(self) -> TsqpError | None:
-        """Why the child ended, or None while it lives."""
+        """Why the child ended, or None while the child lives."""
 
 
 class PeerWatch:
@@ -56,7 +57,8 @@ class PeerWatch:
             if death is not None:
                 raise death
         now = time.monotonic()
-        # Half of it: a wait that ends a moment early must not double the time between looks.
+        # Half of the interval is enough: a wait that ends a moment early would else skip this look, and the peer would
+        # be looked at after two intervals.
         if now - self._looked_at < LOOK_INTERVAL_S / 2:
             return
         self._looked_at = now
@@ -68,5 +70,6 @@ class PeerWatch:
         self._looks += 1
         age = self.heartbeat_age_s
         if age is not None and age > SILENCE_S and self._looks >= SILENT_LOOKS:
-            # One that was stopped (SIGSTOP) is given up too: from here it looks like a dead one, and must not delay it.
+            # A peer that was stopped (SIGSTOP) is given up too: from here it cannot be told from a dead one, and
+            # waiting for it would delay the report of a death.
             raise PeerDied(self.role, f"no heartbeat for {age:.1f} s: it has ended, or was stopped")

@@ -1,28 +1,27 @@
 """A look at a session from outside: its control words and records, and nothing of its slots.
 
-It reads through a read-only descriptor and maps nothing, so it cannot change a byte, hold memory, or wait for a role.
-What it reads may have been written by the GPU process: for display only.
+It has a transport's glance and no more, so it cannot change a byte, hold memory, or wait for a role. What it reads may
+have been written by the GPU process: for display only.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import posix_ipc
-
-from tsqp_shm.errors import ArenaNotReady
+from tsqp_shm.errors import ArenaMismatch, ArenaNotReady
 from tsqp_shm.shm import layout
+from tsqp_shm.shm.invitation import Invitation, invitation_in
 from tsqp_shm.shm.plan import Geometry, Plan
 from tsqp_shm.shm.progress import Progress
 from tsqp_shm.shm.protocol import Record
-from tsqp_shm.shm.session import SESSION_FILE, Invitation, arena_name, sessions_folder
+from tsqp_shm.shm.transport import Glance, Transport
 
 # The words of native/border/layout.h's Control, each on a pair of cache lines.
 _CONTROL = struct.Struct("<" + 8 * "Q120x")
+_WORD = struct.Struct("<Q")
 
 
 class Control(NamedTuple):
@@ -53,27 +52,31 @@ class Look:
 class Observer:
     """Looks at one session; `close` at the end.
 
+    Args:
+        session: its name, for display.
+
     Raises:
         ArenaNotReady: it has no arena, not yet or not any more.
+        ArenaMismatch: another version of this package made it.
     """
 
-    def __init__(self, session: str) -> None:
+    def __init__(self, session: str, transport: Transport) -> None:
         self.session = session
+        self._glance = transport.glance()
         try:
-            content = (sessions_folder() / session / SESSION_FILE).read_bytes()
-            self._fd = posix_ipc.SharedMemory(arena_name(session), read_only=True).fd
-        except (FileNotFoundError, posix_ipc.ExistentialError):
-            raise ArenaNotReady(arena_name(session), f"session {session!r} has none at the moment") from None
-        self.invitation = Invitation.parse(content)
-        self.plan = Plan.derive(Geometry.of_plain(self.invitation.geometry), self.invitation.limits)
+            self.invitation = _invitation(session, self._glance)
+            self.plan = Plan.derive(Geometry.of_plain(self.invitation.geometry), self.invitation.limits)
+        except BaseException:
+            self._glance.close()
+            raise
 
     @property
     def is_gone(self) -> bool:
-        """Whether the arena was unlinked: the session has ended, or its GPU process is started anew."""
-        return os.fstat(self._fd).st_nlink == 0
+        """Whether the arena is: the session has ended, or its GPU process is started anew."""
+        return self._glance.is_gone
 
     def look(self) -> Look:
-        page = os.pread(self._fd, layout.SLOTS_OFFSET_BYTES, 0).ljust(layout.SLOTS_OFFSET_BYTES, b"\0")
+        page = self._glance.read()
         control = Control._make(_CONTROL.unpack_from(page, layout.CONTROL_OFFSET_BYTES))
         in_flight = []
         # A ring is never longer, whatever the words say.
@@ -87,4 +90,14 @@ class Observer:
         return Look(time.perf_counter_ns(), control, Progress.load(page), tuple(in_flight))
 
     def close(self) -> None:
-        os.close(self._fd)
+        self._glance.close()
+
+
+def _invitation(session: str, glance: Glance) -> Invitation:
+    # Looked at twice: what was copied before the version word was there may be half of an invitation.
+    (version,) = _WORD.unpack_from(glance.read(), layout.HEADER_VERSION_OFFSET_BYTES)
+    if version == 0:
+        raise ArenaNotReady(session, f"session {session!r} has none at the moment")
+    if version != layout.VERSION:
+        raise ArenaMismatch(session, "layout version", layout.VERSION, version)
+    return Invitation.parse(invitation_in(session, glance.read()))

@@ -13,13 +13,14 @@ from tsqp_shm import _native
 from tsqp_shm.config import MODE, EngineConfig, Limits
 from tsqp_shm.errors import TsqpError
 from tsqp_shm.model.network import Network
-from tsqp_shm.shm.arena import Arena, Residency
+from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
+from tsqp_shm.shm.invitation import Invitation
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.protocol import Opcode, unpack_identity
-from tsqp_shm.shm.session import Invitation, Session
 from tsqp_shm.shm.slots import Slots
+from tsqp_shm.shm.transport import Hold
 from tsqp_shm.tee.finite import FiniteSubmissionQueue
 from tsqp_shm.tee.progress import ProgressWriter
 from tsqp_shm.tee.statistics import Statistics
@@ -36,7 +37,7 @@ class GpuProcess(Protocol):
     def kill(self) -> object: ...
 
 
-StartGpu = Callable[[str], GpuProcess | None]
+StartGpu = Callable[[Hold], GpuProcess | None]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Connection:
         gpu_pid, gpu_device, gpu_transfer: what the GPU process says of itself; for display.
     """
 
-    session: Session
+    session: Hold
     arena: Arena
     slots: Slots
     queue: SubmissionQueue
@@ -87,7 +88,7 @@ class Connection:
     @classmethod
     def open(
         cls,
-        session: Session,
+        session: Hold,
         network: Network,
         config: EngineConfig,
         limits: Limits,
@@ -101,7 +102,7 @@ class Connection:
 
         Args:
             session: has no other connection.
-            start_gpu: starts a GPU process for the session of that name; None: somebody else does.
+            start_gpu: starts a GPU process for the session; None: somebody else does.
             report: takes a line about what is waited for.
             recorder: takes what this process does and when; None: nothing does.
             must_stop: asked while nothing comes; True ends the wait, and with it the session.
@@ -112,46 +113,42 @@ class Connection:
         plan = Plan.derive(network, limits)
         with ExitStack() as stack:
             # Started first: loading torch takes longer than everything else here, and it waits for the invitation.
-            gpu_process = start_gpu(session.name) if start_gpu else None
+            gpu_process = start_gpu(session) if start_gpu else None
             if gpu_process is not None:
                 stack.callback(gpu_process.stop)
-            arena = stack.enter_context(session.create_arena(plan, secrets.randbits(63) | 1))
+            arena = stack.enter_context(
+                Arena.create(session.create_memory(plan.total_bytes), plan, secrets.randbits(63) | 1)
+            )
             slots = Slots(arena)
             stack.callback(slots.release)
             heartbeat = _native.Heartbeat(arena.buffer, "tee", HEARTBEAT_INTERVAL_MS)
             stack.callback(heartbeat.release)
-            endpoint = config.endpoint or session.default_endpoint
-            doorbell = open_doorbell(config.doorbell, arena, "tee", endpoint, config.spin_us, config.yield_us)
+            doorbell = open_doorbell(config.doorbell, arena, "tee", session.open_waker, config.spin_us, config.yield_us)
             stack.callback(doorbell.close)
             if recorder is not None:
                 recorder.describe(plan)
                 doorbell = SubmittingDoorbell(doorbell, recorder)
-            arena.publish()
-            session.invite(
-                Invitation(
-                    arena=arena.name,
-                    endpoint=endpoint,
-                    doorbell=config.doorbell,
-                    spin_us=config.spin_us,
-                    yield_us=config.yield_us,
-                    limits=limits,
-                    geometry=plan.geometry.plain(),
-                    tee_pid=os.getpid(),
-                )
+            invitation = Invitation(
+                endpoint=session.endpoint,
+                doorbell=config.doorbell,
+                spin_us=config.spin_us,
+                yield_us=config.yield_us,
+                limits=limits,
+                geometry=plan.geometry.plain(),
+                tee_pid=os.getpid(),
             )
+            arena.publish(invitation.pack())
             watch = StoppableWatch(PeerWatch(arena, "gpu", gpu_process), must_stop)
             make_queue = FiniteSubmissionQueue if config.check_finite else SubmissionQueue
             queue = make_queue(slots, doorbell, watch, arena.epoch, config.timeout_s, statistics)
             connection = cls(
-                session, arena, slots, queue, doorbell, config.doorbell, endpoint, statistics,
+                session, arena, slots, queue, doorbell, config.doorbell, session.endpoint, statistics,
                 ProgressWriter(arena, statistics), gpu_process,
             )  # fmt: skip
             stack.callback(connection._stop_gpu)
             if gpu_process is None:
-                report(
-                    f"waiting up to {config.timeout_s:.0f} s for the GPU process: "
-                    f"tsqp-shm gpu MODEL --session {session.name}"
-                )
+                command = " ".join(("tsqp-shm gpu MODEL", *session.gpu_flags))
+                report(f"waiting up to {config.timeout_s:.0f} s for the GPU process: {command}")
             connection.gpu_pid, connection.gpu_device, connection.gpu_transfer = unpack_identity(
                 queue.call(Opcode.READY).value
             )
@@ -191,7 +188,7 @@ class Connection:
     def describe(self) -> dict[str, Any]:
         """The bring-up report as plain values."""
         plan = self.arena.plan
-        residency: Residency = self.arena.residency
+        residency = self.arena.residency
         return {
             "mode": MODE,
             "session": self.session.name,

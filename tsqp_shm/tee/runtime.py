@@ -26,7 +26,7 @@ from tsqp_shm.errors import TsqpError
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
-from tsqp_shm.shm.session import Session
+from tsqp_shm.shm.transport import Transport
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.connection import Connection, StartGpu
 from tsqp_shm.tee.norms import NormWeights
@@ -73,6 +73,7 @@ class Runtime:
         spec: ModelSpec,
         checkpoint: Checkpoint,
         config: EngineConfig,
+        transport: Transport,
         start_gpu: StartGpu | None,
         report: Callable[[str], None] = lambda line: None,
         recorder: Recorder | None = None,
@@ -81,7 +82,8 @@ class Runtime:
         """Begins a session and brings a GPU process up.
 
         Args:
-            start_gpu: starts a GPU process for the session of that name; None: somebody else does.
+            transport: what joins the two sides.
+            start_gpu: starts a GPU process for the session; None: somebody else does.
             report: takes a line about what is waited for, and about each restart of the GPU process.
             recorder: takes what this process does and when; None: nothing does.
             before: what is to end after this session has; its own from here on.
@@ -97,7 +99,8 @@ class Runtime:
         with ExitStack() as stack:
             if before is not None:
                 stack.enter_context(before.pop_all())
-            session = stack.enter_context(Session.begin(config.session))
+            session = transport.begin()
+            stack.callback(session.end)
 
             def make_stepper(must_stop: Callable[[], bool]) -> Stepper:
                 def connect() -> Connection:

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from tsqp_shm.errors import ArenaNotReady, ConfigError, TsqpError
 from tsqp_shm.shm.observer import Observer
-from tsqp_shm.shm.session import list_sessions
+from tsqp_shm.shm.posix.folder import list_sessions
+from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.top.summary import Summary
 
 # Heartbeats are 0.1 s apart; a state is seen at most so late.
@@ -76,7 +77,7 @@ def _running(alive: list[str]) -> str:
 
 
 def _views(session: str, interval_s: float) -> Iterator[dict[str, Any]]:
-    observer = Observer(session)
+    observer = _observer(session)
     while True:
         try:
             summary = Summary(observer)
@@ -99,12 +100,16 @@ def _views(session: str, interval_s: float) -> Iterator[dict[str, Any]]:
         observer = again
 
 
+def _observer(session: str) -> Observer:
+    return Observer(session, PosixTransport(session))
+
+
 def _reopened(session: str) -> Observer | None:
     """The arena that takes the place of one that is gone, where the GPU process is started anew."""
     deadline = time.monotonic() + RESTART_TIMEOUT_S
     while _is_alive(session) and time.monotonic() < deadline:
         try:
-            return Observer(session)
+            return _observer(session)
         except ArenaNotReady:
             time.sleep(LOOK_INTERVAL_S)
     return None

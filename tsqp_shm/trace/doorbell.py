@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from tsqp_shm.shm.doorbell import AdaptiveDoorbell, Doorbell, Rings, SpinDoorbell, Watch, ZmqDoorbell, _Socket
+from tsqp_shm.shm.doorbell import AdaptiveDoorbell, Doorbell, Rings, SpinDoorbell, Watch, ZmqDoorbell
+from tsqp_shm.shm.transport import Waker
 from tsqp_shm.trace.recorder import NO_RECORD, Recorder
 
 
@@ -33,19 +36,40 @@ class _TracedRings(Rings):
         return record
 
 
-class _TracedSocket(_Socket):
-    def __init__(self, socket: _Socket, recorder: Recorder) -> None:
-        vars(self).update(vars(socket))
+class _TracedWaker:
+    """A `Waker` around another one, whose sleeps are recorded."""
+
+    def __init__(self, waker: Waker, recorder: Recorder) -> None:
+        self._waker = waker
         self._recorder = recorder
 
+    def try_send(self, record: bytes) -> bool:
+        return self._waker.try_send(record)
+
     def wait(self, timeout_ns: int) -> bool:
+        with self._parked(timeout_ns):
+            return self._waker.wait(timeout_ns)
+
+    def receive(self, timeout_ns: int) -> bytes | None:
+        with self._parked(timeout_ns):
+            return self._waker.receive(timeout_ns)
+
+    @contextmanager
+    def _parked(self, timeout_ns: int) -> Iterator[None]:
         if not timeout_ns:
-            return super().wait(0)
+            yield
+            return
         begin_ns = time.perf_counter_ns()
         try:
-            return super().wait(timeout_ns)
+            yield
         finally:
             self._recorder.slice("park", begin_ns, time.perf_counter_ns())
+
+    def discard(self) -> None:
+        self._waker.discard()
+
+    def close(self, linger_ms: int = 0) -> None:
+        self._waker.close(linger_ms)
 
 
 class _TracedDoorbell(Doorbell):
@@ -55,7 +79,7 @@ class _TracedDoorbell(Doorbell):
         if isinstance(bell, (SpinDoorbell, AdaptiveDoorbell)):
             bell._rings = _TracedRings(bell._rings, recorder)
         if isinstance(bell, (AdaptiveDoorbell, ZmqDoorbell)):
-            bell._socket = _TracedSocket(bell._socket, recorder)
+            bell.waker = _TracedWaker(bell.waker, recorder)
 
     @property
     def waits(self) -> Counter[str]:

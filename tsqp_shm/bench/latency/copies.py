@@ -18,8 +18,9 @@ from typing import Any
 
 from tsqp_shm.config import PINNINGS
 from tsqp_shm.errors import DeviceError
+from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan, Slot, SlotShape
-from tsqp_shm.shm.session import Session
+from tsqp_shm.shm.posix.session import Session
 
 TIMEOUT_S = 120.0
 SIZE_BYTES = 64 << 20
@@ -121,7 +122,7 @@ def main(size_bytes: int, runs: int) -> None:
         for way in PINNINGS[1:]:
             # An arena each: what is registered once is pinned for every way.
             session = stack.enter_context(Session.begin(f"bench-copies-{way}-{os.getpid()}"))
-            arena = stack.enter_context(session.create_arena(plan, 1))
+            arena = stack.enter_context(Arena.create(session.create_memory(plan.total_bytes), plan, 1))
             try:
                 device = CudaDevice(torch_device, arena, way)
             except DeviceError as error:

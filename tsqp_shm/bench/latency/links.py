@@ -6,8 +6,9 @@ import os
 import secrets
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import open_doorbell
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, ChildProcess, PeerWatch
 from tsqp_shm.shm.plan import Plan, SlotShape
+from tsqp_shm.shm.posix.session import Session
+from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.shm.protocol import Opcode, Status, SubmissionRules
-from tsqp_shm.shm.session import Session
 from tsqp_shm.shm.slots import Slots, open_slots, slot_array
 from tsqp_shm.shm.tiling import Tile
 from tsqp_shm.tee.statistics import Statistics
@@ -67,12 +69,13 @@ class Link:
     def __init__(self, stack: ExitStack, name: str, settings: LinkSettings) -> None:
         self._session = stack.enter_context(Session.begin(f"bench-{os.getpid()}-{name}"))
         plan = settings.plan()
-        self.arena: Arena = stack.enter_context(self._session.create_arena(plan, secrets.randbits(63) | 1))
+        self.arena: Arena = stack.enter_context(
+            Arena.create(self._session.create_memory(plan.total_bytes), plan, secrets.randbits(63) | 1)
+        )
         self._slots: Slots = stack.enter_context(open_slots(self.arena))
         stack.callback(_native.Heartbeat(self.arena.buffer, "tee", HEARTBEAT_INTERVAL_MS).release)
-        endpoint = self._session.default_endpoint
         self._doorbell = open_doorbell(
-            settings.doorbell, self.arena, "tee", endpoint, settings.spin_us, settings.yield_us
+            settings.doorbell, self.arena, "tee", self._session.open_waker, settings.spin_us, settings.yield_us
         )
         stack.callback(self._doorbell.close)
         self.arena.publish()
@@ -80,8 +83,8 @@ class Link:
         self._x, self._qk = plan.slot("x"), plan.slot("qk")
         self._payloads = dict(zip(settings.sizes, plan.score_slots, strict=True))
         self.invitation: dict[str, Any] = {
-            "arena": self.arena.name,
-            "endpoint": endpoint,
+            "session": self._session.name,
+            "endpoint": self._session.endpoint,
             "settings": {**asdict(settings), "sizes": list(settings.sizes)},
         }
 
@@ -127,10 +130,13 @@ class PeerLink:
     def __init__(self, stack: ExitStack, invitation: dict[str, Any]) -> None:
         settings = LinkSettings(**invitation["settings"])
         plan = settings.plan()
-        self.arena: Arena = stack.enter_context(Arena.attach(invitation["arena"], plan))
+        transport = PosixTransport(invitation["session"])
+        joined = stack.enter_context(closing(transport.join(TIMEOUT_S, lambda line: None)))
+        self.arena: Arena = stack.enter_context(Arena.attach(joined.map_memory(plan.total_bytes), plan))
         stack.callback(_native.Heartbeat(self.arena.buffer, "gpu", HEARTBEAT_INTERVAL_MS).release)
+        open_waker = partial(joined.open_waker, invitation["endpoint"])
         self._doorbell = open_doorbell(
-            settings.doorbell, self.arena, "gpu", invitation["endpoint"], settings.spin_us, settings.yield_us
+            settings.doorbell, self.arena, "gpu", open_waker, settings.spin_us, settings.yield_us
         )
         stack.callback(self._doorbell.close)
         self._watch = PeerWatch(self.arena, "tee")
