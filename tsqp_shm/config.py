@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from tsqp_shm.errors import ConfigError
+from tsqp_shm.modes import MODES
 
 DTYPES = ("bfloat16", "float32")
 PINNINGS = ("auto", "registered", "staged", "pageable")
@@ -19,11 +20,6 @@ DOORBELLS = ("adaptive", "zmq", "spin")
 MAX_WAIT_US = 10_000_000
 # Of the native thread pool.
 MAX_THREADS = 256
-MODE = "plain"
-MODE_WARNING = (
-    "mode plain: activations cross in clear. It protects nothing from whoever controls the GPU process: "
-    "hidden states can be inverted to the prompt."
-)
 SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 # Where a model states no shorter limit; longer is asked for, because cache and score slots grow with it.
 DEFAULT_MAX_MODEL_LEN = 4096
@@ -46,6 +42,7 @@ class Limits:
         tile_rows: query rows in one attention tile.
         tiles_in_flight: score slots, so tiles that the two processes work on at once.
         block_rows: rows that go through the layers together; a longer batch keeps both processes busy at once.
+        mode: of `modes.MODES`; what crosses, and so which slots there are.
     """
 
     dtype: str
@@ -55,8 +52,10 @@ class Limits:
     tile_rows: int
     tiles_in_flight: int
     block_rows: int = BLOCK_ROWS
+    mode: str = "plain"
 
     def __post_init__(self) -> None:
+        require_choice("mode", self.mode, tuple(MODES))
         require_choice("dtype", self.dtype, DTYPES)
         require_range("max_model_len", self.max_model_len, 1, 1 << 20)
         require_range("max_num_seqs", self.max_num_seqs, 1, 1024)
@@ -82,6 +81,7 @@ class EngineConfig:
     Units: times in seconds, but where the name says microseconds.
     """
 
+    mode: str = "plain"
     device: str = "auto"
     pinning: str = "auto"
     dtype: str = "bfloat16"
@@ -105,6 +105,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError("device", self.device, "auto, cpu, cuda or cuda:N")
+        require_choice("mode", self.mode, tuple(MODES))
         require_choice("pinning", self.pinning, PINNINGS)
         require_choice("dtype", self.dtype, DTYPES)
         require_choice("doorbell", self.doorbell, DOORBELLS)
@@ -147,6 +148,7 @@ class EngineConfig:
             tile_rows=self.tile_rows,
             tiles_in_flight=self.tiles_in_flight,
             block_rows=block_rows,
+            mode=self.mode,
         )
 
     def threads(self) -> Threads:

@@ -8,9 +8,9 @@ import sys
 from contextlib import closing
 from typing import Any, TextIO
 
-from tsqp_shm.config import MODE_WARNING
 from tsqp_shm.errors import RequestError
 from tsqp_shm.llm import LLM
+from tsqp_shm.modes import MODES
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.sampler import SamplingParams
 
@@ -118,7 +118,7 @@ def print_bring_up(llm: LLM, out: TextIO) -> None:
     arena, doorbell, processes = facts["arena"], facts["doorbell"], facts["processes"]
     locked = "locked" if arena["locked"] else f"not locked ({arena['locked_reason']})"
     rows = [
-        ("mode", MODE_WARNING.removeprefix("mode ")),
+        ("mode", f"{facts['mode']}: {MODES[facts['mode']].protects}"),
         ("model", facts["model"]),
         ("device", f"{facts['device']}, {llm.config.dtype}, slots {facts['transfer']}"),
         ("processes", f"tee {processes['tee']['pid']}, gpu {processes['gpu']['pid']}"),

@@ -16,6 +16,7 @@ from tsqp_shm.config import (
     EngineConfig,
 )
 from tsqp_shm.errors import ConfigError
+from tsqp_shm.modes import MODES
 from tsqp_shm.roles.process import ERROR_PREFIX
 
 DEFAULT_PROMPT = "The capital of France is"
@@ -109,6 +110,11 @@ def arena_flags() -> Parser:
     defaults = EngineConfig()
     parser = Parser(add_help=False)
     model = parser.add_argument_group("model and arena")
+    model.add_argument(
+        "--mode",
+        metavar="|".join(MODES),
+        help=f"what crosses to the GPU process, and so is protected ({defaults.mode})",
+    )  # fmt: skip
     model.add_argument("--dtype", metavar="|".join(DTYPES), help=f"of slots and arithmetic ({defaults.dtype})")
     model.add_argument(
         "--max-model-len", type=int, metavar="N",

@@ -28,9 +28,10 @@ from tsqp_shm.cli.health import (
 from tsqp_shm.cli.roles import launch_both, play_gpu, play_tee
 from tsqp_shm.cli.top import show_top, top_flags
 from tsqp_shm.cli.traces import make_trace, trace_flag, trace_flags
-from tsqp_shm.config import MODE_WARNING
+from tsqp_shm.modes import MODES
 
-EPILOG = f"""{MODE_WARNING}
+LINES = "\n".join(mode.line for mode in MODES.values())
+EPILOG = f"""{LINES}
 
 exit codes: 0 well, 1 failed, 2 usage, 3 the other process died or broke the protocol, 128+n ended by signal n.
 Flags of session, GPU process, model, arena and doorbell may be set by environment too: --max-model-len is

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tsqp_shm import _native
-from tsqp_shm.config import MODE, EngineConfig, Limits
+from tsqp_shm.config import EngineConfig, Limits
 from tsqp_shm.errors import TsqpError
 from tsqp_shm.model.network import Network
 from tsqp_shm.shm.arena import Arena
@@ -190,7 +190,7 @@ class Connection:
         plan = self.arena.plan
         residency = self.arena.residency
         return {
-            "mode": MODE,
+            "mode": plan.limits.mode,
             "session": self.session.name,
             "arena": {
                 "name": self.arena.name,

@@ -20,9 +20,9 @@ from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.connection import Connection
 from tsqp_shm.tee.engine import Engine
+from tsqp_shm.tee.modes import ENGINES
 from tsqp_shm.tee.norms import NormWeights
 from tsqp_shm.tee.ops import Float32
-from tsqp_shm.tee.plain import plain_engine
 from tsqp_shm.tee.scheduler import Reservation, Scheduler
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.updates import Outlet, Told
@@ -225,7 +225,8 @@ class Stepper:
 
     def _new_engine(self) -> Engine:
         slots, queue = self.connection.slots, self.connection.queue
-        return plain_engine(self._network, self._norms, slots, queue, self._statistics)
+        make = ENGINES[self.connection.arena.plan.limits.mode]
+        return make(self._network, self._norms, slots, queue, self._statistics)
 
     def _say(self, line: str) -> None:
         # A caller's function that raises is that caller's affair and no fault of the session.
