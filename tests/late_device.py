@@ -1,7 +1,7 @@
-"""A device that is to the worker what CUDA is, on the CPU: slots have twins, and results arrive late.
+"""A device that is to the worker what CUDA is, on the CPU: slots have device copies, and results arrive late.
 
-A result leaves its twin as late as it may, when its delivery is complete; what later operations have done to the twin
-by then would be seen.
+A result leaves its device copy as late as it may, when its delivery is complete; what later operations have done to the
+copy by then would be seen.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tsqp_shm.shm.plan import Slot
 
 
 class _Result(NamedTuple):
-    twin: torch.Tensor
+    device_copy: torch.Tensor
     slot_part: torch.Tensor
 
 
@@ -32,17 +32,17 @@ class LateDevice(Device):
         self.looks, self.most_running = looks, 0
         self._failure = failure
         self._begun = self._running = 0
-        self._twins = {index: torch.full_like(slot, 99) for index, slot in self._slots.items()}
+        self._device_copies = {index: torch.full_like(slot, 99) for index, slot in self._slots.items()}
         self._results: list[_Result] = []
 
     def input(self, slot: Slot, offset_elements: int, shape: tuple[int, ...]) -> torch.Tensor:
-        twin = part_of(self._twins[slot.index], offset_elements, shape)
-        return twin.copy_(self.host(slot, offset_elements, shape))
+        device_copy = part_of(self._device_copies[slot.index], offset_elements, shape)
+        return device_copy.copy_(self.host(slot, offset_elements, shape))
 
     def output(self, slot: Slot, offset_elements: int, shape: tuple[int, ...]) -> torch.Tensor:
-        twin = part_of(self._twins[slot.index], offset_elements, shape)
-        self._results.append(_Result(twin, self.host(slot, offset_elements, shape)))
-        return twin
+        device_copy = part_of(self._device_copies[slot.index], offset_elements, shape)
+        self._results.append(_Result(device_copy, self.host(slot, offset_elements, shape)))
+        return device_copy
 
     def finish(self) -> LateDelivery:
         self._begun += 1
@@ -69,7 +69,7 @@ class LateDelivery:
             return False
         if self._failure is not None:
             raise self._failure
-        for twin, slot_part in self._results:
-            slot_part.copy_(twin)
+        for device_copy, slot_part in self._results:
+            slot_part.copy_(device_copy)
         self._device.delivered()
         return True

@@ -61,14 +61,15 @@ def _explain(error: TsqpError) -> int:
 
 def _end_by_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # Under nohup it is ignored, and stays so.
+        # nohup has SIGHUP ignored, and a signal that is ignored stays so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _exit_by_signal)
     sys.unraisablehook = _exit_later
 
 
 def _exit_later(ignored: sys.UnraisableHookArgs) -> None:
-    """A signal whose exit came up in a finaliser, where Python drops it, comes again; its sender sends it but once."""
+    """Sends a signal again whose SystemExit Python dropped, because the handler ran inside a finaliser: the sender of
+    the signal sends it only once."""
     if isinstance(ignored.exc_value, SystemExit) and isinstance(ignored.exc_value.code, int):
         threading.Timer(0.05, os.kill, (os.getpid(), ignored.exc_value.code - 128)).start()
     else:

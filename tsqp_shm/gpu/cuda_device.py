@@ -1,14 +1,14 @@
-"""A CUDA device: slots have twins there, and copies run beside the arithmetic on streams of their own.
+"""A CUDA device: slots have device copies there, and copies run beside the arithmetic on streams of their own.
 
-    copies in     slot -> twin        one operation's rows while the one before computes
-    compute       twin -> twin        waits for the copies in that it needs
-    copies out    twin -> slot        while the next operation computes; its event completes the operation
+    copies in     slot -> device copy           one operation's rows while the one before computes
+    compute       device copy -> device copy    waits for the copies in that it needs
+    copies out    device copy -> slot           while the next operation computes; its event completes the operation
 
-No operation waits on the host. Nor do streams wait for each other beyond these: that rows of a twin are not overwritten
-too early follows from whose the slot's rows are. The TEE process writes rows again, or names them as a result again,
-only when the operation that had them is complete, with one exception: a score slot may be the result of a SCORES behind
-the CONTEXT that reads it, and both are arithmetic, in the order of one stream. Who breaks this rule gets wrong numbers
-of its own.
+No operation waits on the host. Nor do streams wait for each other beyond these: that rows of a device copy are not
+overwritten too early follows from whose the slot's rows are. The TEE process writes rows again, or names them as a
+result again, only when the operation that had them is complete, with one exception: a score slot may be the result of
+a SCORES behind the CONTEXT that reads it, and both are arithmetic, in the order of one stream. A TEE process that
+breaks this rule gets wrong numbers of its own.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from tsqp_shm.shm.plan import Slot
 
 
 class _Result(NamedTuple):
-    """What an operation writes: a part of a twin, and of the slot where it goes; in between, of staging memory."""
+    """What an operation writes: a part of a device copy, of the slot it goes to, and in between of staging memory."""
 
-    twin: torch.Tensor
+    device_copy: torch.Tensor
     staging: torch.Tensor | None
     slot_part: torch.Tensor
 
 
 class CudaDevice(Device):
-    """Shapes: a slot's twin and its staging memory have its elements, flat."""
+    """Shapes: a slot's device copy and its staging memory have its elements, flat."""
 
     def __init__(self, torch_device: torch.device, arena: Arena, pinning: str) -> None:
         super().__init__(torch_device, arena)
@@ -46,7 +46,7 @@ class CudaDevice(Device):
         self._copies_out: torch.cuda.Stream = torch.cuda.Stream(torch_device)  # type: ignore[no-untyped-call]
         torch.cuda.synchronize(torch_device)
         self._results: list[_Result] = []
-        self._twins: dict[int, torch.Tensor] = {}
+        self._device_copies: dict[int, torch.Tensor] = {}
         self._staging: dict[int, torch.Tensor] = {}
         self._driver = CudaDriver()
         first = arena.plan.slots[0]
@@ -61,7 +61,7 @@ class CudaDevice(Device):
         require_memory(self.name, free_bytes, weights_bytes, cache_bytes, slots_size_bytes(plan))
         for slot in plan.slots:
             elements, dtype = slot.num_rows * slot.row_elements, TORCH_DTYPES[slot.dtype]
-            self._twins[slot.index] = torch.empty(elements, dtype=dtype, device=self.torch_device)
+            self._device_copies[slot.index] = torch.empty(elements, dtype=dtype, device=self.torch_device)
             if self.transfer == "staged":
                 self._staging[slot.index] = torch.empty(elements, dtype=dtype, pin_memory=True)
 
@@ -69,17 +69,17 @@ class CudaDevice(Device):
         source = self.host(slot, offset_elements, shape)
         if self._staging:
             source = part_of(self._staging[slot.index], offset_elements, shape).copy_(source)
-        twin = part_of(self._twins[slot.index], offset_elements, shape)
+        device_copy = part_of(self._device_copies[slot.index], offset_elements, shape)
         with torch.cuda.stream(self._copies_in):
-            twin.copy_(source, non_blocking=True)
+            device_copy.copy_(source, non_blocking=True)
         self._compute.wait_stream(self._copies_in)
-        return twin
+        return device_copy
 
     def output(self, slot: Slot, offset_elements: int, shape: tuple[int, ...]) -> torch.Tensor:
-        twin = part_of(self._twins[slot.index], offset_elements, shape)
+        device_copy = part_of(self._device_copies[slot.index], offset_elements, shape)
         staging = part_of(self._staging[slot.index], offset_elements, shape) if self._staging else None
-        self._results.append(_Result(twin, staging, self.host(slot, offset_elements, shape)))
-        return twin
+        self._results.append(_Result(device_copy, staging, self.host(slot, offset_elements, shape)))
+        return device_copy
 
     def finish(self) -> Delivery:
         results, self._results = self._results, []
@@ -87,8 +87,8 @@ class CudaDevice(Device):
             return CudaDelivery(self._compute.record_event(), [])
         self._copies_out.wait_stream(self._compute)
         with torch.cuda.stream(self._copies_out):
-            for twin, staging, slot_part in results:
-                (slot_part if staging is None else staging).copy_(twin, non_blocking=True)
+            for device_copy, staging, slot_part in results:
+                (slot_part if staging is None else staging).copy_(device_copy, non_blocking=True)
         return CudaDelivery(self._copies_out.record_event(), results)
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Where the GPU process computes, and how a slot's rows get there and back.
 
-On the CPU a slot is the tensor computed on. On CUDA (`gpu.cuda_device`) a slot has a twin on the device: rows are
+On the CPU a slot is the tensor computed on. On CUDA (`gpu.cuda_device`) a slot has a copy on the device: rows are
 copied in before an operation and out after it. Everything else is the same code.
 """
 

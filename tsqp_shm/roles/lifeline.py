@@ -1,8 +1,8 @@
 """The lifeline: one socket pair between a parent and a role that it started, and the few lines that are said on it.
 
-The child says that it is ready, or which error it ends with. A parent that has both roles tells the TEE process when
-the GPU process has died, and starts another at its word. The socket closes when either end dies, however it dies, so
-no orphan is left and no pid has to be watched.
+The child says that it is ready, or which error it ends with. A parent that has started both roles tells the TEE process
+when the GPU process has died, and starts another GPU process when the TEE process asks for one. The socket closes when
+the process at either end dies, however it dies: so no orphan is left, and no pid has to be watched.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ LIFELINE_VARIABLE = "TSQP_SHM_LIFELINE"
 READY_LINE = b"ready\n"
 WANTED_LINE = b"another gpu process\n"
 DEAD_GPU_PREFIX = b"dead gpu process "
-# Longer than any line that either end says; of a longer one only the end is kept.
+# Longer than any line that either end says; of a line that is longer only the end is kept.
 MAX_LINE_BYTES = 64
-# An exit that a signal asks for can come up where somebody drops it; whoever ends well has ended by then.
+# The SystemExit of a signal handler can come up in a finaliser, where Python drops it, so the child is asked again after
+# this time; a child that obeys at once has ended by then.
 REPEAT_S = 1.5
 # What a child may call the reason for its end; anything else it says counts as a death.
 RELAYED_ERRORS = (ConfigError, DeviceError, LimitError, ModelFileError, UnsupportedModel, ArenaMismatch)
