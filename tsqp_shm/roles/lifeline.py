@@ -31,8 +31,8 @@ WANTED_LINE = b"another gpu process\n"
 DEAD_GPU_PREFIX = b"dead gpu process "
 # Longer than any line that either end says; of a line that is longer only the end is kept.
 MAX_LINE_BYTES = 64
-# The SystemExit of a signal handler can come up in a finaliser, where Python drops it, so the child is asked again after
-# this time; a child that obeys at once has ended by then.
+# The SystemExit of a signal handler can come up in a finaliser, where Python drops it. So the child is asked again
+# after this time: one that obeys at once has ended by then.
 REPEAT_S = 1.5
 # What a child may call the reason for its end; anything else it says counts as a death.
 RELAYED_ERRORS = (ConfigError, DeviceError, LimitError, ModelFileError, UnsupportedModel, ArenaMismatch)
