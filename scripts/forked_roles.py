@@ -33,6 +33,7 @@ from tsqp_shm.shm.posix.memory import arena_name
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.shm.protocol import Opcode, Record
+from tsqp_shm.tee.submission import SubmissionQueue
 
 OWNERS = {"Session": Session, "PosixTransport": PosixTransport, "Arena": Arena, "Lifeline": Lifeline}
 # However it goes, it has ended by then.
@@ -258,26 +259,33 @@ def _doom(moment: Moment, marks: int) -> None:
 
     def around(original: Callable[..., Any], counts: Callable[..., bool]) -> Callable[..., Any]:
         def call(*arguments: Any, **keywords: Any) -> Any:
-            if counts(*arguments) and not moment.after:
+            if counts(*arguments, **keywords) and not moment.after:
                 pass_by()
             result = original(*arguments, **keywords)
-            if counts(*arguments) and moment.after:
+            if counts(*arguments, **keywords) and moment.after:
                 pass_by()
             return result
 
         return call
 
     if moment.step in Opcode.__members__:
+        opcode = Opcode[moment.step]
 
-        def is_it(bell: doorbell.Doorbell, packed: bytes) -> bool:
-            record = Record.unpack(packed)
-            return record.opcode == Opcode[moment.step] and moment.target in (None, record.target)
+        def submits(queue: SubmissionQueue, submitted: Opcode, *_: object, **request: Any) -> bool:
+            return submitted == opcode and moment.target in (None, request.get("target", 0))
 
+        def completes(bell: doorbell.Doorbell, submission: bytes, *_: object) -> bool:
+            record = Record.unpack(submission)
+            return record.opcode == opcode and moment.target in (None, record.target)
+
+        # Each side's last call in Python before its record is handed over.
+        if moment.victim == "tee":
+            SubmissionQueue.submit = around(SubmissionQueue.submit, submits)  # type: ignore[method-assign]
         for kind in (doorbell.AdaptiveDoorbell, doorbell.ZmqDoorbell, doorbell.SpinDoorbell):
-            kind.send = around(kind.send, is_it)  # type: ignore[method-assign]
+            kind.complete = around(kind.complete, completes)  # type: ignore[method-assign]
         return
     owner_name, _, name = moment.step.rpartition(".")
     owner: Any = OWNERS.get(owner_name, tsqp_shm.gpu.worker)
-    wrapped = around(getattr(owner, name), lambda *arguments: True)
+    wrapped = around(getattr(owner, name), lambda *arguments, **keywords: True)
     is_bound = isinstance(inspect.getattr_static(owner, name), (classmethod, staticmethod))
     setattr(owner, name, staticmethod(wrapped) if is_bound else wrapped)
