@@ -50,6 +50,15 @@ def room(monkeypatch) -> list[int]:
     return room
 
 
+def test_the_end_of_a_record_leaves_while_its_sender_waits(ends, room):
+    stream, peer = ends
+    room[:] = [10]
+    assert stream.try_send(record(1))
+    room[:] = [54]
+    assert not stream.wait(0)
+    assert peer.recv(100) == record(1)
+
+
 def test_a_record_that_the_kernel_took_in_part_is_not_cut(ends, room):
     """What is sent after it waits until its end is on the way."""
     stream, peer = ends

@@ -301,6 +301,21 @@ def test_what_nobody_reads_stays_with_the_kernel(bell, raw_peer, mode):
     assert accepted < 1 << 23
 
 
+@pytest.mark.parametrize("records", [3, 10, layout.RING_DEPTH])
+def test_what_a_side_sent_before_it_closed_arrives(any_bell, records):
+    """Nobody takes a record until the sender is gone: libzmq drops what it has not read of a closed connection."""
+    with any_bell("zmq", "tee") as tee:
+        with any_bell("zmq", "gpu") as gpu:
+            tee.send(record(0))
+            assert gpu.receive(ALIVE, 30.0, "a submission") == record(0)
+            for number in range(records):
+                gpu.send(record(number))
+                # Apart, or libzmq would make one chunk of them.
+                time.sleep(0.002)
+        for number in range(records):
+            assert tee.receive(ALIVE, 5.0, "a completion") == record(number)
+
+
 def test_in_adaptive_mode_a_message_wakes_and_says_nothing(bell, raw_peer):
     with bell("adaptive", "tee") as tee:
         raw_peer().send(record(666))

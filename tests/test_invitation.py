@@ -149,3 +149,12 @@ def test_a_field_that_is_not_allowed_is_one_clear_error(fields):
 def test_what_is_no_json_object_is_one_clear_error(content):
     with pytest.raises(TsqpError, match="cannot be read; do both run the same version"):
         Invitation.parse(content)
+
+
+@pytest.mark.parametrize("where", ["invitation", "limits"])
+def test_a_name_that_is_not_known_is_not_repeated_to_a_terminal(where):
+    values = json.loads(invitation().pack())
+    (values if where == "invitation" else values["limits"])["\x1b]0;taken over\x07"] = 1
+    with pytest.raises(TsqpError, match="not known") as caught:
+        Invitation.parse(json.dumps(values).encode())
+    assert str(caught.value).isprintable()

@@ -53,9 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: TsqpError) -> int:
+    # UNTRUSTED: an error may quote another process or a file, and must not steer the terminal.
+    message = "".join(c if c.isprintable() or c == "\n" else "?" for c in str(error))
     # The last words of another process end in a line of their own.
-    gap = "\n" if "\n" in str(error) else " "
-    print(f"{ERROR_PREFIX}{error}{gap}{error.hint()}".rstrip(), file=sys.stderr)
+    gap = "\n" if "\n" in message else " "
+    print(f"{ERROR_PREFIX}{message}{gap}{error.hint()}".rstrip(), file=sys.stderr)
     return error.exit_code
 
 

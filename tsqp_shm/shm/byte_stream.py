@@ -60,6 +60,9 @@ class ByteStream:
             # Of a stream that the other side has closed, poll would say at once that there is something to read.
             time.sleep(timeout_ns / 1e9)
             return False
+        if self._unsent:
+            # The other side may be waiting for the end of a record before it says anything.
+            self._flush()
         # Rounded up: a slice that ends before the watch's next look is due would double the time between looks.
         return bool(self._poll(select.POLLIN, -(-timeout_ns // 1_000_000)))
 

@@ -63,6 +63,10 @@ class Invitation:
         try:
             # UNTRUSTED: a broken TEE process must end in one clear line here; every field is checked when it is made.
             values = json.loads(content)
+            for part, fields in ((values, cls.__dataclass_fields__), (values["limits"], Limits.__dataclass_fields__)):
+                # Before a call would repeat an unknown name as it stands, to whatever terminal shows the error.
+                if not set(part) <= set(fields):
+                    raise ValueError("it has fields that are not known here")
             return cls(**{**values, "limits": Limits(**values["limits"])})
         except (TypeError, KeyError, ValueError, RecursionError) as error:
             raise TsqpError(

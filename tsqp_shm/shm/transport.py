@@ -51,7 +51,7 @@ class Memory(Protocol):
 class Waker(Protocol):
     """One end of a bounded stream of bytes: wakes the other side, and carries records where the doorbell wants it.
 
-    UNTRUSTED: whatever comes out of it. However much the other side sends, an end holds less than two chunks of it.
+    UNTRUSTED: whatever comes out of it. However much the other side sends, an end holds less than a megabyte of it.
     """
 
     def try_send(self, record: bytes) -> bool:

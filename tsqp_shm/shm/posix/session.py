@@ -108,7 +108,8 @@ class Session:
         """
         # libzmq leaves the file of an earlier arena's socket.
         for socket in self.folder.glob(f"{SOCKET_FILE}*"):
-            socket.unlink()
+            if socket.is_socket():
+                socket.unlink()
         self._has_arena = True
         self._arenas += 1
         try:

@@ -15,8 +15,9 @@ from tsqp_shm.shm import layout
 
 # The kernel's sockaddr_un holds 108 bytes with the final zero; libzmq refuses more.
 MAX_IPC_PATH_BYTES = 107
-# Of up to 8 KiB each, as libzmq reads them off a connection.
-MAX_CHUNKS = 2
+# Of up to 8 KiB each, as libzmq reads them off a connection. As many as an honest peer has records on their way, and
+# two: a libzmq that has stopped reading drops the rest of a connection whose other end closes, the last word included.
+MAX_CHUNKS = layout.RING_DEPTH + 2
 # How often the TEE looks whether the GPU process has its socket yet.
 RECONNECT_INTERVAL_MS = 20
 
