@@ -158,6 +158,45 @@ def test_closing_in_one_thread_ends_what_another_waits_for_in_one_clear_error(fa
             llm.generate([1])
 
 
+def test_what_the_thread_of_the_steps_is_made_to_call_may_not_wait_for_it(llm, alone):
+    """A function that is told, or a finaliser that Python's collector runs there."""
+    said: SimpleQueue[str] = SimpleQueue()
+
+    def told(update: Update) -> None:
+        for ask in (lambda: llm.generate([1]), lambda: llm.logits([1]), lambda: llm.stats()):
+            try:
+                ask()
+            except TsqpError as error:
+                said.put(str(error))
+
+    llm.runtime.add([llm.start(PROMPTS[0], PARAMS)], told)
+    assert [said.get().split(";")[0] for _ in range(3)] == ["asked by the thread that runs the steps"] * 3
+
+
+def test_callers_that_ask_without_end_do_not_keep_the_steps_waiting(llm, alone):
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            llm.stats()
+            llm.logits([1])
+
+    with ThreadPoolExecutor(6) as pool:
+        asking = [pool.submit(ask) for _ in range(6)]
+        try:
+            assert token_ids(llm.generate(PROMPTS, PARAMS)) == alone
+        finally:
+            stop.set()
+        for future in asking:
+            future.result()
+
+
+def test_a_deadline_passes_though_all_caches_are_reserved(fast, model):
+    with fast.llm(model, max_model_len=64, max_num_seqs=1) as llm, llm.runtime.sequence():
+        late = llm.generate([[1]], SamplingParams(deadline_s=0.1))
+        assert late[0].outputs[0].finish_reason == "deadline"
+
+
 def test_a_report_that_raises_is_its_owner_s_affair(fast, model, alone):
     said = []
     dies_at = [30]
@@ -184,6 +223,7 @@ def test_a_forked_child_gets_one_error_for_each_call_and_leaves_its_parent_s_alo
             lambda: llm.logits([1]),
             lambda: llm.start([1]),
             lambda: llm.stats(),
+            lambda: llm.bring_up(),
         ):
             with pytest.raises(TsqpError, match="forked child"):
                 call()
@@ -212,13 +252,14 @@ gpu = llm.bring_up()["processes"]["gpu"]["pid"]
 DROPPED = {
     "dropped": "del llm; wait_until_gone()",
     "in a cycle": "llm.me = llm; del llm; gc.collect(); wait_until_gone()",
-    "after an error": """
-try: llm.generate([[-1]])
-except Exception as error: kept = error
+    "after errors, without a collector": """
+gc.disable()
 os.kill(gpu, 9)
-try: llm.generate([[1]])
-except Exception as error: died = str(error)
-del llm, kept; gc.collect(); wait_until_gone()
+for ask in ("generate", "logits", "stream", "start"):
+    for _ in range(2):
+        try: list(getattr(llm, ask)([1]))
+        except Exception as error: died = str(error)
+del llm; wait_until_gone()
 """,
     "while a stream is open": "s = llm.stream([1]); next(s, 0); del llm, s; wait_until_gone()",
     "bound anew": """
@@ -230,7 +271,13 @@ assert llm.generate([[5, 6]], SamplingParams(max_tokens=3))[0].outputs[0].token_
     "at exit, in a thread": """
 threading.Thread(target=llm.generate, args=([[1]], SamplingParams(max_tokens=50, ignore_eos=True))).start()
 """,
-    "by an exception": "raise SystemExit(0)",
+    "by an impatient user": """
+import signal, subprocess
+os.kill(gpu, signal.SIGSTOP)
+signals = subprocess.Popen(["sh", "-c", f"for i in 1 2 3 4 5 6; do sleep 0.2; kill -INT {os.getpid()}; done"])
+try: llm.close()
+except KeyboardInterrupt: pass
+""",
     "a child that ends": """
 child = os.fork()
 if child == 0: sys.exit(7)

@@ -55,7 +55,7 @@ def complete(answer: str | bytes, *, stop=(), max_tokens=1000, eos=True, **param
             break
         logits = np.zeros(256, np.float32)
         logits[token] = 1
-        completion.sample(logits)
+        completion.grow(completion.choose(logits))
         texts.append(completion.text)
     return completion, texts
 
@@ -126,7 +126,7 @@ WORDS = ["", "head tail end"]
 @pytest.mark.parametrize("stop", [["tail", "head"], ["head", "tail"], ["d t", "head"]])
 def test_of_two_stop_strings_in_one_token_the_earlier_cuts(stop):
     completion = Completion([1], SamplingParams(stop=stop), 9, [], WordTokenizer())  # type: ignore[arg-type]
-    completion.sample(np.array([0, 1], np.float32))
+    completion.grow(completion.choose(np.array([0, 1], np.float32)))
     assert (completion.text, completion.finish_reason) == ("", "stop")
 
 

@@ -169,4 +169,8 @@ def test_its_own_gpu_process_is_replaced_and_its_death_explained(model):
         expected = tokens(llm.generate(PROMPTS, SEEDED))
         kill_gpu(llm)
         assert tokens(llm.generate(PROMPTS, SEEDED)) == expected
+        # The thread that has started it has all signals blocked; this one must end by the polite one.
+        status = Path(f"/proc/{gpu_pid(llm)}/status").read_text()
+        blocked = int(status.split("SigBlk:")[1].split()[0], 16)
+        assert not blocked & 1 << signal.SIGTERM - 1
     assert any(line.startswith("the gpu process died (signal SIGKILL)") for line in said)

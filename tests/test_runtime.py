@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from models import FastStart, RandomModel, fast_start, model_folder, random_token_ids
 
-from tsqp_shm.errors import TsqpError
+from tsqp_shm.errors import RequestError, TsqpError
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.runtime import Runtime
 from tsqp_shm.tee.sampler import SamplingParams
+from tsqp_shm.tee.scheduler import Reservation
 from tsqp_shm.tee.updates import Update
 
 LIMITS = {"dtype": "float32", "max_model_len": 64, "max_num_seqs": 1}
@@ -109,6 +110,71 @@ def test_logits_wait_for_a_place_and_give_it_back(runtime):
         assert running.finish_reason == "length"
         assert np.array_equal(runtime.forward(sequence, ids), expected)
     assert runtime.load().free_sequences == 1
+
+
+def test_whoever_can_be_told_no_more_harms_nobody(fast):
+    """An event loop that was closed, say: its completion is cancelled, and the others go on."""
+
+    def told(update: Update) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    with fast.runtime(model_folder(RandomModel("llama")), dtype="float32", max_model_len=64) as runtime:
+        alone = run(runtime, completion((4, 5)))
+        lost, kept = completion(), completion((4, 5))
+        runtime.add([lost], told)
+        runtime.add([kept], lambda update: None)
+        while runtime.step():
+            pass
+        assert (lost.finish_reason, len(lost.token_ids)) == ("cancelled", 1)
+        assert kept.token_ids == alone
+        runtime.add([completion()], told)
+    assert runtime.has_ended
+
+
+def test_a_fault_in_one_row_gives_out_no_token_of_the_pass(fast, monkeypatch):
+    updates: list[Update] = []
+    with fast.runtime(model_folder(RandomModel("llama")), dtype="float32", max_model_len=64) as runtime:
+        asked = [completion((number, 2)) for number in range(3)]
+        runtime.add(asked, updates.append)
+        runtime.step()
+        updates.clear()
+        monkeypatch.setattr(asked[2], "choose", lambda logits: 1 / 0)
+        assert not runtime.step()
+    assert [len(one.token_ids) for one in asked] == [1, 1, 1]
+    assert [(update.token_ids, str(update.error)) for update in updates] == [
+        ((), "a step failed: ZeroDivisionError: division by zero")
+    ] * 3
+
+
+def test_a_cache_whose_holder_was_interrupted_is_given_back(runtime):
+    """As early as the block that would give it back: only the reservation itself is left to do it."""
+    given: list[Reservation] = []
+    reservation = Reservation(given.append)
+    reservation.give(3)
+    del reservation
+    assert [lost.sequence for lost in given] == [3]
+    given[0].sequence = None
+    with pytest.raises(ZeroDivisionError), runtime.sequence():
+        raise ZeroDivisionError
+    assert runtime.load().free_sequences == 1
+
+
+def test_a_mistake_of_one_caller_is_an_error_of_its_own(runtime):
+    alone = run(runtime, completion((4, 5)))
+    with runtime.sequence() as sequence:
+        for ids in ([], [257], [-1], [1] * 65, ["a"]):
+            with pytest.raises(RequestError):
+                runtime.forward(sequence, ids)
+    with pytest.raises(RequestError, match="sequence"):
+        runtime.forward(0, [1])
+    asked = completion()
+    for wrong in (completion(()), completion((257,)), completion((1,) * 64)):
+        with pytest.raises(RequestError):
+            runtime.add([wrong], lambda update: None)
+    run(runtime, asked)
+    with pytest.raises(RequestError, match="before"):
+        runtime.add([asked], lambda update: None)
+    assert run(runtime, completion((4, 5))) == alone
 
 
 def test_a_closed_runtime_tells_whoever_waits_and_refuses_the_rest(fast):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from tsqp_shm.roles.process import RoleProcess
 from tsqp_shm.roles.resources import require_resources
 from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.shm.transport import Hold, Transport
-from tsqp_shm.tee.completion import Completion
+from tsqp_shm.tee.completion import Completion, checked_token_ids
 from tsqp_shm.tee.connection import StartGpu
 from tsqp_shm.tee.runtime import Runtime
 from tsqp_shm.tee.sampler import SamplingParams
@@ -82,6 +82,7 @@ class LLM:
         **settings: Any,
     ) -> None:
         self.config = _engine_config(config, settings)
+        report = _harmless(report)
         require_resources(self.config.threads().tee)
         self.model = Path(model)
         self.spec = ModelSpec.from_folder(self.model)
@@ -102,8 +103,8 @@ class LLM:
                 self._runtime = Runtime.open(
                     self.spec, checkpoint, self.config, transport, start_gpu or None, report, recorder, before=stack
                 )
-        self._runtime.start()
         weakref.finalize(self, self._runtime.leave).atexit = False
+        self._runtime.start()
 
     def __enter__(self) -> LLM:
         return self
@@ -157,9 +158,13 @@ class LLM:
 
         with self._running([completion for _, completion in completions], told):
             for _ in completions:
-                update = ended.get()
-                if update.error is not None:
-                    raise update.error
+                error = ended.get().error
+                if error is not None:
+                    try:
+                        raise error
+                    finally:
+                        # Or this frame and the error would keep each other, and this LLM.
+                        del error
         return [RequestOutput.of(prompt, completion) for prompt, completion in completions]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[str, None, None]:
@@ -199,7 +204,7 @@ class LLM:
         params = params or SamplingParams()
         if params.stop and self._tokenizer is None:
             raise RequestError("stop", params.stop, "no stop strings, as the model has no tokenizer")
-        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         # One place is left for an answer.
         token_ids = self._checked(token_ids, self.max_model_len - 1)
         room = self.max_model_len - len(token_ids)
@@ -213,7 +218,12 @@ class LLM:
             while True:
                 update = updates.get()
                 if update.error is not None:
-                    raise update.error
+                    error, update = update.error, Update(completion)
+                    try:
+                        raise error
+                    finally:
+                        # As in `generate`.
+                        del error
                 if update.text:
                     yield update.text
                 if update.is_last:
@@ -228,7 +238,7 @@ class LLM:
             RequestError: as `generate`.
             PeerDied, PeerTimeout, ProtocolError: the session is over.
         """
-        ids = self._checked(list(token_ids), self.max_model_len)
+        ids = self._checked(token_ids, self.max_model_len)
         with self._runtime.sequence() as sequence:
             return self._runtime.forward(sequence, ids)
 
@@ -240,24 +250,13 @@ class LLM:
         """What `tsqp-shm launch` prints, as plain values. Units are in the names."""
         return {**self._runtime.facts(), "model": str(self.model)}
 
-    def _checked(self, token_ids: list[int], most: int) -> list[int]:
-        if not token_ids:
-            raise RequestError("prompt", "", "at least one token")
-        if len(token_ids) > most:
-            raise RequestError(
-                "prompt",
-                f"{len(token_ids)} tokens",
-                f"at most {most} (max_model_len is {self.max_model_len})",
-            )
-        for token_id in token_ids:
-            is_number = isinstance(token_id, (int, np.integer)) and not isinstance(token_id, bool)
-            if not is_number or not 0 <= token_id < self.spec.vocab_size:
-                raise RequestError("token id", token_id, f"0 to {self.spec.vocab_size - 1}")
-        return token_ids
+    def _checked(self, token_ids: Sequence[int], most: int) -> list[int]:
+        return checked_token_ids(token_ids, most, self.max_model_len, self.spec.vocab_size)
 
     @contextmanager
     def _running(self, completions: list[Completion], told: Told) -> Iterator[None]:
         """Has completions run during the block; those that have not ended when it is left are cancelled."""
+        self._runtime.require_can_wait()
         try:
             self._runtime.add(completions, told)
             yield
@@ -277,6 +276,16 @@ def _engine_config(config: EngineConfig | None, settings: dict[str, Any]) -> Eng
     if unknown:
         raise ConfigError(unknown[0], settings[unknown[0]], "one of " + ", ".join(EngineConfig.__dataclass_fields__))
     return EngineConfig.from_environment(settings) if config is None else replace(config, **settings)
+
+
+def _harmless(report: Callable[[str], None]) -> Callable[[str], None]:
+    """What a caller's function raises is the caller's affair: it must not end a thread that it is told things on."""
+
+    def say(line: str) -> None:
+        with suppress(Exception):
+            report(line)
+
+    return say
 
 
 def _has_tokenizer(model: Path) -> bool:

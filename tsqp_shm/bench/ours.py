@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from queue import SimpleQueue
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from tsqp_shm.bench.cases import Job, Turn
 from tsqp_shm.bench.child import Answer, measured, serve
 from tsqp_shm.llm import LLM
+from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.sampler import SamplingParams
 from tsqp_shm.tee.updates import Update
 
@@ -54,20 +54,19 @@ class Ours:
         completions = [llm.start(prompt, params) for prompt in prompts]
         updates: SimpleQueue[Update] = SimpleQueue()
         llm.runtime.add(completions, updates.put)
-        self._wait(updates, lambda: all(completion.token_ids for completion in completions))
+        begun: set[Completion] = set()
+        ended: set[Completion] = set()
+        made = 0
+        while len(begun) < len(completions):
+            begun.add(_next(updates).completion)
         before = self._tallies()
-        made = sum(len(completion.token_ids) for completion in completions)
         with measured(self.processes, answer):
-            self._wait(updates, lambda: all(completion.finish_reason for completion in completions))
-            made = sum(len(completion.token_ids) for completion in completions) - made
+            while len(ended) < len(completions):
+                update = _next(updates)
+                made += len(update.token_ids)
+                if update.is_last:
+                    ended.add(update.completion)
         return {**answer, "tokens": made, **self._since(before)}
-
-    @staticmethod
-    def _wait(updates: SimpleQueue[Update], is_done: Callable[[], bool]) -> None:
-        while not is_done():
-            error = updates.get().error
-            if error is not None:
-                raise error
 
     def _tallies(self) -> dict[str, Any]:
         statistics = self._llm.statistics
@@ -95,6 +94,16 @@ class Ours:
                     }
                 )
         return {**{name: value - before[name] for name, value in after.items()}, "operations": operations}
+
+
+def _next(updates: SimpleQueue[Update]) -> Update:
+    """Raises:
+    TsqpError: the session is over, and what was measured of it worth nothing.
+    """
+    update = updates.get()
+    if update.error is not None:
+        raise update.error
+    return update
 
 
 if __name__ == "__main__":

@@ -66,6 +66,8 @@ def _end_by_signals() -> None:
         # nohup has SIGHUP ignored, and a signal that is ignored stays so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _exit_by_signal)
+    # A parent's thread that has signals blocked may have started this process, and the mask is inherited.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGHUP})
     sys.unraisablehook = _exit_later
 
 

@@ -128,7 +128,7 @@ class RoleProcess:
         self._finish_listening()
         self._hear()
         # A library may have the last word at exit: the error is the last line that says it is one.
-        said = [line.removeprefix(ERROR_PREFIX) for line in self._last_lines if line.startswith(ERROR_PREFIX)]
+        said = [line.removeprefix(ERROR_PREFIX) for line in list(self._last_lines) if line.startswith(ERROR_PREFIX)]
         if self._failure is not None and said:
             return self._failure.relayed(said[-1])
         if code < 0:
@@ -174,7 +174,7 @@ class RoleProcess:
 
     @property
     def last_words(self) -> str:
-        return "\n".join(self._last_lines)
+        return "\n".join(list(self._last_lines))
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """The exit code, or None if it still runs after `timeout_s`."""

@@ -5,7 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import numpy as np
+
+from tsqp_shm.errors import RequestError
 from tsqp_shm.model.tokenizer import Tokenizer
+from tsqp_shm.tee.ops import Float32
 from tsqp_shm.tee.sampler import Sampler, SamplingParams
 
 
@@ -38,6 +42,7 @@ class Completion:
         self.started_s = time.monotonic()
         self.first_token_s: float | None = None
         self.ended_s: float | None = None
+        self._has_begun = False
         self._sampler = Sampler(params)
         self._deadline_s = params.deadline_s
         self._stops = tuple(params.stop)
@@ -54,9 +59,26 @@ class Completion:
         """The tokens whose positions are not in the cache yet, at most so many."""
         return self.all_token_ids[self.cached : self.cached + most]
 
-    def sample(self, logits: object) -> None:
-        """Takes the next token from logits [V] f32."""
-        token_id = self._sampler.sample(logits, self.all_token_ids)  # type: ignore[arg-type]
+    def begin(self) -> None:
+        """Says that it is run now, which it is once.
+
+        Raises:
+            RequestError: it was before.
+        """
+        if self._has_begun:
+            raise RequestError("completion", "one that was run before", "a new one")
+        self._has_begun = True
+
+    def choose(self, logits: Float32) -> int:
+        """The next token by logits [V]; it is not taken yet.
+
+        Raises:
+            ProtocolError: they are no numbers.
+        """
+        return self._sampler.sample(logits, self.all_token_ids)
+
+    def grow(self, token_id: int) -> None:
+        """Takes the next token."""
         now = time.monotonic()
         if self.first_token_s is None:
             self.first_token_s = now
@@ -69,8 +91,9 @@ class Completion:
             self._end("length")
 
     @property
-    def is_overdue(self) -> bool:
-        return self._deadline_s is not None and time.monotonic() - self.started_s > self._deadline_s
+    def left_s(self) -> float | None:
+        """Until its deadline; below 0: it has passed. None: there is none."""
+        return None if self._deadline_s is None else self.started_s + self._deadline_s - time.monotonic()
 
     def cancel(self, reason: str = "cancelled") -> None:
         if self.finish_reason is None:
@@ -99,6 +122,27 @@ class Completion:
         keep = _longest_overlap(self._held, self._stops)
         self.text += self._held[: len(self._held) - keep]
         self._held = self._held[len(self._held) - keep :]
+
+
+def checked_token_ids(token_ids: Sequence[int], most: int, max_model_len: int, vocab_size: int) -> list[int]:
+    """Token ids that a model of so many can be given.
+
+    Args:
+        most: how many there may be, of the max_model_len places that there are.
+
+    Raises:
+        RequestError: none, too many, or one outside the vocabulary.
+    """
+    ids = list(token_ids)
+    if not ids:
+        raise RequestError("prompt", "", "at least one token")
+    if len(ids) > most:
+        raise RequestError("prompt", f"{len(ids)} tokens", f"at most {most} (max_model_len is {max_model_len})")
+    for token_id in ids:
+        is_number = isinstance(token_id, (int, np.integer)) and not isinstance(token_id, bool)
+        if not is_number or not 0 <= token_id < vocab_size:
+            raise RequestError("token id", token_id, f"0 to {vocab_size - 1}")
+    return ids
 
 
 def _longest_overlap(text: str, stops: Sequence[str]) -> int:

@@ -1,8 +1,9 @@
 """A session that any thread may use: one thread of its own runs every step.
 
 Callers hand orders in through a queue, which that thread takes between two steps, and are told of what comes of a
-request through functions of theirs that only hand over. So no caller's code, signal handler or finaliser ever runs
-inside a step, a caller that is interrupted loses nothing of it, and callers share batches without a lock.
+request through functions of theirs that only hand over. So no caller's code and no signal handler runs inside a step, a
+caller that is interrupted loses nothing of it, and callers share batches without a lock. What Python's collector
+finalises there may ask for nothing that has to be waited for: it gets an error.
 
 In a forked child there is no such thread: whatever it asks for is an error at once, and what is its parent's it leaves
 alone.
@@ -17,20 +18,20 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig
-from tsqp_shm.errors import TsqpError
+from tsqp_shm.errors import RequestError, TsqpError
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.shm.transport import Transport
-from tsqp_shm.tee.completion import Completion
+from tsqp_shm.tee.completion import Completion, checked_token_ids
 from tsqp_shm.tee.connection import Connection, StartGpu
 from tsqp_shm.tee.norms import NormWeights
 from tsqp_shm.tee.ops import Float32
+from tsqp_shm.tee.orders import Orders
 from tsqp_shm.tee.scheduler import Reservation
 from tsqp_shm.tee.statistics import Statistics, TracedStatistics
 from tsqp_shm.tee.stepper import Load, Stepper
@@ -57,13 +58,15 @@ class Runtime:
     ) -> None:
         self.statistics = statistics
         self._pid = os.getpid()
-        self._orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._orders = Orders()
         self._thread: threading.Thread | None = None
         self._is_leaving = False
-        self._has_ended = False
+        self._is_over = threading.Event()
         self._closed_by: BaseException | None = None
         self._error_at_end: Exception | None = None
+        self._reserved: set[int] = set()
         self._stepper = make_stepper(lambda: self._is_leaving)
+        self._limits = self._stepper.connection.arena.plan.limits
         self._stack = stack
         _open.add(self)
 
@@ -138,7 +141,19 @@ class Runtime:
         """
         fault = self.fault
         if fault is not None:
-            raise fault
+            try:
+                raise fault
+            finally:
+                # Or this frame and the error would keep each other, and the frames of whoever asked.
+                del fault
+
+    def require_can_wait(self) -> None:
+        """Raises:
+        TsqpError: this is the runtime's own thread, on which a caller's function or a finaliser asks for something that
+            this very thread would have to do.
+        """
+        if self._thread is threading.current_thread():
+            raise TsqpError("asked by the thread that runs the steps; hand over to another thread, and ask there")
 
     @property
     def connection(self) -> Connection:
@@ -155,9 +170,13 @@ class Runtime:
             TsqpError: the session is over; where it ends after this, the updates say so.
         """
         self.require_working()
+        taken = list(completions)
+        for completion in taken:
+            self._checked(completion.prompt_token_ids, self._limits.max_model_len - 1)
+            completion.begin()
 
         def order() -> None:
-            self._stepper.add(completions, told)
+            self._stepper.add(taken, told)
             fault = self.fault
             if fault is not None:
                 self._stepper.end(fault)
@@ -166,7 +185,8 @@ class Runtime:
 
     def cancel(self, completions: Sequence[Completion]) -> None:
         """Ends completions before the next step; does not wait for it. Those that have ended are left as they are."""
-        self._order(lambda: self._stepper.cancel(completions))
+        taken = list(completions)
+        self._order(lambda: self._stepper.cancel(taken))
 
     @contextmanager
     def sequence(self) -> Iterator[int]:
@@ -175,7 +195,8 @@ class Runtime:
         Raises:
             TsqpError: the session is over, or ends meanwhile.
         """
-        reservation = Reservation()
+        self.require_can_wait()
+        reservation = Reservation(self._give_back)
         try:
             self._ask(lambda: self._stepper.reserve(reservation))
             while self._thread is None and not reservation.is_given:
@@ -183,10 +204,15 @@ class Runtime:
             sequence = reservation.wait()
             if sequence is None:
                 raise self.fault or TsqpError(CLOSED)
+            self._reserved.add(sequence)
             yield sequence
         finally:
-            # An order behind that of the reservation, however early the block was left.
-            self._order(lambda: self._stepper.give_back(reservation))
+            self._give_back(reservation)
+
+    def _give_back(self, reservation: Reservation) -> None:
+        if reservation.sequence is not None:
+            self._reserved.discard(reservation.sequence)
+        self._order(lambda: self._stepper.give_back(reservation))
 
     def forward(self, sequence: int, token_ids: Sequence[int]) -> Float32:
         """The logits after every token of a sequence, computed between the steps of others.
@@ -197,9 +223,17 @@ class Runtime:
             sequence: of `sequence()`.
 
         Raises:
+            RequestError: it is not, or there are no tokens, too many, or one outside the vocabulary.
             PeerDied, PeerTimeout, ProtocolError: the session is over.
         """
-        return self._ask(lambda: self._stepper.forward(sequence, token_ids))
+        if sequence not in self._reserved:
+            raise RequestError("sequence", sequence, "one that `sequence()` has given")
+        ids = self._checked(token_ids, self._limits.max_model_len)
+        return self._ask(lambda: self._stepper.forward(sequence, ids))
+
+    def _checked(self, token_ids: Sequence[int], most: int) -> list[int]:
+        vocab_size = self._stepper.connection.arena.plan.geometry.vocab_size
+        return checked_token_ids(token_ids, most, self._limits.max_model_len, vocab_size)
 
     def step(self) -> bool:
         """Takes what was handed in, and runs one step in the calling thread: for who has not called `start`.
@@ -212,7 +246,7 @@ class Runtime:
         """
         if self._thread is not None:
             raise TsqpError("the steps of this runtime are run by a thread of its own")
-        self._take_orders(wait=False)
+        self._orders.take()
         if not self._stepper.is_idle and self.fault is None:
             self._stepper.step()
         return not self._stepper.is_idle
@@ -220,7 +254,7 @@ class Runtime:
     @property
     def has_ended(self) -> bool:
         """Whether there is nothing left of the session, here at least: a forked child has none of it."""
-        return self._has_ended or self._pid != os.getpid()
+        return self._is_over.is_set() or self._pid != os.getpid()
 
     def load(self) -> Load:
         """What is in progress between two steps."""
@@ -228,6 +262,8 @@ class Runtime:
 
     def describe(self) -> dict[str, Any]:
         """Mode, processes, arena and doorbell of this session, as plain values."""
+        if self._pid != os.getpid():
+            self.require_working()
         return self._stepper.connection.describe()
 
     def facts(self) -> dict[str, Any]:
@@ -238,8 +274,8 @@ class Runtime:
         """Has the thread close the session and does not wait for it: for finalisers, which may run at any moment."""
         if self._pid == os.getpid():
             self._is_leaving = True
-            # A queue's put may interrupt another of the same thread, which a lock may not.
-            self._orders.put(lambda: None)
+            # Wakes it.
+            self._orders.give(lambda: None)
 
     def close(self, by: BaseException | None = None) -> None:
         """Stops the GPU process and removes the arena; requests in progress end with an error. Closing twice does
@@ -259,70 +295,64 @@ class Runtime:
         if self._thread is None:
             self._end()
         elif self._thread is not threading.current_thread():
-            self._thread.join()
+            # Not by joining: a join that is interrupted takes the thread for ended.
+            self._is_over.wait()
         error, self._error_at_end = self._error_at_end, None
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error
 
     def _run(self) -> None:
-        # A signal that the kernel gave to this thread would not interrupt the main thread's wait.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - FAULTS)
-        while not self._is_leaving:
-            self._take_orders(wait=self._stepper.is_idle)
-            if not self._is_leaving and not self._stepper.is_idle:
-                self._stepper.step()
-        self._end()
-
-    def _take_orders(self, *, wait: bool) -> None:
-        with suppress(Empty):
-            while True:
-                self._orders.get(block=wait)()
-                wait = False
+        try:
+            # A signal that the kernel gave to this thread would not interrupt the main thread's wait.
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - FAULTS)
+            while not self._is_leaving:
+                if self._stepper.is_idle:
+                    self._orders.take(wait=True, timeout_s=self._stepper.patience_s)
+                    self._stepper.expire()
+                else:
+                    self._orders.take()
+                    self._stepper.step()
+        except BaseException as error:
+            # None is expected; whoever waits must not do so for ever.
+            self._stepper.end(TsqpError(f"the thread that runs the steps has failed: {type(error).__name__}: {error}"))
+        finally:
+            self._end()
 
     def _order(self, order: Callable[[], None]) -> None:
-        if self._pid != os.getpid():
-            return
-        self._orders.put(order)
-        # SYNC POINT: pairs with `_end`, which says so before it looks for orders a last time: one of both takes it.
-        if self._has_ended:
-            self._take_orders(wait=False)
+        if self._pid == os.getpid():
+            self._orders.give(order)
 
     def _ask(self, act: Callable[[], T], *, even_if_over: bool = False) -> T:
         """Has the thread do it between two steps. Returns what it gives, or raises what it raises."""
         if not even_if_over or self._pid != os.getpid():
             self.require_working()
+        self.require_can_wait()
         if self._thread is None:
-            self._take_orders(wait=False)
-        if self._thread in (None, threading.current_thread()):
+            self._orders.take()
             return act()
-        answer: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
 
-        def order() -> None:
-            try:
-                if not even_if_over:
-                    self.require_working()
-                answer.put((act(), None))
-            except BaseException as error:
-                answer.put((None, self.fault if error is self._stepper.fault else error))
+        def checked() -> T:
+            if not even_if_over:
+                self.require_working()
+            return act()
 
-        self._order(order)
-        value, error = answer.get()
-        if error is not None:
-            raise error
-        return value  # type: ignore[return-value]
+        return self._orders.ask(checked)
 
     def _end(self) -> None:
-        if self._has_ended:
+        if self._is_over.is_set():
             return
-        self._stepper.end(TsqpError(CLOSED))
         error, self._closed_by = self._closed_by, None
         try:
+            self._stepper.end(TsqpError(CLOSED))
             self._stack.__exit__(type(error) if error else None, error, None)
         except Exception as failure:
             self._error_at_end = failure
         finally:
-            self._has_ended = True
-        self._take_orders(wait=False)
+            self._orders.end()
+            self._is_over.set()
 
 
 # Those that nobody has closed at the interpreter's exit, when threads still run and finalisers do not yet.
@@ -331,9 +361,14 @@ _open: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    for runtime in list(_open):
-        # A thread that came back to an interpreter that is no more would end the process by an abort: whatever signal
-        # comes meanwhile, its end is waited for, which has deadlines of its own.
-        while not runtime.has_ended:
-            with suppress(BaseException):
-                runtime.close()
+    left = [runtime for runtime in _open if not runtime.has_ended]
+    if not left:
+        return
+    # A thread that came back to an interpreter that is no more would end the process by an abort, and a GPU process
+    # that nobody stopped would stay: whatever signal comes now, the end is waited for.
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_IGN)
+    for runtime in left:
+        with suppress(Exception):
+            runtime.close()

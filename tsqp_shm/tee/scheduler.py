@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from queue import SimpleQueue
 
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.engine import Engine
+from tsqp_shm.tee.ops import Float32
 from tsqp_shm.tee.statistics import Statistics
 
 
 class Reservation:
-    """A cache that no completion uses, promised to whoever waits for it."""
+    """A cache that no completion uses, promised to whoever waits for it.
 
-    def __init__(self) -> None:
+    Args:
+        give_back: called with the reservation when nobody holds it any more, at any moment and on any thread.
+    """
+
+    def __init__(self, give_back: Callable[[Reservation], None]) -> None:
         self._given: SimpleQueue[int | None] = SimpleQueue()
+        self._give_back = give_back
         self.sequence: int | None = None
+
+    def __del__(self) -> None:
+        # However early a caller was interrupted: a cache that is lost would be so for the rest of the session.
+        if self.sequence is not None:
+            self._give_back(self)
 
     @property
     def is_given(self) -> bool:
@@ -98,33 +110,54 @@ class Scheduler:
         for completion in self._running:
             completion.cached = 0
 
+    @property
+    def patience_s(self) -> float | None:
+        """How long until a deadline passes; None: none will."""
+        left = [completion.left_s for completion in self._completions if completion.left_s is not None]
+        return max(0.0, min(left)) if left else None
+
+    def expire(self) -> None:
+        """Ends the completions whose deadline has passed."""
+        for completion in self._completions:
+            if completion.left_s is not None and completion.left_s < 0:
+                self.cancel(completion, "deadline")
+
+    @property
+    def _completions(self) -> list[Completion]:
+        waiting = [waiting for waiting in self._waiting if isinstance(waiting, Completion)]
+        return [*waiting, *self._running]
+
     def step(self) -> None:
         """One forward pass: prompts get on, and every completion whose prompt is in the cache grows by a token.
 
         Raises:
-            PeerDied, PeerTimeout, ProtocolError: the session is over.
+            PeerDied, PeerTimeout, ProtocolError: the session is over; no completion has grown.
         """
-        for completion in [*self._waiting, *self._running]:
-            if isinstance(completion, Completion) and completion.is_overdue:
-                self.cancel(completion, "deadline")
+        self.expire()
         self._admit()
         batch = self._next_batch()
         if not batch:
             return
         logits = self._engine.forward([chunk for _, chunk in batch])
+        chosen = self._sample([completion for completion, chunk in batch if chunk.num_logits], logits)
         self._statistics.steps += 1
-        row = 0
         for completion, chunk in batch:
             self._statistics.tokens += len(chunk.token_ids)
             completion.cached += len(chunk.token_ids)
-            if chunk.num_logits:
-                started_ns = time.perf_counter_ns()
-                completion.sample(logits[row])
-                self._statistics.count("SAMPLE", started_ns)
+            if completion in chosen:
+                completion.grow(chosen[completion])
                 self._statistics.generated += 1
-                row += 1
             if completion.finish_reason is not None:
                 self._release(completion)
+
+    def _sample(self, completions: list[Completion], logits: Float32) -> dict[Completion, int]:
+        """The next token of each, all of them before any grows: a fault in one row is one of the whole pass."""
+        chosen = {}
+        for row, completion in enumerate(completions):
+            started_ns = time.perf_counter_ns()
+            chosen[completion] = completion.choose(logits[row])
+            self._statistics.count("SAMPLE", started_ns)
+        return chosen
 
     def _admit(self) -> None:
         """Gives free caches to who has waited longest."""

@@ -75,8 +75,10 @@ class Statistics:
         """
         rows = []
         for side, tallies in (("gpu", self.gpu), ("tee", self.tee)):
-            side_ns = sum(tally.total_ns for tally in tallies.values()) or 1
-            for name, tally in tallies.items():
+            # A list, as the thread that counts may come upon a new operation meanwhile.
+            counted = list(tallies.items())
+            side_ns = sum(tally.total_ns for _, tally in counted) or 1
+            for name, tally in counted:
                 rows.append(
                     {
                         "operation": name,

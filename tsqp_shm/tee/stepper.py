@@ -106,10 +106,24 @@ class Stepper:
         """One step, and what is to be told of it. What goes wrong in it ends the session and is told as well."""
         with suppress(TsqpError):
             self._survive(self._step)
+        self._tell()
+
+    def _tell(self) -> None:
         for completion, outlet in list(self._outlets.items()):
             if completion.finish_reason is not None:
                 del self._outlets[completion]
-            outlet.tell()
+            if not outlet.tell():
+                self.cancel([completion])
+
+    @property
+    def patience_s(self) -> float | None:
+        """How long nothing has to be done where `is_idle`: until a deadline passes; None: for ever."""
+        return self._scheduler.patience_s
+
+    def expire(self) -> None:
+        """Ends completions whose deadline has passed, and tells it: for who is idle, as a step does it too."""
+        self._scheduler.expire()
+        self._tell()
 
     def forward(self, sequence: int, token_ids: Sequence[int]) -> Float32:
         """The logits after every token of a sequence.
@@ -162,7 +176,8 @@ class Stepper:
     def end(self, fault: TsqpError) -> None:
         """The session is over; whoever waits for something of it is told. Only the first fault counts."""
         if self.fault is None:
-            self.fault = fault
+            # Without its traceback, which holds the frames of a step.
+            self.fault = fault.again()
         outlets, self._outlets = self._outlets, {}
         for completion, outlet in outlets.items():
             self._scheduler.cancel(completion)
@@ -193,11 +208,14 @@ class Stepper:
                 self.connection.mark_broken()
                 self.end(error)
                 raise
-            except Exception as error:
+            except BaseException as error:
                 # A fault of this process's own: what it has in flight and in its caches cannot be told.
                 self.connection.mark_broken()
-                self.end(TsqpError(f"a step failed: {type(error).__name__}: {error}"))
-                raise self.fault.again() from error  # type: ignore[union-attr]
+                fault = TsqpError(f"a step failed: {type(error).__name__}: {error}")
+                self.end(fault)
+                if not isinstance(error, Exception):
+                    raise
+                raise fault from error
 
     def _replace_gpu(self, death: PeerDied) -> None:
         """Puts another GPU process in the place of one that died; every completion goes on from the tokens it has.
@@ -230,5 +248,5 @@ class Stepper:
 
     def _say(self, line: str) -> None:
         # A caller's function that raises is that caller's affair and no fault of the session.
-        with suppress(Exception):
+        with suppress(BaseException):
             self._report(line)

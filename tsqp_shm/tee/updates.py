@@ -44,14 +44,23 @@ class Outlet:
         self._num_tokens = 0
         self._num_characters = 0
 
-    def tell(self) -> None:
-        """Tells what is new, if anything is."""
+    def tell(self) -> bool:
+        """Tells what is new, if anything is. Returns False where nobody can be told any more."""
         completion = self._completion
         token_ids, text = completion.token_ids[self._num_tokens :], completion.text[self._num_characters :]
         if token_ids or completion.finish_reason is not None:
             self._num_tokens += len(token_ids)
             self._num_characters += len(text)
-            self._told(Update(completion, token_ids, text, completion.finish_reason))
+            return self._tell(Update(completion, token_ids, text, completion.finish_reason))
+        return True
 
     def fail(self, error: TsqpError) -> None:
-        self._told(Update(self._completion, error=error))
+        self._tell(Update(self._completion, error=error))
+
+    def _tell(self, update: Update) -> bool:
+        try:
+            self._told(update)
+        except BaseException:
+            # An event loop that was closed, say: its owner's affair, and no fault of the session or of other callers.
+            return False
+        return True

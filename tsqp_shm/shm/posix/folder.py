@@ -101,6 +101,8 @@ def root_lock(root: Path) -> Iterator[None]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
+        # Not by closing alone: a child that was forked meanwhile holds the same open file.
+        fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
 
