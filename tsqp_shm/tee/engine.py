@@ -15,6 +15,7 @@ import numpy as np
 
 from tsqp_shm.model.network import Network
 from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.tiling import Block
 from tsqp_shm.tee.attention import AttentionPort
 from tsqp_shm.tee.batch import Chunk, Step
@@ -23,6 +24,8 @@ from tsqp_shm.tee.interleave import Task, interleave
 from tsqp_shm.tee.linears import LinearsPort
 from tsqp_shm.tee.mlp import GatedMlp
 from tsqp_shm.tee.ops import Float32, Operations
+from tsqp_shm.tee.statistics import Statistics
+from tsqp_shm.tee.submission import SubmissionQueue
 
 
 @dataclass(frozen=True)
@@ -96,3 +99,7 @@ class Engine:
             )
             yield from self._ports.linears.apply(network.lm_head, Block(0, 0, rows, ()), self._x, self._logits)
             self._ops.load_rows(self._logits, 0, rows, logits[first : first + rows])
+
+
+# Makes the engine of one connection, and another for each GPU process that takes an earlier one's place.
+MakeEngine = Callable[[Slots, SubmissionQueue, Statistics], Engine]

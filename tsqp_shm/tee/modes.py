@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tsqp_shm.model.network import Network
-from tsqp_shm.shm.slots import Slots
-from tsqp_shm.tee.engine import Engine
-from tsqp_shm.tee.norms import NormWeights
-from tsqp_shm.tee.plain import plain_engine
-from tsqp_shm.tee.statistics import Statistics
-from tsqp_shm.tee.submission import SubmissionQueue
+from tsqp_shm.model.weights import Checkpoint
+from tsqp_shm.tee.engine import MakeEngine
+from tsqp_shm.tee.plain import load_plain
 
-MakeEngine = Callable[[Network, NormWeights, Slots, SubmissionQueue, Statistics], Engine]
-
-ENGINES: dict[str, MakeEngine] = {"plain": plain_engine}
+# Each takes what its mode wants of the weights, once a session: the checkpoint is closed afterwards.
+ENGINES: dict[str, Callable[[Network, Checkpoint], MakeEngine]] = {"plain": load_plain}

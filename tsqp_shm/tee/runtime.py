@@ -29,7 +29,7 @@ from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.shm.transport import Transport
 from tsqp_shm.tee.completion import Completion, checked_token_ids
 from tsqp_shm.tee.connection import Connection, StartGpu
-from tsqp_shm.tee.norms import NormWeights
+from tsqp_shm.tee.modes import ENGINES
 from tsqp_shm.tee.ops import Float32
 from tsqp_shm.tee.orders import Orders
 from tsqp_shm.tee.scheduler import Reservation
@@ -96,7 +96,7 @@ class Runtime:
         """
         network = Network.of(spec)
         limits = config.limits(spec.max_position_embeddings, network.layer_parameters)
-        norms = NormWeights.load(network, checkpoint)
+        make_engine = ENGINES[limits.mode](network, checkpoint)
         _native.set_num_threads(config.threads().tee)
         statistics = Statistics() if recorder is None else TracedStatistics(recorder)
         with ExitStack() as stack:
@@ -111,7 +111,7 @@ class Runtime:
                         session, network, config, limits, statistics, start_gpu, report, recorder, must_stop
                     )
 
-                stepper = Stepper(network, norms, statistics, connect, config.restart_gpu, report)
+                stepper = Stepper(make_engine, statistics, connect, config.restart_gpu, report)
                 # Not the connection of this moment: a restart puts another in its place.
                 stack.callback(lambda: stepper.connection.close())
                 return stepper

@@ -14,14 +14,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from tsqp_shm.errors import PeerDied, TsqpError
-from tsqp_shm.model.network import Network
 from tsqp_shm.roles.process import peak_resident_bytes
 from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.connection import Connection
-from tsqp_shm.tee.engine import Engine
-from tsqp_shm.tee.modes import ENGINES
-from tsqp_shm.tee.norms import NormWeights
+from tsqp_shm.tee.engine import Engine, MakeEngine
 from tsqp_shm.tee.ops import Float32
 from tsqp_shm.tee.scheduler import Reservation, Scheduler
 from tsqp_shm.tee.statistics import Statistics
@@ -56,16 +53,14 @@ class Stepper:
 
     def __init__(
         self,
-        network: Network,
-        norms: NormWeights,
+        make_engine: MakeEngine,
         statistics: Statistics,
         connect: Callable[[], Connection],
         max_restarts: int,
         report: Callable[[str], None],
     ) -> None:
         self.fault: TsqpError | None = None
-        self._network = network
-        self._norms = norms
+        self._make_engine = make_engine
         self._statistics = statistics
         self._connect = connect
         self._max_restarts = max_restarts
@@ -242,9 +237,7 @@ class Stepper:
         self._say(f"the gpu process is back after {time.monotonic() - died_s:.1f} s")
 
     def _new_engine(self) -> Engine:
-        slots, queue = self.connection.slots, self.connection.queue
-        make = ENGINES[self.connection.arena.plan.limits.mode]
-        return make(self._network, self._norms, slots, queue, self._statistics)
+        return self._make_engine(self.connection.slots, self.connection.queue, self._statistics)
 
     def _say(self, line: str) -> None:
         # A caller's function that raises is that caller's affair and no fault of the session.
