@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from local_session import LocalGpus
-from models import FastStart, RandomModel, fast_start, model_folder, random_token_ids, token_ids
+from models import CONFIG_CLASSES, FastStart, RandomModel, fast_start, model_folder, random_token_ids, token_ids
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.config import DOORBELLS
@@ -54,7 +54,7 @@ def answers(llm: LLM, prompts: list[list[int]]) -> tuple[list[list[int]], np.nda
     return token_ids(llm.generate(prompts, GREEDY)), llm.logits(prompts[-1])
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("family", CONFIG_CLASSES)
 def test_a_random_model_answers_as_in_two_processes(fast, family):
     folder = model_folder(RandomModel(family))
     with fast.llm(folder, **SMALL) as llm:

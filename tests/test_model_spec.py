@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import CONFIG_CLASSES
 
 from tsqp_shm.errors import ConfigError, ModelFileError, TsqpError, UnsupportedModel
 from tsqp_shm.model.spec import ModelSpec, RopeSpec
@@ -16,7 +17,7 @@ GEOMETRY = {
     "num_attention_heads": 4,
     "vocab_size": 100,
 }
-FAMILIES = ("llama", "mistral", "qwen2")
+FAMILIES = tuple(CONFIG_CLASSES)
 
 
 def config_of(family, **fields):
@@ -24,10 +25,7 @@ def config_of(family, **fields):
 
 
 def transformers_config(family, fields):
-    from transformers import LlamaConfig, MistralConfig, Qwen2Config
-
-    classes = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
-    return classes[family](**{name: value for name, value in fields.items() if name != "model_type"})
+    return CONFIG_CLASSES[family](**{name: value for name, value in fields.items() if name != "model_type"})
 
 
 def window_of_each_layer(config):

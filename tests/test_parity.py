@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from models import (
+    CONFIG_CLASSES,
     DEVICES,
     FastStart,
     RandomModel,
@@ -144,7 +145,6 @@ CASES = [
     _case("llama3 rope, old form", "qwen2", {"rope_parameters": LLAMA3_ROPE}, old_rope_form=True, shards=True),
     _case("linear rope, one layer", "qwen2", {"num_hidden_layers": 1, "rope_parameters": LINEAR_ROPE}),
 ]
-FAMILIES = ("llama", "mistral", "qwen2")
 
 
 @pytest.fixture(scope="module", params=DEVICES)
@@ -174,7 +174,7 @@ def test_float32_logits_are_those_of_transformers(fast: FastStart, case: Case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CONFIG_CLASSES)
 def test_bfloat16_logits_are_as_near_to_float32_as_those_of_transformers(fast: FastStart, family: str, record_property):
     ours, eager, sdpa = [], [], []
     for case in CASES:

@@ -28,7 +28,7 @@ class ModelSpec:
     """What decides the shapes and the arithmetic of a forward pass.
 
     Attributes:
-        family: "llama", "mistral" or "qwen2".
+        family: the config's model_type.
         windows: the sliding window of each layer: query i sees key j if and only if 0 <= i - j < window.
             None: it sees every earlier key.
         qkv_bias: whether q_proj, k_proj and v_proj have a bias.
