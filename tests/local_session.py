@@ -1,4 +1,4 @@
-"""Sessions in this process: the GPU role on a thread of it, over `LocalTransport`.
+"""Sessions in this process: the GPU role on a thread of it, over `LocalTransport` or another.
 
 Nothing is computed by other code than in two processes; a test may look at both sides, and put a device of its own in
 the GPU role's hands.
@@ -23,7 +23,7 @@ from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.roles.thread import RoleThread
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.local import LocalTransport
-from tsqp_shm.shm.transport import Hold
+from tsqp_shm.shm.transport import Hold, Transport
 from tsqp_shm.tee.runtime import Runtime
 
 GPU_CONFIG = EngineConfig(device="cpu", timeout_s=20.0)
@@ -36,8 +36,8 @@ class LocalGpus:
         threads: every one that was started, the oldest first.
     """
 
-    def __init__(self, model: Path) -> None:
-        self.transport = LocalTransport()
+    def __init__(self, model: Path, transport: Transport | None = None) -> None:
+        self.transport = transport or LocalTransport()
         self.threads: list[RoleThread] = []
         self._model = model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from models import CONFIG_CLASSES, FastStart, RandomModel, fast_start, model_fol
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.config import DOORBELLS
-from tsqp_shm.errors import ArenaMismatch, ArenaNotReady, DeviceError, PeerDied, SessionBusy
+from tsqp_shm.errors import ArenaMismatch, DeviceError, PeerDied
 from tsqp_shm.gpu import worker
 from tsqp_shm.gpu.step import Step
 from tsqp_shm.roles.thread import RoleThread
@@ -189,20 +189,6 @@ def test_a_session_that_does_not_come_up_ends_who_waits_to_join_it(gpus):
 
 def refuse_to_publish(arena: Arena, invitation: bytes) -> None:
     raise ArenaMismatch(arena.name, "by a test", 1, 2)
-
-
-def test_one_tee_at_a_time_has_the_session():
-    transport = LocalTransport()
-    with ExitStack() as stack:
-        stack.callback(transport.begin().end)
-        with pytest.raises(SessionBusy):
-            transport.begin()
-    transport.begin().end()
-
-
-def test_nobody_is_joined_where_nobody_began():
-    with pytest.raises(ArenaNotReady, match="no TEE began a session"):
-        LocalTransport().join(0.05, len)
 
 
 def test_a_glance_shows_a_session_within_one_process(gpus):
