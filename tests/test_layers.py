@@ -163,9 +163,13 @@ def test_the_table_goes_down():
 def test_the_roles_name_no_transport_and_never_each_other():
     assert not {"shm.posix", "gpu"} & table()["tee"].units
     assert not {"shm.posix", "tee"} & table()["gpu"].units
+    imported = {f"tsqp_shm.{module_of(path)}": {item.module for item in imports_of(path)} for path in MODULES}
+    # What waits for a TEE is a transport.
+    transports = {module for module, below in imported.items() if "tsqp_shm.shm.rendezvous" in below}
+    assert "tsqp_shm.shm.local" in transports
     for path in MODULES:
         if unit_of(module_of(path)) in ("tee", "gpu"):
-            assert "tsqp_shm.shm.local" not in {item.module for item in imports_of(path)}
+            assert not transports & imported[f"tsqp_shm.{module_of(path)}"]
 
 
 def test_the_trusted_process_loads_neither_torch_nor_transformers():
