@@ -384,13 +384,16 @@ def test_a_window_bounds_the_arithmetic():
     assert without - prefill_flops(network, 10) == 2 * 4 * network.num_heads * network.head_dim * (55 - 34)
 
 
+# Every case's kernel, and the slot that it writes.
+KERNEL_RESULTS = {"softmax": "scores", "add_rms_norm": "x", "rope": "qk", "silu_mul": "act"}
+
+
 def test_kernels_are_measured_on_every_instruction_set_beside_a_copy_and_torch():
     run = bench("kernels", "--shapes", "smollm2-135m", "--tokens", "32", "--runs", "1", "--threads", "1", "--json", "-")
     assert run.returncode == 0, run.stderr
     rows = json.loads(run.stdout)["rows"]
     contenders = ["copy", "torch", *_native.instruction_sets()]
-    kernels = ["softmax", "add_rms_norm", "rope", "silu_mul"]
-    assert [(row["kernel"], row["contender"]) for row in rows] == [(k, c) for k in kernels for c in contenders]
+    assert [(row["kernel"], row["contender"]) for row in rows] == [(k, c) for k in KERNEL_RESULTS for c in contenders]
     assert all(row["us"] > 0 and row["gb_per_s"] > 0 for row in rows)
     assert {row["share_of_copy"] for row in rows if row["contender"] == "copy"} == {1.0}
     assert {row["over_torch"] for row in rows if row["contender"] == "torch"} == {1.0}
@@ -404,8 +407,7 @@ def test_a_kernel_and_torch_give_the_same_to_the_eye(shape):
         session = stack.enter_context(Session.begin("bench-same"))
         arena = stack.enter_context(arena_of(session, kernel_plan(spec, 24)))
         slots = stack.enter_context(open_slots(arena))
-        results = {"softmax": "scores", "add_rms_norm": "x", "rope": "qk", "silu_mul": "act"}
-        for name, slot in results.items():
+        for name, slot in KERNEL_RESULTS.items():
             found = []
             for which in ("ours", "theirs"):
                 cases = {case.name: case for case in kernel_cases(spec, 24, arena, slots)}

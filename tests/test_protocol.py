@@ -162,7 +162,7 @@ def test_a_context_that_is_not_the_last_needs_no_out_slot():
         ("sequence", qkv(sequence=2)),
         ("epoch", qkv(epoch=EPOCH ^ 1)),
         ("opcode", qkv(opcode=0)),
-        ("opcode", qkv(opcode=9)),
+        ("opcode", qkv(opcode=max(Opcode) + 1)),
         ("target", qkv(target=MODEL.num_layers)),
         ("target", Record(1, EPOCH, Opcode.READY, target=1)),
         ("in_slot", qkv(in_slot=INDEX["act"])),

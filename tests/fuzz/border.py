@@ -23,6 +23,7 @@ from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.posix.memory import PosixMemory, SharedObject, arena_name
 from tsqp_shm.shm.protocol import (
     ECHOED_BYTES,
+    LAYERED,
     NO_SLOT,
     Opcode,
     Record,
@@ -106,8 +107,7 @@ def _require_inside_the_plan(record: Record) -> None:
         assert (allowed.in_slots, allowed.out_slots) == ((slots[0],), (slots[1],))
         assert is_head or layer < MODEL.num_layers
     else:
-        has_layer = record.opcode in (Opcode.QKV, Opcode.SCORES, Opcode.CONTEXT)
-        assert record.target < (MODEL.num_layers if has_layer else 1)
+        assert record.target < (MODEL.num_layers if record.opcode in LAYERED else 1)
     for index, names in ((record.in_slot, allowed.in_slots), (record.out_slot, allowed.out_slots)):
         if index == NO_SLOT:
             assert not names or None in names

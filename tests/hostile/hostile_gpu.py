@@ -70,6 +70,7 @@ class HostileGpu:
             invitation.doorbell, self.arena, "gpu", open_waker, invitation.spin_us, invitation.yield_us
         )
         self.value = ONE
+        self.writes = True
         self.step = 0
 
     def receive(self) -> Record:
@@ -79,7 +80,7 @@ class HostileGpu:
 
     def fill(self, record: Record) -> None:
         """Writes a false result: the rows, or all of a score slot."""
-        if record.out_slot == NO_SLOT:
+        if record.out_slot == NO_SLOT or not self.writes:
             return
         slot = self.plan.slots[record.out_slot]
         rows = slice(None)
@@ -265,8 +266,9 @@ def hang_up(gpu: HostileGpu, record: Record) -> None:
 def truncate(size_bytes: int) -> Misbehaviour:
     def misbehave(gpu: HostileGpu, record: Record) -> None:
         os.truncate(f"/dev/shm{gpu.arena.name}", size_bytes)
-        # It would fall over the missing slots itself.
-        gpu.answer(record)
+        # It would fall over the missing slots itself, now and at what the TEE has submitted behind this.
+        gpu.writes = False
+        gpu.work(record)
 
     return misbehave
 

@@ -131,7 +131,7 @@ class Operands:
 
 
 # Their target is a layer.
-_LAYERED = (Opcode.QKV, Opcode.SCORES, Opcode.CONTEXT)
+LAYERED = (Opcode.QKV, Opcode.SCORES, Opcode.CONTEXT)
 _NAMES = {int(opcode): opcode.name for opcode in Opcode}
 
 
@@ -162,7 +162,7 @@ def operation_of(opcode: int, target: int, linears: Sequence[Operation]) -> Oper
     """
     if opcode == Opcode.LINEAR:
         return linears[target] if target < len(linears) else Operation(f"LINEAR {target}", None)
-    return Operation(_NAMES.get(opcode, f"opcode {opcode}"), target if opcode in _LAYERED else None)
+    return Operation(_NAMES.get(opcode, f"opcode {opcode}"), target if opcode in LAYERED else None)
 
 
 class SubmissionRules:
