@@ -35,8 +35,8 @@ static_assert(offsetof(Header, total_bytes) == 24);
 static_assert(offsetof(Header, digest) == 32);
 static_assert(sizeof(Header) == 64);
 
-// Written before the version word, which publishes it with the rest of the header. What lies between the header
-// and it is left for others.
+// Written before the version word, which publishes it with the rest of the header. What lies between the
+// header and it is left for others.
 inline constexpr std::size_t kInvitationLengthOffset = 512;
 inline constexpr std::size_t kInvitationOffset = kInvitationLengthOffset + sizeof(std::uint64_t);
 inline constexpr std::size_t kMaxInvitationBytes = 3500;
