@@ -298,8 +298,18 @@ assert llm.generate([[5, 6]], SamplingParams(max_tokens=3))[0].outputs[0].token_
 }
 
 
+# One of each kind in every run.
+OFTEN = {
+    "dropped",
+    "after errors, without a collector",
+    "at exit, in a thread",
+    "by an impatient user",
+    "a child that ends",
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", DROPPED)
+@pytest.mark.parametrize("how", [pytest.param(how, marks=[] if how in OFTEN else pytest.mark.long) for how in DROPPED])
 def test_an_llm_that_nobody_closes_leaves_nothing(model, how):
     session = f"dropped{os.getpid()}"
     result = subprocess.run(

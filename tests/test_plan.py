@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tsqp_shm.config import Limits
 from tsqp_shm.errors import ConfigError
+from tsqp_shm.modes import MODES
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.plan import Geometry, LinearRoles, Operation, Plan, SlotShape
 
@@ -69,8 +70,9 @@ def test_both_sides_derive_the_same_plan(model, limits):
 
 
 @pytest.mark.parametrize("field", Limits.__dataclass_fields__)
-def test_the_digest_differs_with_the_limit(field):
-    value = "float32" if field == "dtype" else getattr(LIMITS, field) + 1
+def test_the_digest_differs_with_the_limit(field, monkeypatch):
+    monkeypatch.setitem(MODES, "another", MODES["plain"])
+    value = {"dtype": "float32", "mode": "another"}.get(field) or getattr(LIMITS, field) + 1
     changed = replace(LIMITS, **{field: value})
     assert Plan.derive(Model(), changed).digest != Plan.derive(Model(), LIMITS).digest
 
