@@ -19,7 +19,7 @@ from tsqp_shm.shm import layout
 from tsqp_shm.shm.doorbell import SpinDoorbell, open_doorbell
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.posix.stream import ZmqStream
-from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record, Status, pack_completion, pack_submission
+from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record, Status, pack_completion
 from tsqp_shm.shm.slots import open_slots
 from tsqp_shm.shm.tiling import Tile
 from tsqp_shm.tee.finite import FiniteSubmissionQueue
@@ -103,7 +103,7 @@ def test_a_record_is_packed_as_the_protocol_says(
     fields = opcode, target, in_slot, out_slot, first_row, rows, first, number
     for sequence in (1, 2):
         assert submissions.submit(tallies.number_of("QKV"), *fields, 0) == sequence
-        assert delivered.pop() == pack_submission(sequence, epoch, *fields)
+        assert delivered.pop() == Record(sequence, epoch, *fields).pack()
 
 
 def test_a_submission_says_which_rows_of_which_slots(sides):
@@ -201,7 +201,7 @@ def test_a_call_returns_what_its_completion_adds(sides):
     sides.answer(value=7)
     sides.queue.drain()
     # An answer that is there before the question: the ring holds both.
-    sides.gpu.send(pack_submission(3, EPOCH, Opcode.STATUS, 0, NO_SLOT, NO_SLOT, 0, 0, 0, 0)[:56] + b"\x09" + bytes(7))
+    sides.gpu.send(Record(3, EPOCH, Opcode.STATUS, 0, NO_SLOT, NO_SLOT, 0, 0, 0, 0).pack()[:56] + b"\x09" + bytes(7))
     assert sides.queue.call(Opcode.STATUS).value == 9
 
 
@@ -228,7 +228,7 @@ def test_a_completion_with_what_no_completion_holds_is_refused(sides, wrong, fie
 @pytest.mark.parametrize("mode", MODES)
 def test_an_end_completes_what_it_received_as_the_protocol_says(ends, mode):
     tee, gpu = ends(mode)
-    tee.send(submission := pack_submission(1, EPOCH, Opcode.QKV, 1, 2, 3, 4, 5, 6, 7))
+    tee.send(submission := Record(1, EPOCH, Opcode.QKV, 1, 2, 3, 4, 5, 6, 7).pack())
     assert gpu.receive(ALIVE, 30.0, "a submission") == submission
     outcome = Status.FAILED, 1 << 40, (1 << 64) - 1
     gpu.complete(submission, *outcome)

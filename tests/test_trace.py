@@ -28,7 +28,7 @@ from tsqp_shm.errors import ConfigError, PeerDied, TraceError
 from tsqp_shm.shm.doorbell import SpinDoorbell, open_doorbell
 from tsqp_shm.shm.plan import NO_MODEL, Plan
 from tsqp_shm.shm.posix.stream import ZmqStream
-from tsqp_shm.shm.protocol import Opcode, pack_completion, pack_submission
+from tsqp_shm.shm.protocol import Opcode, Record, pack_completion
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.trace.chrome import write_trace
 from tsqp_shm.trace.doorbell import ServingDoorbell, SubmittingDoorbell
@@ -282,7 +282,7 @@ def test_every_way_of_ringing_is_recorded(runtime_folder, forked, tmp_path, mode
         recorder = Recorder("tee")
         with traced(SubmittingDoorbell, "tee", arena, recorder) as bell:
             for sequence in range(1, count + 1):
-                bell.send(pack_submission(sequence, 1, Opcode.CONTEXT, 3, 0, 0, 0, 1, 0, 0))
+                bell.send(Record(sequence, 1, Opcode.CONTEXT, 3, 0, 0, 0, 1, 0, 0).pack())
                 bell.receive(ALIVE, 30.0, "a completion")
             assert sum(bell.waits.values()) == count
         child.join()
@@ -309,7 +309,7 @@ def test_a_wait_that_ctrl_c_ended_is_taken_up_again_under_its_own_number(tmp_pat
         tee_end = SubmittingDoorbell(SpinDoorbell(arena, "tee", 0), recorder)
         with closing(tee_end) as tee, closing(SpinDoorbell(arena, "gpu", 0)) as gpu:
             for sequence in (1, 2):
-                tee.send(pack_submission(sequence, 1, Opcode.CONTEXT, 0, 0, 0, 0, 1, 0, 0))
+                tee.send(Record(sequence, 1, Opcode.CONTEXT, 0, 0, 0, 0, 1, 0, 0).pack())
             with pytest.raises(KeyboardInterrupt):
                 tee.receive(SimpleNamespace(heartbeat_age_s=0.5, check=interrupt), 30.0, "a completion")
             for _ in range(2):
@@ -338,7 +338,7 @@ def written(role: str) -> bytes:
     recorder = Recorder(role)
     recorder.describe(PLAN)
     for sequence, (opcode, target) in enumerate(((Opcode.QKV, 1), (Opcode.LINEAR, 0), (Opcode.LINEAR, 1)), 7):
-        recorder.slice("run", 10, 30, pack_submission(sequence, 0, opcode, target, 0, 0xFFFF, 0, 3, 0, 0))
+        recorder.slice("run", 10, 30, Record(sequence, 0, opcode, target, 0, 0xFFFF, 0, 3, 0, 0).pack())
     recorder.slice("spin", 12, 13)
     out = io.BytesIO()
     recorder.write(out)

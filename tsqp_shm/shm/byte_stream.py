@@ -6,14 +6,14 @@ import os
 import select
 import time
 
-from tsqp_shm.shm import layout
+from tsqp_shm.shm.record_stream import RecordStream
 
 # Of one read. Whatever the other side sends, less than this and a record is held here; the rest stays with the kernel,
 # which stops the sender.
 CHUNK_BYTES = 8192
 
 
-class ByteStream:
+class ByteStream(RecordStream):
     """One end; `shm.transport.Waker` says what the methods do.
 
     Args:
@@ -21,10 +21,9 @@ class ByteStream:
     """
 
     def __init__(self, fd: int) -> None:
+        super().__init__()
         os.set_blocking(fd, False)
         self._fd = fd
-        # What came and was not asked for yet.
-        self._received = b""
         # The end of a record whose beginning the kernel has taken.
         self._unsent = b""
         self._has_ended = False
@@ -47,14 +46,6 @@ class ByteStream:
         except (BlockingIOError, BrokenPipeError, ConnectionError):
             return 0
 
-    def receive(self, timeout_ns: int) -> bytes | None:
-        if len(self._received) < layout.RECORD_BYTES and self.wait(timeout_ns):
-            self._take()
-        if len(self._received) < layout.RECORD_BYTES:
-            return None
-        record, self._received = self._received[: layout.RECORD_BYTES], self._received[layout.RECORD_BYTES :]
-        return record
-
     def wait(self, timeout_ns: int) -> bool:
         if self._has_ended:
             # Of a stream that the other side has closed, poll would say at once that there is something to read.
@@ -70,14 +61,6 @@ class ByteStream:
         poll = select.poll()
         poll.register(self._fd, events)
         return poll.poll(timeout_ms)
-
-    def discard(self) -> None:
-        # UNTRUSTED: a peer that sends without end must not keep this side here; an honest one has rung less often.
-        for _ in range(layout.RING_DEPTH):
-            if self._has_ended or not self.wait(0):
-                return
-            self._take()
-            self._received = b""
 
     def _take(self) -> None:
         try:

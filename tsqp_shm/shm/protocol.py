@@ -40,7 +40,6 @@ ECHOED_BYTES = 40
 MAX_ACCEPTED_KINDS = 4096
 
 _PACKING = struct.Struct("<QQHHHHIIIIIIQQ")
-_SUBMISSION = struct.Struct("<QQHHHHIIII24x")
 _OUTCOME = struct.Struct("<IIQQ")
 _NUMBER = struct.Struct("<Q")
 
@@ -104,10 +103,6 @@ class Record(NamedTuple):
 
 _COMPLETION_FIELDS = ("status", "reserved", "busy_ns", "value")
 _ECHOED_FIELDS = Record._fields[: -len(_COMPLETION_FIELDS)]
-
-# A submission's 64 bytes from the first ten fields of `Record`, in their order; what happens five times a layer is done
-# without an object.
-pack_submission = _SUBMISSION.pack
 
 
 def pack_completion(submission: bytes, status: int, busy_ns: int = 0, value: int = 0) -> bytes:

@@ -12,6 +12,7 @@ import zmq
 from tsqp_shm.config import require_endpoint
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.shm import layout
+from tsqp_shm.shm.record_stream import RecordStream
 
 # The kernel's sockaddr_un holds 108 bytes with the final zero; libzmq refuses more.
 MAX_IPC_PATH_BYTES = 107
@@ -22,7 +23,7 @@ MAX_CHUNKS = layout.RING_DEPTH + 2
 RECONNECT_INTERVAL_MS = 20
 
 
-class ZmqStream:
+class ZmqStream(RecordStream):
     """A ZeroMQ STREAM socket: the bytes of one connection. The GPU process binds, the TEE connects.
 
     Not PAIR: libzmq limits a frame and not a message, and would collect the frames of one that never ends. Of a stream
@@ -36,12 +37,11 @@ class ZmqStream:
         Raises:
             ConfigError: no socket can be made at the endpoint, or somebody else has one there.
         """
+        super().__init__()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.STREAM)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.RCVHWM, MAX_CHUNKS)
-        # What came and was not asked for yet: less than a record and a chunk.
-        self._received = b""
         # Routing ids of whoever is connected; the first is the peer, and the others are not heard.
         self._connections: list[bytes] = []
         try:
@@ -80,28 +80,10 @@ class ZmqStream:
             self._take()
         return bool(self._connections)
 
-    def receive(self, timeout_ns: int) -> bytes | None:
-        """The next 64 bytes, waiting for them so long at most."""
-        if len(self._received) < layout.RECORD_BYTES and self.wait(timeout_ns):
-            self._take()
-        if len(self._received) < layout.RECORD_BYTES:
-            return None
-        record, self._received = self._received[: layout.RECORD_BYTES], self._received[layout.RECORD_BYTES :]
-        return record
-
     def wait(self, timeout_ns: int) -> bool:
         """Sleeps until something is there."""
         # Rounded up: a slice that ends before the watch's next look is due would double the time between looks.
         return bool(self._socket.poll(-(-timeout_ns // 1_000_000), zmq.POLLIN))
-
-    def discard(self) -> None:
-        """Drops what came: it has done its work by waking this side."""
-        # UNTRUSTED: a peer that sends without end must not keep this side here; an honest one has rung less often.
-        for _ in range(layout.RING_DEPTH):
-            if not self.wait(0):
-                return
-            self._take()
-            self._received = b""
 
     def _take(self) -> None:
         # UNTRUSTED: a copy of at most a chunk; what it holds is the caller's to check.
