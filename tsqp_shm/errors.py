@@ -6,23 +6,45 @@ The facts are attributes; the message is built from them. `exit_code` is what th
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+# What an error shows and keeps of a value.
+_MOST_CHARACTERS = 80
+_MOST_ITEMS = 8
+_MOST_INTEGER = 10**20
+
+
+class ForeignCause(Exception):
+    """What an error of this package was raised from in another process, as text."""
+
 
 class TsqpError(Exception):
-    """Base of every error raised on purpose by this package."""
+    """Base of every error raised on purpose by this package.
+
+    Pickle and copy give an equal one: class, message, attributes, notes. A cause that is not of this package crosses
+    to another process as its text, as it may be of a class that does not.
+    """
 
     exit_code = 1
 
     def again(self) -> Self:
         """An equal error without a traceback: one that were raised in two places would keep the frames of both."""
-        error = type(self).__new__(type(self), *self.args)
-        error.__dict__.update(self.__dict__)
-        error.__cause__ = self.__cause__
+        error: Self = _made_again(type(self), self.args, self.__dict__, self.__cause__)
         return error
+
+    # Not by calling the class, as exceptions do: it takes the facts, and `args` holds the message.
+    def __reduce__(self) -> tuple[Any, ...]:
+        cause = self.__cause__
+        if cause is not None and not isinstance(cause, (TsqpError, ForeignCause)):
+            cause = ForeignCause(f"{type(cause).__name__}: {_text(cause)}")
+        return _made_again, (type(self), self.args, self.__dict__, cause)
+
+    def __copy__(self) -> Self:
+        return self.again()
 
     @classmethod
     def relayed(cls, message: str) -> TsqpError:
@@ -47,15 +69,19 @@ class ConfigError(TsqpError, ValueError):
 
     Attributes:
         field: the option, argument or config field, as the caller spells it.
-        value: what was given.
+        value: what was given; a description of it where it is no plain value.
         expected: what would be right.
     """
 
     exit_code = 2
 
-    def __init__(self, field: str, value: object, expected: str) -> None:
-        self.field, self.value, self.expected = field, value, expected
-        super().__init__(f"{field}: got {value!r}, expected {expected}")
+    def __init__(self, field: str, value: object, expected: str, *, is_mistyped: bool = False) -> None:
+        self.field, self.value, self.expected = field, _fact(value), expected
+        given = described(value)
+        kind = type(value).__name__
+        if is_mistyped and kind not in given:
+            given += f" ({kind})"
+        super().__init__(f"{field}: got {given}, expected {expected}")
 
     @classmethod
     def hint(cls) -> str:
@@ -78,8 +104,8 @@ class UnsupportedModel(TsqpError):
     """
 
     def __init__(self, field: str, value: object, supported: str) -> None:
-        self.field, self.value, self.supported = field, value, supported
-        super().__init__(f"unsupported model: {field} = {value!r}; supported: {supported}")
+        self.field, self.value, self.supported = field, _fact(value), supported
+        super().__init__(f"unsupported model: {field} = {described(value)}; supported: {supported}")
 
 
 class ModelFileError(TsqpError):
@@ -288,3 +314,58 @@ class ContenderFailed(TsqpError):
     def __init__(self, contender: str, reason: str) -> None:
         self.contender, self.reason = contender, reason
         super().__init__(f"contender {contender}: {reason}")
+
+
+def described(value: object) -> str:
+    """A value in a few words on one line: itself where it is a plain and small one, else of which type it is."""
+    if value is None or isinstance(value, (bool, float)):
+        return repr(value)
+    if isinstance(value, int):
+        # One of thousands of digits cannot even be printed.
+        return str(int(value)) if abs(value) < _MOST_INTEGER else f"an int of {int(value).bit_length()} bits"
+    if isinstance(value, str):
+        shown = repr(str.__str__(value[:_MOST_CHARACTERS]))
+        return shown if len(value) <= _MOST_CHARACTERS else f"{shown[:-1]}...{shown[-1]}"
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple) and _are_few_and_plain(value):
+        return repr(value)
+    kind = type(value).__name__
+    article = "an" if kind[:1].lower() in "aeiou" else "a"
+    if isinstance(value, (list, tuple, set, frozenset, dict, bytes)):
+        return f"{article} {kind} of {len(value)}"
+    return f"{article} {kind}"
+
+
+def _fact(value: object) -> object:
+    """A value as an error may hold it: nothing large, nothing that changes or that cannot cross to another process."""
+    if isinstance(value, tuple) and type(value) is tuple and _are_few_and_plain(value):
+        return value
+    return value if _is_plain(value) else described(value)
+
+
+def _are_few_and_plain(values: Sequence[object]) -> bool:
+    return len(values) <= _MOST_ITEMS and all(_is_plain(value) for value in values)
+
+
+def _is_plain(value: object) -> bool:
+    if type(value) is int:
+        return abs(value) < _MOST_INTEGER
+    if type(value) is str:
+        return len(value) <= _MOST_CHARACTERS
+    return value is None or type(value) in (bool, float)
+
+
+def _made_again(kind: type[Any], args: tuple[Any, ...], facts: Mapping[str, Any], cause: BaseException | None) -> Any:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(facts)
+    if "__notes__" in facts:
+        # Or a note on one were a note on the other.
+        error.__notes__ = list(facts["__notes__"])
+    error.__cause__ = cause
+    return error
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return ""
