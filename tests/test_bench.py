@@ -32,7 +32,7 @@ from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.slots import open_slots
-from tsqp_shm.tee.sampler import SamplingParams
+from tsqp_shm.tee.sampling_params import SamplingParams
 
 ROW_KEYS = {
     *("case", "contender", "sequences", "prompt_tokens", "per", "runs", "median_s", "min_s", "max_s", "spread"),

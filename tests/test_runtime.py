@@ -11,7 +11,7 @@ from models import FastStart, RandomModel, fast_start, model_folder, random_toke
 from tsqp_shm.errors import RequestError, TsqpError
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.runtime import Runtime
-from tsqp_shm.tee.sampler import SamplingParams
+from tsqp_shm.tee.sampling_params import SamplingParams
 from tsqp_shm.tee.scheduler import Reservation
 from tsqp_shm.tee.updates import Update
 

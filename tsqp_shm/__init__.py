@@ -12,7 +12,7 @@ from tsqp_shm._version import __version__
 
 if TYPE_CHECKING:
     from tsqp_shm.llm import LLM, CompletionOutput, RequestOutput
-    from tsqp_shm.tee.sampler import SamplingParams
+    from tsqp_shm.tee.sampling_params import SamplingParams
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
 

@@ -7,16 +7,31 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
+from tsqp_shm.arguments import refuse_unknown
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.modes import MODES
+from tsqp_shm.scalars import flag, real, text, whole
 
 DTYPES = ("bfloat16", "float32")
 PINNINGS = ("auto", "registered", "staged", "pageable")
 DOORBELLS = ("adaptive", "zmq", "spin")
+CHOICES = {"mode": tuple(MODES), "pinning": PINNINGS, "dtype": DTYPES, "doorbell": DOORBELLS}
+# What vLLM, transformers and llama.cpp call a setting.
+NAMES_HERE = {
+    "max_num_batched_tokens": "max_batch_tokens",
+    "max_seq_len": "max_model_len",
+    "max_context_len": "max_model_len",
+    "n_ctx": "max_model_len",
+    "torch_dtype": "dtype",
+    "device_map": "device",
+    "timeout": "timeout_s",
+    "num_threads": "tee_threads and gpu_threads",
+    "n_threads": "tee_threads and gpu_threads",
+}
 MAX_WAIT_US = 10_000_000
 # Of the native thread pool.
 MAX_THREADS = 256
@@ -103,12 +118,12 @@ class EngineConfig:
     check_finite: bool = False
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), str(field.type)))
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError("device", self.device, "auto, cpu, cuda or cuda:N")
-        require_choice("mode", self.mode, tuple(MODES))
-        require_choice("pinning", self.pinning, PINNINGS)
-        require_choice("dtype", self.dtype, DTYPES)
-        require_choice("doorbell", self.doorbell, DOORBELLS)
+        for name, allowed in CHOICES.items():
+            require_choice(name, getattr(self, name), allowed)
         require_range("spin_us", self.spin_us, 0, MAX_WAIT_US)
         require_range("yield_us", self.yield_us, 0, MAX_WAIT_US)
         if not 0 < self.timeout_s <= 86400:
@@ -169,6 +184,23 @@ class EngineConfig:
         return [f"--{name}={value}" for name, value in told.items()]
 
     @classmethod
+    def chosen(cls, config: object, settings: Mapping[str, Any], names_here: Mapping[str, str]) -> EngineConfig:
+        """Settings over those of a config; without one, as `from_environment`.
+
+        Args:
+            names_here: what other arguments are called here, beside those of other libraries.
+
+        Raises:
+            ConfigError: it is no config, or a setting is not there or not allowed.
+        """
+        refuse_unknown(settings, tuple(cls.__dataclass_fields__), {**names_here, **NAMES_HERE})
+        if config is None:
+            return cls.from_environment(settings)
+        if not isinstance(config, cls):
+            raise ConfigError("config", config, "an EngineConfig", is_mistyped=True)
+        return replace(config, **settings)
+
+    @classmethod
     def from_environment(cls, overrides: Mapping[str, Any]) -> EngineConfig:
         """Defaults, then `TSQP_SHM_*` variables, then the overrides that are not None.
 
@@ -191,16 +223,34 @@ def environment_variable(field: str) -> str:
     return f"TSQP_SHM_{field.removesuffix('_s').upper()}"
 
 
-def _parse(variable: str, text: str, kind: str) -> Any:
+def _typed(field: str, value: object, kind: str) -> Any:
+    """A value as Python's own of the type that a field has."""
+    kind, _, or_none = kind.partition(" | ")
+    if value is None and or_none:
+        return None
+    reads: dict[str, tuple[Callable[[object], Any], str]] = {
+        "str": (text, "a string"),
+        "int": (whole, "a whole number"),
+        "float": (real, "a number"),
+        "bool": (flag, "True or False"),
+    }
+    read, expected = reads[kind]
+    typed = read(value)
+    if typed is None:
+        raise ConfigError(field, value, " or ".join(CHOICES.get(field, (expected,))), is_mistyped=True)
+    return typed
+
+
+def _parse(variable: str, words: str, kind: str) -> Any:
     if kind.startswith("str"):
-        return text
+        return words
     if kind == "bool":
-        require_choice(variable, text, ("0", "1"))
-        return text == "1"
+        require_choice(variable, words, ("0", "1"))
+        return words == "1"
     try:
-        return float(text) if kind.startswith("float") else int(text)
+        return float(words) if kind.startswith("float") else int(words)
     except ValueError:
-        raise ConfigError(variable, text, "a number") from None
+        raise ConfigError(variable, words, "a number") from None
 
 
 def require_choice(field: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ from tsqp_shm.errors import RequestError
 from tsqp_shm.llm import LLM
 from tsqp_shm.modes import MODES
 from tsqp_shm.tee.completion import Completion
-from tsqp_shm.tee.sampler import SamplingParams
+from tsqp_shm.tee.sampling_params import SamplingParams
 
 
 def run_prompts(

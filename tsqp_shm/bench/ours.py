@@ -12,7 +12,7 @@ from tsqp_shm.bench.cases import Job, Turn
 from tsqp_shm.bench.child import Answer, measured, serve
 from tsqp_shm.llm import LLM
 from tsqp_shm.tee.completion import Completion
-from tsqp_shm.tee.sampler import SamplingParams
+from tsqp_shm.tee.sampling_params import SamplingParams
 from tsqp_shm.tee.updates import Update
 
 
@@ -46,7 +46,7 @@ class Ours:
         if not job.new_tokens:
             before = self._tallies()
             with measured(self.processes, answer):
-                llm.generate([prompts[0]], SamplingParams(max_tokens=1, ignore_eos=True))
+                llm.generate([prompts[0]], SamplingParams(max_tokens=1, ignore_eos=True), use_tqdm=False)
             return {**answer, "tokens": turn.tokens, **self._since(before)}
 
         # The prefill is not to be counted in any number: all have their first token when the measured time begins.

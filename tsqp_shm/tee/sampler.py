@@ -3,72 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from tsqp_shm.errors import ConfigError, ProtocolError
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How a completion is sampled; names and meanings as in vLLM.
-
-    Attributes:
-        max_tokens: most tokens to generate.
-        temperature: 0 takes the likeliest token.
-        top_k: sample among this many likeliest tokens; 0: all.
-        top_p: sample among the likeliest tokens that together have this probability.
-        repetition_penalty: above 1 makes tokens of prompt and completion less likely (Keskar et al. 2019).
-        seed: makes the completion repeatable in the same company; None draws a new one. Beside other prompts the
-            products have other shapes and round differently, which can tip a draw between near equals.
-        stop: strings that end the completion; they are not part of it.
-        ignore_eos: go on after an end-of-sequence token.
-        deadline_s: ends the completion so many seconds after it was asked for, with what it has by then; looked at
-            between two steps. None: it may take as long as it takes.
-    """
-
-    max_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    stop: str | Sequence[str] = ()
-    ignore_eos: bool = False
-    deadline_s: float | None = None
-
-    def __post_init__(self) -> None:
-        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stops)
-        for field, value, good, expected in (
-            ("max_tokens", self.max_tokens, _is_int(self.max_tokens) and self.max_tokens >= 1, "1 or more"),
-            (
-                "temperature",
-                self.temperature,
-                _is_finite(self.temperature) and self.temperature >= 0,
-                "0 or more",
-            ),
-            ("top_k", self.top_k, _is_int(self.top_k) and self.top_k >= 0, "0 (all) or more"),
-            ("top_p", self.top_p, _is_finite(self.top_p) and 0 < self.top_p <= 1, "more than 0, at most 1"),
-            (
-                "repetition_penalty",
-                self.repetition_penalty,
-                _is_finite(self.repetition_penalty) and self.repetition_penalty > 0,
-                "more than 0",
-            ),
-            ("seed", self.seed, self.seed is None or (_is_int(self.seed) and self.seed >= 0), "0 or more"),
-            (
-                "deadline_s",
-                self.deadline_s,
-                self.deadline_s is None or (_is_finite(self.deadline_s) and self.deadline_s > 0),
-                "seconds, more than 0",
-            ),
-            ("stop", self.stop, all(isinstance(text, str) and text for text in stops), "strings, not empty"),
-        ):
-            if not good:
-                raise ConfigError(field, value, expected)
+from tsqp_shm.errors import ProtocolError
+from tsqp_shm.tee.sampling_params import SamplingParams
 
 
 class Sampler:
@@ -124,11 +64,3 @@ def _penalised(logits: npt.NDArray[np.float32], history: Sequence[int], penalty:
     logits = logits.copy()
     logits[seen] = np.clip(scores, -largest, largest)
     return logits
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
