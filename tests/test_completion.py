@@ -2,58 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_tokenizers import byte_level, every_kind, sentencepiece, tokenizer
 
-from tsqp_shm.tee.completion import Completion
-from tsqp_shm.tee.sampler import SamplingParams
+from tsqp_shm.errors import RequestError, described
+from tsqp_shm.tee.completion import Completion, checked_token_ids
+from tsqp_shm.tee.sampling_params import SamplingParams
 
-EOS = 0
-ALPHABET = "\0abcdé🙂 "
-
-
-class BytesTokenizer:
-    """Every token is one byte of UTF-8, so characters span tokens."""
-
-    def stream(self):
-        return BytesStream()
-
-
-class BytesStream:
-    def __init__(self):
-        self._bytes = b""
-
-    def push(self, token_id):
-        self._bytes += bytes([token_id])
-        try:
-            text = self._bytes.decode()
-        except UnicodeDecodeError:
-            return ""
-        self._bytes = b""
-        return text
-
-    def finish(self):
-        text, self._bytes = self._bytes.decode(errors="replace"), b""
-        return text
+# Every token is one byte of UTF-8, so characters span tokens; but one is a whole text, and some are special.
+BACKEND = byte_level(["headĠtailĠend"])
+BYTES = tokenizer(BACKEND)
+WHOLE_TEXT = BACKEND.token_to_id("headĠtailĠend")
+EOS, START, END = (BACKEND.token_to_id(token) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+ALPHABET = "abcdé🙂 "
 
 
-def complete(answer: str | bytes, *, stop=(), max_tokens=1000, eos=True, **params):
-    """Feeds a completion the bytes of an answer and then the end-of-sequence token; yields it after each."""
-    tokens = [*(answer.encode() if isinstance(answer, str) else answer), *([EOS] if eos else [])]
-    completion = Completion(
-        [1, 2],
-        SamplingParams(stop=stop, **params),
-        max_tokens,
-        [EOS],
-        BytesTokenizer(),  # type: ignore[arg-type]
-    )
+def ids_of(answer: str | list[int]) -> list[int]:
+    """Its bytes' tokens; special tokens that it spells out are one each."""
+    return BACKEND.encode(answer).ids if isinstance(answer, str) else answer
+
+
+def complete(answer: str | list[int], *, stop=(), max_tokens=1000, eos=True, **params):
+    """Feeds a completion the tokens of an answer and then the end-of-sequence token; its text after each."""
+    tokens = [*ids_of(answer), *([EOS] if eos else [])]
+    completion = Completion([1, 2], SamplingParams(stop=stop, **params), max_tokens, [EOS], BYTES)
     texts = []
     for token in tokens:
         if completion.finish_reason is not None:
             break
-        logits = np.zeros(256, np.float32)
+        logits = np.zeros(BACKEND.get_vocab_size(), np.float32)
         logits[token] = 1
         completion.grow(completion.choose(logits))
         texts.append(completion.text)
@@ -63,8 +45,8 @@ def complete(answer: str | bytes, *, stop=(), max_tokens=1000, eos=True, **param
 def test_an_end_of_sequence_token_stops_and_is_no_text():
     completion, _ = complete("abc")
     assert (completion.text, completion.finish_reason) == ("abc", "stop")
-    assert completion.token_ids == [*b"abc", EOS]
-    assert completion.all_token_ids == [1, 2, *b"abc", EOS]
+    assert completion.token_ids == [*ids_of("abc"), EOS]
+    assert completion.all_token_ids == [1, 2, *ids_of("abc"), EOS]
 
 
 def test_ignore_eos_goes_on_to_the_length():
@@ -85,7 +67,7 @@ def test_an_end_at_the_last_allowed_token_is_a_stop():
 def test_a_stop_string_cuts_the_text_and_none_of_it_is_ever_shown():
     completion, texts = complete("one two STOP three", stop="STOP")
     assert (completion.text, completion.finish_reason) == ("one two ", "stop")
-    assert completion.token_ids == [*b"one two STOP"]
+    assert completion.token_ids == ids_of("one two STOP")
     assert not any("S" in text for text in texts)
 
 
@@ -107,27 +89,11 @@ def test_the_first_of_several_stop_strings_in_the_text_cuts():
     assert completion.text == "xx"
 
 
-class WordTokenizer(BytesTokenizer):
-    """Every token is a whole word of its own."""
-
-    def stream(self):
-        return self
-
-    def push(self, token_id):
-        return WORDS[token_id]
-
-    def finish(self):
-        return ""
-
-
-WORDS = ["", "head tail end"]
-
-
 @pytest.mark.parametrize("stop", [["tail", "head"], ["head", "tail"], ["d t", "head"]])
 def test_of_two_stop_strings_in_one_token_the_earlier_cuts(stop):
-    completion = Completion([1], SamplingParams(stop=stop), 9, [], WordTokenizer())  # type: ignore[arg-type]
-    completion.grow(completion.choose(np.array([0, 1], np.float32)))
+    completion, _ = complete([WHOLE_TEXT], stop=stop)
     assert (completion.text, completion.finish_reason) == ("", "stop")
+    assert completion.stop_reason == "head"
 
 
 def test_cancelling_an_ended_completion_changes_nothing():
@@ -141,8 +107,8 @@ def test_times_are_in_order():
     assert completion.started_s <= completion.first_token_s <= completion.ended_s
 
 
-answers = st.text(ALPHABET[1:], max_size=30)
-stop_lists = st.lists(st.text(ALPHABET[1:], min_size=1, max_size=4), max_size=3)
+answers = st.text(ALPHABET, max_size=30)
+stop_lists = st.lists(st.text(ALPHABET, min_size=1, max_size=4), max_size=3)
 
 
 @given(answers, stop_lists, st.integers(1, 40))
@@ -167,3 +133,148 @@ def test_text_is_the_answer_up_to_the_earliest_completed_stop_string(answer, sto
     for shown in texts:
         assert completion.text.startswith(shown)
         assert not any(stop in shown for stop in stops)
+
+
+def test_a_stop_reason_is_the_string_that_was_found():
+    assert complete("one two", stop=["three", "tw"])[0].stop_reason == "tw"
+    assert complete("one two", stop="three")[0].stop_reason is None
+    assert complete("one two", stop="three", max_tokens=2)[0].stop_reason is None
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "count"),
+    [
+        ("<|im_end|>", "ab", 3),
+        ("b<|im_end|>", "a", 3),
+        ("b<|im_", "a", 3),
+        ("_end|>c", "ab", 4),
+        ("<|im_end|>c", "ab", 4),
+        (["zz", "|><|"], "abcd", 7),
+        ("im_start", "abcd", 7),
+        ("b<|im_end|>d", "abcdef", 10),
+        ("bc", "abcdef", 10),
+    ],
+)
+def test_stop_strings_see_special_tokens_which_the_text_leaves_out(stop, text, count):
+    completion, texts = complete("ab<|im_end|>cd<|im_end|><|im_start|>ef", stop=stop)
+    assert (completion.text, len(completion.token_ids)) == (text, count)
+    for shown in texts:
+        assert text.startswith(shown)
+
+
+def test_stop_strings_see_the_end_of_sequence_token():
+    assert complete("ab", stop="b<|endoftext|>")[0].text == "a"
+    completion, _ = complete("ab", stop="<|endoftext|>")
+    assert (completion.text, completion.finish_reason, completion.stop_reason) == ("ab", "stop", "<|endoftext|>")
+
+
+def spelled_out(ids: list[int]) -> str:
+    return BYTES.decode(ids, skip_special_tokens=False)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_a_stop_string_ends_at_the_token_that_ends_it_in_transformers(data):
+    torch = pytest.importorskip("torch")
+    from transformers import PreTrainedTokenizerFast
+    from transformers.generation.stopping_criteria import StopStringCriteria
+
+    # The tokens of few texts, of which many stop strings can be found.
+    alphabet = [*ids_of("ab "), *ids_of("é"), START, END]
+    ids = data.draw(st.lists(st.sampled_from(alphabet), min_size=1, max_size=12))
+    spelled = spelled_out(ids)
+    start = data.draw(st.integers(0, len(spelled) - 1))
+    stop = spelled[start : start + data.draw(st.integers(1, 20))]
+    if "\N{REPLACEMENT CHARACTER}" in stop:
+        return
+    theirs = StopStringCriteria(PreTrainedTokenizerFast(tokenizer_object=BACKEND), [stop])
+    # A prompt that no stop string can begin in: transformers looks into it, too.
+    prompt = ids_of("~")
+    count = next((n for n in range(1, len(ids) + 1) if theirs(torch.tensor([prompt + ids[:n]]), None).all()), len(ids))
+    completion, texts = complete(ids, stop=stop, eos=False)
+    assert len(completion.token_ids) == count
+    before = spelled_out(ids[:count]).partition(stop)[0]
+    for special in ("<|im_start|>", "<|im_end|>"):
+        before = before.replace(special, "")
+    # What is left of a special token in whose midst the stop string begins is no text.
+    assert before.startswith(completion.text)
+    assert before[len(completion.text) :] in {*special_beginnings(), ""} or completion.finish_reason is None
+    for earlier, later in itertools.pairwise(texts):
+        assert later.startswith(earlier)
+
+
+def special_beginnings() -> set[str]:
+    return {token[:length] for token in ("<|im_start|>", "<|im_end|>") for length in range(len(token))}
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_prompt_and_text_are_the_decoding_of_all_tokens_whatever_the_decoder(data):
+    backend = data.draw(st.sampled_from(list(every_kind().items())))[1]
+    ids = data.draw(st.lists(st.integers(0, backend.get_vocab_size() + 1), min_size=1, max_size=12))
+    cut = data.draw(st.integers(1, len(ids)))
+    stop = data.draw(st.sampled_from([(), "never there", ("<", "\0")]))
+    tokens = tokenizer(backend)
+    whole, prompt = tokens.decode(ids), tokens.decode(ids[:cut])
+    completion = Completion(ids[:cut], SamplingParams(stop=stop), 1000, [], tokens)
+    texts = []
+    for token in ids[cut:]:
+        completion.grow(token)
+        texts.append(completion.text)
+        if completion.finish_reason is not None:
+            return
+    completion.cancel()
+    if whole.startswith(prompt):
+        assert prompt + completion.text == whole
+    for shown in texts:
+        assert completion.text.startswith(shown)
+
+
+def test_stop_strings_see_the_first_space_and_the_text_has_it():
+    backend = sentencepiece()
+    tokens = tokenizer(backend)
+    prompt = backend.encode("Hello", add_special_tokens=False).ids
+    world = backend.token_to_id("▁world")
+    for stop, text in (((), " world"), (" w", ""), ("wor", " ")):
+        completion = Completion(prompt, SamplingParams(stop=stop), 1, [], tokens)
+        completion.grow(world)
+        assert completion.text == text
+
+
+def test_a_stop_string_of_byte_tokens_ends_at_their_last():
+    backend = sentencepiece()
+    flamingo = [backend.token_to_id(f"<0x{byte:02X}>") for byte in "🦩".encode()]
+    completion = Completion([1], SamplingParams(stop="🦩"), 100, [], tokenizer(backend))
+    for token in [*flamingo, 5, 5]:
+        if completion.finish_reason is None:
+            completion.grow(token)
+    assert (completion.token_ids, completion.text) == (flamingo, "")
+
+
+@pytest.mark.parametrize("token_ids", [(5, 6), [np.int64(5), np.uint8(6)], iter([5, 6]), np.array([5, 6]), range(5, 7)])
+def test_token_ids_of_any_kind_become_pythons_own(token_ids):
+    ids = checked_token_ids(token_ids, 2, 3, 7)
+    assert ids == [5, 6]
+    assert all(type(token_id) is int for token_id in ids)
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "said"),
+    [
+        ([], "mine: got '0 tokens', expected at least one token"),
+        ([1, 2, 3, 4, 5], "mine: got '5 tokens', expected at most 3"),
+        (range(10**30), "more than 3 tokens"),
+        ([1, 7], "mine: token 1: got 7, expected a token id, 0 to 6"),
+        ([1, -1], "token 1: got -1"),
+        ([1.0], r"token 0: got 1.0 \(float\)"),
+        (["a"], r"token 0: got 'a' \(str\)"),
+        ([True], r"token 0: got True \(bool\)"),
+        ([np.True_], r"token 0: got a bool"),
+        ([[1]], "token 0: got \\[1\\]"),
+        ([10**5000], "token 0: got an int of 16610 bits"),
+    ],
+    ids=described,
+)
+def test_wrong_token_ids_are_named_with_their_place(token_ids, said):
+    with pytest.raises(RequestError, match=said):
+        checked_token_ids(token_ids, 3, 4, 7, "mine")

@@ -5,10 +5,8 @@ import json
 import shutil
 
 import pytest
-import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders, models
 
 from tsqp_shm.demo.model import demo_model_folder
 from tsqp_shm.errors import ConfigError, ModelFileError, RequestError
@@ -33,23 +31,6 @@ def theirs():
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(demo_model_folder())
-
-
-def text_by_token(tokenizer, ids, skip_special_tokens=True):
-    stream = tokenizer.stream(skip_special_tokens)
-    return [*(stream.push(token_id) for token_id in ids), stream.finish()]
-
-
-def llama_like(vocabulary):
-    """A tokenizer as SentencePiece models have it: underlined spaces, byte tokens for unknown characters."""
-    backend = tokenizers.Tokenizer(
-        models.BPE({token: index for index, token in enumerate(vocabulary)}, [], byte_fallback=True)
-    )
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    backend.add_special_tokens(["<s>", "</s>"])
-    return backend
 
 
 @pytest.fixture
@@ -131,64 +112,6 @@ def test_a_broken_tokenizer_file_is_refused(tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(ModelFileError, match="not a tokenizer"):
         Tokenizer.from_folder(tmp_path)
-
-
-@settings(deadline=None, max_examples=300)
-@given(st.lists(st.integers(0, 49_151) | st.integers(0, 300), max_size=24), st.booleans())
-def test_a_stream_adds_up_to_the_decoding_of_any_ids(ids, skip_special_tokens):
-    pieces = text_by_token(ours(), ids, skip_special_tokens)
-    assert "".join(pieces) == ours().decode(ids, skip_special_tokens)
-
-
-@settings(deadline=None, max_examples=200)
-@given(
-    st.text(alphabet=st.characters(exclude_categories=["Cs"]) | st.sampled_from("🙂👩‍👧東é\N{REPLACEMENT CHARACTER}")),
-    st.integers(0, 3),
-)
-def test_a_stream_of_text_adds_up_even_where_it_is_cut_inside_a_character(text, cut):
-    ids = ours().encode(text)
-    ids = ids[: len(ids) - cut]
-    assert "".join(text_by_token(ours(), ids)) == ours().decode(ids)
-
-
-def test_a_stream_gives_an_emoji_only_when_it_is_whole():
-    ids = ours().encode("🦩")
-    assert len(ids) > 1
-    assert text_by_token(ours(), ids) == [""] * (len(ids) - 1) + ["🦩", ""]
-
-
-def test_a_stream_that_ends_inside_a_character_finishes_with_a_replacement():
-    ids = ours().encode("a🦩")[:-1]
-    assert text_by_token(ours(), ids)[-1] == "\N{REPLACEMENT CHARACTER}"
-
-
-def test_a_stream_does_not_wait_for_bytes_that_can_no_longer_become_a_character():
-    flamingo = ours().encode("🦩")
-    pieces = text_by_token(ours(), flamingo[:1] * 20)
-    assert max(map(len, pieces)) <= 3
-    assert "".join(pieces) == ours().decode(flamingo[:1] * 20)
-
-
-def test_a_finished_stream_starts_anew():
-    stream = ours().stream()
-    ids = ours().encode("one")
-    assert ["".join([*map(stream.push, ids), stream.finish()]) for _ in range(2)] == ["one", "one"]
-
-
-BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-WORDS = ["▁Hello", "▁world", "▁", "!", "é", "▁▁"]
-
-
-@settings(deadline=None, max_examples=300)
-@given(st.lists(st.sampled_from([*WORDS, "<s>", "</s>", "€", "🦩"]), max_size=12), st.booleans())
-def test_a_stream_keeps_the_spaces_of_a_sentencepiece_tokenizer(words, skip_special_tokens):
-    backend = llama_like(BYTES + WORDS)
-    ids = []
-    for word in words:
-        known = backend.token_to_id(word)
-        ids += [known] if known is not None else list(word.encode())
-    tokenizer = Tokenizer(backend, None)
-    assert "".join(text_by_token(tokenizer, ids, skip_special_tokens)) == tokenizer.decode(ids, skip_special_tokens)
 
 
 @pytest.mark.parametrize("add_generation_prompt", [False, True])

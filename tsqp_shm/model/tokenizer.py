@@ -10,8 +10,7 @@ import tokenizers
 
 from tsqp_shm.errors import ModelFileError, RequestError
 from tsqp_shm.model.chat_template import ChatTemplate
-
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+from tsqp_shm.model.text_stream import TextStream
 
 
 class Tokenizer:
@@ -60,8 +59,19 @@ class Tokenizer:
         text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
 
-    def stream(self, skip_special_tokens: bool = True) -> TextStream:
-        return TextStream(self, skip_special_tokens)
+    def stream(self, prompt_token_ids: Sequence[int] = (), skip_special_tokens: bool = True) -> TextStream:
+        return TextStream(self, prompt_token_ids, skip_special_tokens)
+
+    def token(self, token_id: int) -> str | None:
+        """Returns a token as the vocabulary spells it; None beyond the vocabulary."""
+        token: str | None = self._backend.id_to_token(token_id)
+        return token
+
+    @cached_property
+    def special_token_ids(self) -> frozenset[int]:
+        """The ids that `decode` leaves out."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         """Returns the prompt for a conversation; encode it with `add_special_tokens=False`.
@@ -76,52 +86,3 @@ class Tokenizer:
     @cached_property
     def _chat_template(self) -> ChatTemplate:
         return ChatTemplate.from_folder(self._folder)
-
-
-class TextStream:
-    """Turns token ids into text as they come, in whole characters.
-
-    The pieces and `finish` add up to `Tokenizer.decode` of all the ids. (One exception: a tokenizer with byte
-    fallback decodes a run of byte tokens as a whole; there a bad byte can change characters already out.)
-
-    The `DecodeStream` of tokenizers is not used: it keeps what is left at the end to itself, so a reply that
-    a token limit cuts inside a character would lose the replacement character that `decode` shows.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
-        self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
-        # A window: the ids of the last piece (a decoder may strip a space from the first token it sees, so no
-        # piece is decoded on its own), then those that are not out; and what of its text is out.
-        self._ids: list[int] = []
-        self._num_context = 0
-        self._out = ""
-
-    def push(self, token_id: int) -> str:
-        """Returns the characters that this token completes, often "" inside of one that spans tokens."""
-        self._ids.append(token_id)
-        text = self._decode()
-        if text.endswith(_REPLACEMENT):
-            # At most three bytes can wait for the rest of a character; older replacements are final. Not so
-            # with byte fallback, which replaces a whole run of bytes, out or not, until all of it is valid.
-            final = text[:-3] + text[-3:].rstrip(_REPLACEMENT)
-            return self._emit(final) if final.startswith(self._out) else ""
-        piece = self._emit(text)
-        if piece:
-            self._ids = self._ids[self._num_context :]
-            self._num_context = len(self._ids)
-            self._out = self._decode()
-        return piece
-
-    def finish(self) -> str:
-        """Returns what is left (replacements for a character that stayed incomplete) and starts anew."""
-        piece = self._emit(self._decode())
-        self._ids, self._num_context, self._out = [], 0, ""
-        return piece
-
-    def _emit(self, text: str) -> str:
-        piece = text[len(self._out) :]
-        self._out += piece
-        return piece
-
-    def _decode(self) -> str:
-        return self._tokenizer.decode(self._ids, self._skip_special_tokens)

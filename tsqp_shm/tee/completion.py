@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any
 
 from tsqp_shm.errors import RequestError
 from tsqp_shm.model.tokenizer import Tokenizer
+from tsqp_shm.scalars import whole
+from tsqp_shm.tee.answer import Answer
 from tsqp_shm.tee.ops import Float32
-from tsqp_shm.tee.sampler import Sampler, SamplingParams
+from tsqp_shm.tee.sampler import Sampler
+from tsqp_shm.tee.sampling_params import SamplingParams
 
 
 class Completion:
@@ -19,7 +22,9 @@ class Completion:
     Attributes:
         prompt_token_ids: what was asked.
         token_ids: what was answered so far, an ending token included.
-        text: the answer so far; never half a character, never a part of a stop string.
+        text: the answer so far, without special tokens; what the decoding of prompt and answer has after that of the
+            prompt. Never half a character, never a part of a stop string.
+        stop_reason: the stop string that has ended it, if one has.
         finish_reason: None, "stop" (end-of-sequence token or stop string), "length", "deadline" or "cancelled"; set
             when everything else is, as other threads look at it.
         cached: how many tokens of prompt and answer lie in the cache.
@@ -37,6 +42,7 @@ class Completion:
         self.prompt_token_ids = list(prompt_token_ids)
         self.token_ids: list[int] = []
         self.text = ""
+        self.stop_reason: str | None = None
         self.finish_reason: str | None = None
         self.cached = 0
         self.started_s = time.monotonic()
@@ -45,11 +51,9 @@ class Completion:
         self._has_begun = False
         self._sampler = Sampler(params)
         self._deadline_s = params.deadline_s
-        self._stops = tuple(params.stop)
         self._max_tokens = max_tokens
         self._eos_token_ids = () if params.ignore_eos else tuple(eos_token_ids)
-        self._stream = tokenizer.stream() if tokenizer else None
-        self._held = ""
+        self._answer = Answer(tokenizer, self.prompt_token_ids, params.stop_strings) if tokenizer else None
 
     @property
     def all_token_ids(self) -> list[int]:
@@ -84,10 +88,16 @@ class Completion:
             self.first_token_s = now
         self.token_ids.append(token_id)
         if token_id in self._eos_token_ids:
+            if self._answer is not None:
+                self.text += self._answer.push_hidden(token_id)
             self._end("stop")
             return
-        self._append(self._stream.push(token_id) if self._stream else "")
-        if self.finish_reason is None and len(self.token_ids) >= self._max_tokens:
+        if self._answer is not None:
+            self.text += self._answer.push(token_id)
+            if self._answer.stopped_by is not None:
+                self._end("stop")
+                return
+        if len(self.token_ids) >= self._max_tokens:
             self._end("length")
 
     @property
@@ -100,54 +110,43 @@ class Completion:
             self._end(reason)
 
     def _end(self, reason: str) -> None:
-        if self._stream is not None:
-            self._append(self._stream.finish())
+        if self._answer is not None:
+            # A stop string may be completed by the very last piece.
+            self.text += self._answer.finish()
+            self.stop_reason = self._answer.stopped_by
         self.ended_s = time.monotonic()
-        # A stop string may be completed by the very last piece.
-        if self.finish_reason is None:
-            self.text += self._held
-            self.finish_reason = reason
-        self._held = ""
-
-    def _append(self, piece: str) -> None:
-        self._held += piece
-        # A piece may hold several: the first in the text ends it, not the first in the list.
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            self.text += self._held[: min(found)]
-            self._held = ""
-            self.ended_s = time.monotonic()
-            self.finish_reason = "stop"
-            return
-        keep = _longest_overlap(self._held, self._stops)
-        self.text += self._held[: len(self._held) - keep]
-        self._held = self._held[len(self._held) - keep :]
+        self.finish_reason = reason if self.stop_reason is None else "stop"
 
 
-def checked_token_ids(token_ids: Sequence[int], most: int, max_model_len: int, vocab_size: int) -> list[int]:
+def checked_token_ids(
+    token_ids: Iterable[object], most: int, max_model_len: int, vocab_size: int, name: str = "prompt"
+) -> list[int]:
     """Token ids that a model of so many can be given.
 
     Args:
+        token_ids: numbers of any type; of an endless one no more is read than is looked at.
         most: how many there may be, of the max_model_len places that there are.
+        name: what they are to the caller.
 
     Raises:
         RequestError: none, too many, or one outside the vocabulary.
     """
-    ids = list(token_ids)
+    ids: list[Any] = list(islice(token_ids, most + 1))
     if not ids:
-        raise RequestError("prompt", "", "at least one token")
+        raise RequestError(name, "0 tokens", "at least one token")
     if len(ids) > most:
-        raise RequestError("prompt", f"{len(ids)} tokens", f"at most {most} (max_model_len is {max_model_len})")
-    for token_id in ids:
-        is_number = isinstance(token_id, (int, np.integer)) and not isinstance(token_id, bool)
-        if not is_number or not 0 <= token_id < vocab_size:
-            raise RequestError("token id", token_id, f"0 to {vocab_size - 1}")
+        count = f"{len(token_ids):,}" if isinstance(token_ids, (list, tuple)) else f"more than {most:,}"
+        raise RequestError(name, f"{count} tokens", f"at most {most} (max_model_len is {max_model_len})")
+    if not all(type(token_id) is int for token_id in ids):
+        ids = [_token_id(token_id, f"{name}: token {place}", vocab_size) for place, token_id in enumerate(ids)]
+    if min(ids) < 0 or max(ids) >= vocab_size:
+        place = next(place for place, token_id in enumerate(ids) if not 0 <= token_id < vocab_size)
+        raise RequestError(f"{name}: token {place}", ids[place], f"a token id, 0 to {vocab_size - 1}")
     return ids
 
 
-def _longest_overlap(text: str, stops: Sequence[str]) -> int:
-    """How many of the last characters could be the beginning of a stop string."""
-    for length in range(min(len(text), max((len(stop) - 1 for stop in stops), default=0)), 0, -1):
-        if any(stop.startswith(text[-length:]) for stop in stops):
-            return length
-    return 0
+def _token_id(value: object, name: str, vocab_size: int) -> int:
+    token_id = whole(value)
+    if token_id is None:
+        raise RequestError(name, value, f"a token id, 0 to {vocab_size - 1}", is_mistyped=True)
+    return token_id
