@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tsqp_shm.errors import ConfigError, RequestError
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
@@ -31,3 +33,24 @@ def test_generate_gives_the_tokens_of_the_whole_model(models):
     split, whole = models
     expected = whole.generate(PROMPTS, max_new_tokens=8, do_sample=False)
     assert torch.equal(split.generate(PROMPTS, max_new_tokens=8), expected)
+
+
+def test_a_mask_of_ones_changes_nothing_and_anything_else_is_refused(models):
+    split, _ = models
+    ones = torch.ones_like(PROMPTS)
+    assert torch.equal(split.generate(PROMPTS, ones, 3), split.generate(PROMPTS, max_new_tokens=3))
+    padded = ones.clone()
+    padded[0, 0] = 0
+    for arguments, said in (
+        ((PROMPTS, padded), "attention_mask: got 'one that hides tokens'"),
+        ((PROMPTS, [[1]]), "attention_mask: got"),
+        ((PROMPTS.tolist(),), "input_ids: got a list of 2"),
+        ((PROMPTS[0],), r"input_ids: got 'one of shape \[5\]'"),
+        ((PROMPTS.float(),), r"token 0: got 504.0 \(float\)"),
+        (("text",), r"input_ids: got 'text' \(str\)"),
+    ):
+        for use in (split, split.generate):
+            with pytest.raises(RequestError, match=said):
+                use(*arguments)
+    with pytest.raises(ConfigError, match="do_sample: got False, expected temperature"):
+        split.generate(PROMPTS, do_sample=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from models import (
     GEOMETRY,
     FastStart,
@@ -22,8 +24,10 @@ from models import (
     model_folder,
     random_token_ids,
     transformers_logits,
+    transformers_model,
     with_tokenizer,
 )
+from small_tokenizers import byte_level, sentencepiece
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.errors import PeerDied, RequestError, TsqpError
@@ -89,12 +93,124 @@ def test_a_string_a_list_of_strings_token_ids_and_a_mixture_give_the_same(llm):
     assert llm.generate([], GREEDY) == []
 
 
+def test_prompts_of_every_form_give_the_same(llm):
+    ids = [llm.tokenizer.encode(prompt) for prompt in PROMPTS]
+    expected = tokens(llm.generate(PROMPTS, GREEDY))
+    first, second, third = ids
+    mixed = [{"prompt": PROMPTS[0]}, torch.tensor(second), {"prompt_token_ids": np.array(third, np.uint16)}]
+    assert tokens(llm.generate(mixed, GREEDY)) == expected
+    assert tokens(llm.generate(iter(PROMPTS), sampling_params=GREEDY)) == expected
+    assert tokens(llm.generate(np.array(PROMPTS), GREEDY, use_tqdm=False)) == expected
+    assert tokens(llm.generate(prompt_token_ids=ids, sampling_params=GREEDY)) == expected
+    for form in (torch.tensor(first), tuple(first), {"prompt": "other", "prompt_token_ids": first}, iter(first)):
+        assert tokens(llm.generate(form, GREEDY)) == expected[:1]
+    for form in (np.array(first), {"prompt": PROMPTS[0]}, PROMPTS[0]):
+        assert "".join(llm.stream(form, GREEDY)) == only(llm.generate(first, GREEDY)).text
+        assert np.array_equal(llm.logits(form), llm.logits(first))
+
+
+def test_each_prompt_may_have_params_of_its_own(llm):
+    params = [SamplingParams(max_tokens=3), SamplingParams(max_tokens=None, deadline_s=1e-9), GREEDY]
+    outputs = llm.generate(PROMPTS, params)
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [3, 0, 12]
+    with pytest.raises(RequestError, match="one for each of the 3 prompts"):
+        llm.generate(PROMPTS, params[:2])
+    with pytest.raises(RequestError, match="sampling_params: got a list of 2"):
+        llm.start(PROMPTS[0], params[:2])
+
+
+def test_max_tokens_none_is_until_the_context_is_full(llm):
+    completion = only(llm.generate([5] * 120, SamplingParams(max_tokens=None, ignore_eos=True)))
+    assert (len(completion.token_ids), completion.finish_reason) == (8, "length")
+
+
+class Bar:
+    """What vLLM calls of tqdm."""
+
+    def __init__(self, **said: object) -> None:
+        self.said, self.count, self.is_closed = said, 0, False
+
+    def update(self, count: int) -> None:
+        self.count += count
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_a_bar_of_the_caller_is_told_of_each_prompt_and_closed(llm):
+    bars = []
+
+    def make(**said):
+        bars.append(Bar(**said))
+        return bars[-1]
+
+    llm.generate(PROMPTS, GREEDY, use_tqdm=make)
+    (bar,) = bars
+    assert (bar.said["total"], bar.count, bar.is_closed) == (3, 3, True)
+
+    def break_down(count):
+        raise ZeroDivisionError
+
+    def make_broken(**said):
+        bars.append(Bar(**said))
+        bars[-1].update = break_down
+        return bars[-1]
+
+    with pytest.raises(ZeroDivisionError):
+        llm.generate(PROMPTS, GREEDY, use_tqdm=make_broken)
+    assert bars[-1].is_closed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"params": GREEDY}, "params: got a SamplingParams, expected sampling_params, as it is called here"),
+        ({"lora_request": None}, "lora_request: got None"),
+        ({"max_tokens": 3}, r"max_tokens: got 3, expected SamplingParams\(max_tokens=...\)"),
+        ({"use_tqdm": "yes"}, r"use_tqdm: got 'yes' \(str\)"),
+        ({"use_tqdm": None}, "use_tqdm: got None"),
+        ({"prompt_token_ids": [5]}, "either prompts or prompt_token_ids"),
+        ({"prompts": None}, "prompts: got None"),
+        ({"prompts": ["a", None]}, r"prompts\[1\]: got None"),
+        ({"prompts": ["a", [5, 49152]]}, r"prompts\[1\]: token 1: got 49152"),
+        ({"prompts": ["a", []]}, r"prompts\[1\]: got '0 tokens'"),
+        ({"prompts": [[5, 6], [[7]]]}, r"prompts\[1\]: token 0: got \[7\] \(list\)"),
+        ({"prompts": range(10**30)}, "prompt: got 'more than 127 tokens'"),
+        ({"prompts": itertools.repeat(5)}, "prompt: got 'more than 127 tokens'"),
+        ({"prompts": [np.array([0.5])]}, r"prompts\[0\]: token 0: got 0.5 \(float\)"),
+        ({"prompts": "x" * 10**6}, "at most 127"),
+    ],
+    ids=str,
+)
+def test_a_wrong_argument_is_one_error_and_nothing_is_run(llm, arguments, said):
+    before = llm.statistics.doorbells
+    with pytest.raises(RequestError, match=said) as caught:
+        llm.generate(**{"prompts": "a", **arguments})
+    assert "\n" not in str(caught.value)
+    assert llm.statistics.doorbells == before
+
+
+@pytest.mark.parametrize("prompt", [None, 5, b"ab", ["a"], [], {"x": 1}, [[5]], [True], {5}], ids=repr)
+def test_one_prompt_is_asked_for_where_there_is_place_for_one(llm, prompt):
+    for use in (llm.stream, llm.start, llm.logits):
+        with pytest.raises(RequestError, match="prompt"):
+            use(prompt)
+
+
+def test_text_may_hold_anything_that_utf_8_can(llm):
+    for prompt in ("\0", "a\0b", "\U0010ffff", "<|im_end|>", "\r\n"):
+        assert only(llm.generate(prompt, GREEDY)).token_ids
+
+
 def test_an_output_holds_the_prompt_and_its_completion(llm):
     by_text, by_ids = llm.generate([PROMPTS[0], [5, 6]], GREEDY)
     assert (by_text.prompt, by_text.prompt_token_ids) == (PROMPTS[0], llm.tokenizer.encode(PROMPTS[0]))
     assert (by_ids.prompt, by_ids.prompt_token_ids) == (None, [5, 6])
     completion = by_text.outputs[0]
     assert completion.text == llm.tokenizer.decode(completion.token_ids)
+    assert (completion.index, completion.finish_reason, completion.stop_reason, by_text.finished) == (
+        0, "length", None, True,
+    )  # fmt: skip
     assert by_text.prefill_s > 0
     assert by_text.decode_s > 0
 
@@ -253,6 +369,88 @@ def test_a_stop_string_cuts_text_and_stream_alike(llm):
         shown += piece
         assert cut.startswith(shown)
     assert shown == cut
+
+
+def test_an_output_is_a_value_that_can_be_read_and_pickled(llm):
+    outputs = llm.generate([{"prompt": "both", "prompt_token_ids": np.array([5, 6])}], GREEDY)
+    assert (outputs[0].prompt, outputs[0].prompt_token_ids) == ("both", [5, 6])
+    assert pickle.loads(pickle.dumps(outputs)) == outputs
+    assert repr(outputs[0]).startswith("RequestOutput(prompt='both', prompt_token_ids=[5, 6], outputs=[CompletionOut")
+
+
+# So many special tokens that a random model says some.
+SPECIALS = [f"<|{number}|>" for number in range(44)]
+
+
+def model_of(tokenizer, tmp_path: Path) -> Path:
+    folder = RandomModel("llama", {"vocab_size": tokenizer.get_vocab_size()}).write(tmp_path)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_stop_strings_with_special_tokens_end_where_they_do_in_transformers(fast, tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = byte_level(specials=SPECIALS)
+    folder = model_of(tokenizer, tmp_path)
+    prompt = [3, 4, 5]
+    with fast.llm(folder, dtype="float32", max_model_len=64) as llm:
+        answer = only(llm.generate(prompt, SamplingParams(max_tokens=40))).token_ids
+        special = next(place for place, token_id in enumerate(answer) if place and token_id >= 256)
+        spelled = [tokenizer.decode([token_id], skip_special_tokens=False) for token_id in answer]
+        for stop in (spelled[special], "|>", spelled[special][:3]):
+            completion = only(llm.generate(prompt, SamplingParams(max_tokens=40, stop=stop)))
+            theirs = transformers_model(folder, torch.float32, "eager").generate(
+                torch.tensor([prompt]),
+                max_new_tokens=40,
+                do_sample=False,
+                stop_strings=[stop],
+                tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer),
+            )
+            assert completion.token_ids == theirs[0, 3:].tolist()
+            assert (completion.finish_reason, completion.stop_reason) == ("stop", stop)
+            assert "<" not in completion.text
+
+
+def test_prompt_and_text_are_the_decoding_of_all_tokens(fast, tmp_path):
+    tokenizer = sentencepiece()
+    with fast.llm(model_of(tokenizer, tmp_path), dtype="float32", max_model_len=64) as llm:
+        for prompt in ("x", "!x x", [260, 261], [1, 263]):
+            (output,) = llm.generate(prompt, SamplingParams(max_tokens=30))
+            completion = output.outputs[0]
+            before = tokenizer.decode(output.prompt_token_ids)
+            assert before + completion.text == tokenizer.decode(output.prompt_token_ids + completion.token_ids)
+            pieces = list(llm.stream(prompt, SamplingParams(max_tokens=30)))
+            assert "".join(pieces) == completion.text
+
+
+CONVERSATION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+
+
+def test_chat_answers_one_conversation_or_several(llm):
+    text = llm.tokenizer.apply_chat_template(CONVERSATION)
+    ids = llm.tokenizer.encode(text, add_special_tokens=False)
+    expected = tokens(llm.generate(ids, GREEDY))
+    (output,) = llm.chat(CONVERSATION, GREEDY)
+    assert (output.prompt, output.prompt_token_ids, output.outputs[0].token_ids) == (text, ids, expected[0])
+    parts = [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]}, CONVERSATION[1]]
+    outputs = llm.chat([CONVERSATION, parts], sampling_params=[GREEDY, SamplingParams(max_tokens=3)], use_tqdm=False)
+    assert tokens(outputs) == [expected[0], expected[0][:3]]
+    assert llm.chat([]) == []
+    assert llm.chat_prompt(CONVERSATION) == ids
+
+
+def test_chat_refuses_what_is_no_conversation(llm):
+    before = llm.statistics.doorbells
+    for messages, said in (
+        ("Hello", "messages: got 'Hello'"),
+        ([CONVERSATION, [{"role": "user"}]], r"messages\[1\]\[0\]"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            llm.chat(messages)
+    with pytest.raises(RequestError, match="tools: got"):
+        llm.chat(CONVERSATION, tools=[{}])
+    assert llm.statistics.doorbells == before
 
 
 def test_a_seed_repeats_in_any_company(llm):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -14,21 +14,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tsqp_shm.arguments import refuse_unknown
 from tsqp_shm.config import EngineConfig
+from tsqp_shm.conversations import Message, as_conversation, as_conversations, render
 from tsqp_shm.errors import ConfigError, ModelFileError, RequestError
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.model.weights import Checkpoint
+from tsqp_shm.model_folder import find_model_folder
 from tsqp_shm.outputs import CompletionOutput, RequestOutput
+from tsqp_shm.prompt_progress import Bar, awaited, checked_bar
+from tsqp_shm.prompts import Form, Prompt, as_prompt, as_prompts, params_of_each
 from tsqp_shm.roles.process import RoleProcess
 from tsqp_shm.roles.resources import require_resources
+from tsqp_shm.scalars import path
 from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.shm.transport import Hold, Transport
 from tsqp_shm.tee.completion import Completion, checked_token_ids
 from tsqp_shm.tee.connection import StartGpu
 from tsqp_shm.tee.runtime import Runtime
-from tsqp_shm.tee.sampler import SamplingParams
+from tsqp_shm.tee.sampling_params import SamplingParams
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.updates import Told, Update
 from tsqp_shm.trace.file import TraceFile
@@ -36,7 +42,8 @@ from tsqp_shm.trace.recorder import recording
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams"]
 
-Prompt = str | Sequence[int]
+_NAMES_OF_PARAMS = {name: f"SamplingParams({name}=...)" for name in SamplingParams.__dataclass_fields__}
+_NAMES_OF_ARGUMENTS = {**_NAMES_OF_PARAMS, "params": "sampling_params", "progress": "use_tqdm"}
 
 
 class LLM:
@@ -48,11 +55,13 @@ class LLM:
     its parent's.
 
     Args:
-        model: a Hugging Face folder.
+        model: a Hugging Face folder, or the id of a model in the local Hugging Face cache; None: the demo model, which
+            is fetched where it is not cached.
+        revision: of a Hugging Face id: a branch, tag or commit; None: main.
         start_gpu: False where somebody else starts `tsqp-shm gpu MODEL --session NAME`; or what starts it, which is
             called with the session's hold, whose `name` it has.
         report: takes lines about what is waited for, what the GPU process says, and its restarts; called by threads
-            of this LLM.
+            of this LLM. None: only the fetching of the demo model is told, on stderr.
         trace: a file for a trace of both processes, written at the end, of the GPU processes the last one; unless
             `start_gpu` is True for a recording of this process alone, of which `tsqp-shm trace` makes one.
         transport: what joins the two sides; None: POSIX shared memory under the `session` and `endpoint` of the
@@ -62,7 +71,7 @@ class LLM:
             what is not given.
 
     Raises:
-        ConfigError: a setting is not allowed, or the trace cannot be written.
+        ConfigError: a setting is not allowed or not there, or the trace cannot be written.
         ModelFileError, UnsupportedModel: the model cannot be used.
         DeviceError: the device is not there or too small.
         LimitError: too few file descriptors or threads.
@@ -72,28 +81,35 @@ class LLM:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | bytes | os.PathLike[str] | None = None,
         *,
+        revision: str | None = None,
         start_gpu: bool | StartGpu = True,
-        report: Callable[[str], None] = lambda line: None,
+        report: Callable[[str], None] | None = None,
         trace: str | Path | None = None,
         transport: Transport | None = None,
         config: EngineConfig | None = None,
         **settings: Any,
     ) -> None:
-        self.config = _engine_config(config, settings)
-        report = _harmless(report)
+        if report is not None and not callable(report):
+            raise ConfigError("report", report, "what takes a line, or None", is_mistyped=True)
+        if not isinstance(start_gpu, bool) and not callable(start_gpu):
+            raise ConfigError("start_gpu", start_gpu, "True, False, or what starts it", is_mistyped=True)
+        trace_file = None if trace is None else path(trace)
+        if trace is not None and trace_file is None:
+            raise ConfigError("trace", trace, "a file", is_mistyped=True)
+        self.config = EngineConfig.chosen(config, settings, _NAMES_OF_PARAMS)
         require_resources(self.config.threads().tee)
-        self.model = Path(model)
+        self.model = find_model_folder(model, revision, report)
+        report = _harmless(report)
         self.spec = ModelSpec.from_folder(self.model)
         limits = self.config.limits(self.spec.max_position_embeddings, Network.of(self.spec).layer_parameters)
         self.max_model_len = limits.max_model_len
         self._tokenizer = Tokenizer.from_folder(self.model) if _has_tokenizer(self.model) else None
         with ExitStack() as stack:
-            path = None if trace is None else Path(trace)
             # Where somebody else starts the GPU process, the trace of both is theirs to make.
-            both = stack.enter_context(TraceFile(path, report)) if path and start_gpu is True else None
-            recorder = stack.enter_context(recording(both.recording("tee") if both else path, "tee"))
+            both = stack.enter_context(TraceFile(trace_file, report)) if trace_file and start_gpu is True else None
+            recorder = stack.enter_context(recording(both.recording("tee") if both else trace_file, "tee"))
             if start_gpu is True:
                 traced = both.arguments("gpu") if both else []
                 # Nothing of this object's: what the runtime holds must not hold the LLM.
@@ -137,37 +153,37 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | None = None,
+        prompts: Form | None = None,
+        sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
+        *,
+        use_tqdm: Bar = True,
+        prompt_token_ids: Iterable[Any] | None = None,
+        **others: object,
     ) -> list[RequestOutput]:
         """Completes prompts together, as one ragged batch.
 
         Args:
-            prompts: a string, a list of token ids, or a list of either.
+            prompts: a string; token ids in any sequence, numpy's and torch's included; a dict with "prompt" or
+                "prompt_token_ids" or both, as in vLLM; or a sequence of these. A flat sequence of numbers is one
+                prompt.
+            sampling_params: of all prompts, or one for each.
+            use_tqdm: whether a line on stderr says how far it is, where that is a terminal and it takes long; or what
+                makes a bar, called as vLLM calls tqdm.
+            prompt_token_ids: in the place of `prompts`, as older programs write it.
 
         Raises:
-            RequestError: a prompt is empty, too long or holds a token id outside the vocabulary; nothing was run.
+            RequestError: a prompt is empty, too long, of another type or holds a token id outside the vocabulary, or
+                an argument is wrong; nothing was run.
             PeerDied, PeerTimeout, ProtocolError: the session is over; a death only when no `restart_gpu` is left.
         """
-        completions = [(prompt, self.start(prompt, params)) for prompt in _as_list(prompts)]
-        ended: SimpleQueue[Update] = SimpleQueue()
+        refuse_unknown(others, ("prompts", "sampling_params", "use_tqdm"), _NAMES_OF_ARGUMENTS, RequestError)
+        if prompt_token_ids is not None:
+            if prompts is not None:
+                raise RequestError("prompt_token_ids", prompt_token_ids, "either prompts or prompt_token_ids")
+            prompts = prompt_token_ids
+        return self._generated(as_prompts(prompts), sampling_params, use_tqdm)
 
-        def told(update: Update) -> None:
-            if update.is_last:
-                ended.put(update)
-
-        with self._running([completion for _, completion in completions], told):
-            for _ in completions:
-                error = ended.get().error
-                if error is not None:
-                    try:
-                        raise error
-                    finally:
-                        # Or this frame and the error would keep each other, and this LLM.
-                        del error
-        return [RequestOutput.of(prompt, completion) for prompt, completion in completions]
-
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[str, None, None]:
+    def stream(self, prompt: Form, sampling_params: SamplingParams | None = None) -> Generator[str, None, None]:
         """Completes one prompt, piece by piece; a piece never splits a character.
 
         The completion begins with the first piece that is asked for, and does not wait for who takes them. Closing the
@@ -176,40 +192,67 @@ class LLM:
         Raises:
             As `generate`, RequestError at the call and not at the first piece.
         """
-        return self.stream_completion(self.start(prompt, params))
+        return self.stream_completion(self.start(prompt, sampling_params))
 
-    def chat(self, messages: Sequence[Mapping[str, str]], params: SamplingParams | None = None) -> RequestOutput:
-        """Answers a conversation, by the model's chat template.
+    def chat(
+        self,
+        messages: Iterable[Any],
+        sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
+        *,
+        use_tqdm: Bar = True,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **others: object,
+    ) -> list[RequestOutput]:
+        """Answers conversations, by the model's chat template.
 
         Args:
-            messages: each with a "role" and its "content".
+            messages: a conversation or a list of them: a list of dicts, each with a "role" and its "content", a string
+                or OpenAI's list of text parts.
+            add_generation_prompt: ask for an answer.
+            continue_final_message: have the last message continued in the place of one; then not
+                `add_generation_prompt`.
 
         Raises:
             As `generate`; also where the model has no chat template.
         """
-        return self.generate([self.chat_prompt(messages)], params)[0]
+        refuse_unknown(
+            others,
+            ("messages", "sampling_params", "use_tqdm", "add_generation_prompt", "continue_final_message"),
+            _NAMES_OF_ARGUMENTS,
+            RequestError,
+        )
+        prompts = []
+        conversations = as_conversations(messages)
+        for index, conversation in enumerate(conversations):
+            text = render(
+                self.tokenizer,
+                conversation,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
+            name = "messages" if len(conversations) == 1 else f"messages[{index}]"
+            prompts.append(Prompt(name, text, self._encoded(text)))
+        return self._generated(prompts, sampling_params, use_tqdm)
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The token ids by which a model is asked to answer a conversation."""
-        # A rendered chat template spells out its special tokens itself.
-        return self.tokenizer.encode(self.tokenizer.apply_chat_template(messages), add_special_tokens=False)
+        conversation = as_conversation(messages)
+        return self._encoded(
+            render(self.tokenizer, conversation, add_generation_prompt=True, continue_final_message=False)
+        )
 
-    def start(self, prompt: Prompt, params: SamplingParams | None = None) -> Completion:
+    def start(self, prompt: Form, sampling_params: SamplingParams | None = None) -> Completion:
         """A completion to be run by `stream_completion`.
+
+        Args:
+            prompt: one, in a form of `generate`.
 
         Raises:
             RequestError: as `generate`.
         """
-        self._runtime.require_working()
-        params = params or SamplingParams()
-        if params.stop and self._tokenizer is None:
-            raise RequestError("stop", params.stop, "no stop strings, as the model has no tokenizer")
-        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        # One place is left for an answer.
-        token_ids = self._checked(token_ids, self.max_model_len - 1)
-        room = self.max_model_len - len(token_ids)
-        max_tokens = min(params.max_tokens, room)
-        return Completion(token_ids, params, max_tokens, self.spec.eos_token_ids, self._tokenizer)
+        (params,) = params_of_each(sampling_params, 1)
+        return self._started(as_prompt(prompt), params)
 
     def stream_completion(self, completion: Completion) -> Generator[str, None, None]:
         """Runs a completion of `start`, yielding its new text after each token that makes some."""
@@ -229,16 +272,19 @@ class LLM:
                 if update.is_last:
                     return
 
-    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+    def logits(self, token_ids: Form) -> npt.NDArray[np.float32]:
         """The logits after every token of one sequence, which takes a place of the batch while it is computed.
 
         Shapes: [T, V] f32.
+
+        Args:
+            token_ids: or a prompt in another form of `generate`.
 
         Raises:
             RequestError: as `generate`.
             PeerDied, PeerTimeout, ProtocolError: the session is over.
         """
-        ids = self._checked(token_ids, self.max_model_len)
+        ids = self._token_ids(as_prompt(token_ids), self.max_model_len)
         with self._runtime.sequence() as sequence:
             return self._runtime.forward(sequence, ids)
 
@@ -250,8 +296,45 @@ class LLM:
         """What `tsqp-shm launch` prints, as plain values. Units are in the names."""
         return {**self._runtime.facts(), "model": str(self.model)}
 
-    def _checked(self, token_ids: Sequence[int], most: int) -> list[int]:
-        return checked_token_ids(token_ids, most, self.max_model_len, self.spec.vocab_size)
+    def _generated(self, prompts: Sequence[Prompt], sampling_params: object, use_tqdm: object) -> list[RequestOutput]:
+        self._runtime.require_working()
+        bar = checked_bar(use_tqdm)
+        params = params_of_each(sampling_params, len(prompts))
+        completions = [self._started(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
+        ended: SimpleQueue[Update] = SimpleQueue()
+
+        def told(update: Update) -> None:
+            if update.is_last:
+                ended.put(update)
+
+        with self._running(completions, told), awaited(bar, completions, ended) as updates:
+            for update in updates:
+                error = update.error
+                if error is not None:
+                    try:
+                        raise error
+                    finally:
+                        # Or this frame and the error would keep each other, and this LLM.
+                        del error, update
+        return [RequestOutput.of(prompt.text, each) for prompt, each in zip(prompts, completions, strict=True)]
+
+    def _started(self, prompt: Prompt, params: SamplingParams) -> Completion:
+        self._runtime.require_working()
+        if params.stop and self._tokenizer is None:
+            raise RequestError("stop", params.stop, "no stop strings, as the model has no tokenizer")
+        # One place is left for an answer.
+        token_ids = self._token_ids(prompt, self.max_model_len - 1)
+        room = self.max_model_len - len(token_ids)
+        max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        return Completion(token_ids, params, max_tokens, self.spec.eos_token_ids, self._tokenizer)
+
+    def _token_ids(self, prompt: Prompt, most: int) -> list[int]:
+        ids = self.tokenizer.encode(prompt.text or "") if prompt.token_ids is None else prompt.token_ids
+        return checked_token_ids(ids, most, self.max_model_len, self.spec.vocab_size, prompt.name)
+
+    def _encoded(self, rendered: str) -> list[int]:
+        # A rendered chat template spells out its special tokens itself.
+        return self.tokenizer.encode(rendered, add_special_tokens=False)
 
     @contextmanager
     def _running(self, completions: list[Completion], told: Told) -> Iterator[None]:
@@ -271,31 +354,16 @@ def _start_gpu(
     return RoleProcess.start("gpu", arguments, listen=report)
 
 
-def _engine_config(config: EngineConfig | None, settings: dict[str, Any]) -> EngineConfig:
-    unknown = sorted(set(settings) - set(EngineConfig.__dataclass_fields__))
-    if unknown:
-        raise ConfigError(unknown[0], settings[unknown[0]], "one of " + ", ".join(EngineConfig.__dataclass_fields__))
-    return EngineConfig.from_environment(settings) if config is None else replace(config, **settings)
-
-
-def _harmless(report: Callable[[str], None]) -> Callable[[str], None]:
+def _harmless(report: Callable[[str], None] | None) -> Callable[[str], None]:
     """What a caller's function raises is the caller's affair: it must not end a thread that it is told things on."""
 
     def say(line: str) -> None:
-        with suppress(Exception):
-            report(line)
+        if report is not None:
+            with suppress(Exception):
+                report(line)
 
     return say
 
 
 def _has_tokenizer(model: Path) -> bool:
     return (model / "tokenizer.json").exists()
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
-    listed = list(prompts)
-    if listed and not isinstance(listed[0], (str, list, tuple, np.ndarray)):
-        return [listed]  # type: ignore[list-item]
-    return listed  # type: ignore[return-value]

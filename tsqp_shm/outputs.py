@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tsqp_shm.tee.completion import Completion
@@ -13,14 +12,19 @@ class CompletionOutput:
     """One completion.
 
     Attributes:
-        text: without the stop string and special tokens; "" where the model has no tokenizer.
+        index: its place in `RequestOutput.outputs`.
+        text: what follows the prompt, with its first space; without the stop string and special tokens; "" where the
+            model has no tokenizer.
         token_ids: an ending end-of-sequence token included.
         finish_reason: "stop" (end-of-sequence token or stop string), "length" or "deadline".
+        stop_reason: the stop string that ended it; None where another thing did.
     """
 
+    index: int
     text: str
     token_ids: list[int]
     finish_reason: str
+    stop_reason: str | None
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class RequestOutput:
     """One prompt with its completion.
 
     Attributes:
+        prompt: its text; None where it was given as token ids alone.
         outputs: always one; a list as in vLLM.
         prefill_s: from the request to the first token, waiting for a place in the batch included.
         decode_s: from the first token to the last.
@@ -39,14 +44,26 @@ class RequestOutput:
     prefill_s: float
     decode_s: float
 
+    @property
+    def finished(self) -> bool:
+        """As in vLLM, where there are outputs that are not."""
+        return True
+
     @classmethod
-    def of(cls, prompt: str | Sequence[int], completion: Completion) -> RequestOutput:
+    def of(cls, prompt: str | None, completion: Completion) -> RequestOutput:
         """What a completion has come to."""
         first = completion.first_token_s or completion.started_s
+        output = CompletionOutput(
+            index=0,
+            text=completion.text,
+            token_ids=completion.token_ids,
+            finish_reason=completion.finish_reason or "",
+            stop_reason=completion.stop_reason,
+        )
         return cls(
-            prompt=prompt if isinstance(prompt, str) else None,
+            prompt=prompt,
             prompt_token_ids=completion.prompt_token_ids,
-            outputs=[CompletionOutput(completion.text, completion.token_ids, completion.finish_reason or "")],
+            outputs=[output],
             prefill_s=first - completion.started_s,
             decode_s=(completion.ended_s or first) - first,
         )

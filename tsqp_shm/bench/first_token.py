@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from tsqp_shm.bench.contenders import KINDS, LAST_WORDS_LINES, OURS, POLITE_STOP_S, parse_contenders, require_installed
-from tsqp_shm.bench.progress import Progress
 from tsqp_shm.bench.report import STDOUT, environment, require_writable
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice, require_range
 from tsqp_shm.errors import ConfigError, ContenderFailed
+from tsqp_shm.progress import Progress
 
 PROMPT = "The capital of France is"
 NEW_TOKENS = 4

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tsqp_shm.bench.child import processor_seconds
-from tsqp_shm.bench.progress import Progress
 from tsqp_shm.bench.report import STDOUT, environment, require_writable
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.llm import LLM, SamplingParams
+from tsqp_shm.progress import Progress
 
 # Until both sides have parked.
 SETTLE_S = 1.0

@@ -15,11 +15,11 @@ import torch
 
 from tsqp_shm import _native
 from tsqp_shm.bench.kernel_cases import KernelCase, Run, kernel_cases, kernel_plan
-from tsqp_shm.bench.progress import Progress
 from tsqp_shm.bench.report import STDOUT, environment, require_writable
 from tsqp_shm.bench.shapes import shape_config
 from tsqp_shm.config import require_range
 from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.progress import Progress
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.slots import open_slots

@@ -21,7 +21,6 @@ from tsqp_shm.bench.contenders import (
     require_installed,
 )
 from tsqp_shm.bench.plot import draw, require_plot
-from tsqp_shm.bench.progress import Progress
 from tsqp_shm.bench.report import STDOUT, Answers, environment, make_rows, print_table, require_writable
 from tsqp_shm.bench.scratch import scratch_folder
 from tsqp_shm.bench.shapes import shape_config, write_shape
@@ -29,6 +28,7 @@ from tsqp_shm.config import DTYPES, EngineConfig, require_choice, require_range
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.progress import Progress
 from tsqp_shm.shm.posix.folder import sweep_dead_sessions
 
 

@@ -34,7 +34,7 @@ def model_argument() -> Parser:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="a Hugging Face folder; without it, the demo model is fetched and used",
+        help="a Hugging Face folder, or an id in the local cache; without it, the demo model is fetched and used",
     )
     return parser
 

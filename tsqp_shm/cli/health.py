@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from tsqp_shm.cli.flags import Parser
 from tsqp_shm.cli.settings import engine_config
@@ -12,8 +11,9 @@ from tsqp_shm.roles.lifeline import Lifeline
 
 def examine(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     from tsqp_shm.doctor.examination import report
+    from tsqp_shm.model_folder import find_model_folder
 
-    model = None if arguments.model is None else Path(arguments.model)
+    model = None if arguments.model is None else find_model_folder(arguments.model)
     return report(model, engine_config(arguments), json_output=arguments.json)
 
 

@@ -37,11 +37,9 @@ def reporter(arguments: argparse.Namespace) -> Callable[[str], None]:
 
 
 def model_folder(arguments: argparse.Namespace) -> Path:
-    if arguments.model is not None:
-        return Path(arguments.model)
-    from tsqp_shm.demo.model import demo_model_folder
+    from tsqp_shm.model_folder import find_model_folder
 
-    return demo_model_folder(reporter(arguments))
+    return find_model_folder(arguments.model, report=reporter(arguments))
 
 
 def prompt_text(arguments: argparse.Namespace) -> str:
@@ -70,7 +68,7 @@ def require_sane(arguments: argparse.Namespace) -> None:
 
 
 def sampling_params(arguments: argparse.Namespace) -> Any:
-    from tsqp_shm.tee.sampler import SamplingParams
+    from tsqp_shm.tee.sampling_params import SamplingParams
 
     return SamplingParams(
         **{

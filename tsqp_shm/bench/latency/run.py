@@ -16,10 +16,10 @@ import zmq
 from tsqp_shm.bench.latency.cases import PAYLOADS, Case, make_cases
 from tsqp_shm.bench.latency.copies import measured_copies
 from tsqp_shm.bench.latency.peer import Peer
-from tsqp_shm.bench.progress import Progress
 from tsqp_shm.bench.report import STDOUT, environment, require_writable
 from tsqp_shm.config import EngineConfig, require_range
 from tsqp_shm.errors import ArenaTooSmall
+from tsqp_shm.progress import Progress
 
 # Medians that are read against each other: (case, mode) over (case, mode).
 RATIOS = (

@@ -22,10 +22,10 @@ from tsqp_shm.bench.latency.cases import timed_trips
 from tsqp_shm.bench.latency.links import Link, LinkSettings
 from tsqp_shm.bench.latency.peer import Peer
 from tsqp_shm.bench.plot import draw_waits, require_plot
-from tsqp_shm.bench.progress import Progress
 from tsqp_shm.bench.report import STDOUT, environment, require_writable
 from tsqp_shm.config import require_range
 from tsqp_shm.errors import ConfigError
+from tsqp_shm.progress import Progress
 
 TRIPS = 25
 MAX_PAIRS = 32

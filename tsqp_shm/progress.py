@@ -6,8 +6,12 @@ import sys
 
 
 class Progress:
+    """Attributes:
+    is_shown: whether somebody can see it.
+    """
+
     def __init__(self, quiet: bool = False) -> None:
-        self._shown = not quiet and sys.stderr.isatty()
+        self.is_shown = not quiet and _has_terminal()
 
     def __enter__(self) -> Progress:
         return self
@@ -16,5 +20,13 @@ class Progress:
         self.show("")
 
     def show(self, text: str) -> None:
-        if self._shown:
+        if self.is_shown:
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _has_terminal() -> bool:
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:
+        # It has been closed.
+        return False
