@@ -82,13 +82,13 @@ def test_what_is_no_message_is_named_with_its_place(given, said):
 
 @settings(deadline=None, max_examples=40)
 @given(st.text("ab <|>\n\t", min_size=1, max_size=8).filter(str.strip))
-def test_a_last_message_is_continued_as_in_transformers(content):
+def test_a_last_message_is_continued_as_in_transformers(demo_model, content):
     messages = [USER, {"role": "assistant", "content": content}]
     expected = theirs().apply_chat_template(messages, tokenize=False, continue_final_message=True)
     assert continued(messages) == expected
 
 
-def test_a_last_message_that_cannot_be_continued_is_refused():
+def test_a_last_message_that_cannot_be_continued_is_refused(demo_model):
     with pytest.raises(RequestError, match="only one of"):
         render(ours(), [USER], add_generation_prompt=True, continue_final_message=True)
     with pytest.raises(RequestError, match=r"add_generation_prompt: got 'yes' \(str\)"):

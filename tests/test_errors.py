@@ -80,6 +80,7 @@ def assert_equal(error: Exception, other: Exception) -> None:
     assert vars(other) == vars(error)
     assert getattr(other, "exit_code", None) == getattr(error, "exit_code", None)
     assert other.__traceback__ is None
+    assert other.__suppress_context__ is error.__suppress_context__
 
 
 def pickled(protocol: int):

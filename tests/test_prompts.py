@@ -5,8 +5,11 @@ from __future__ import annotations
 import array
 import collections
 import itertools
+import os
 import pickle
+import threading
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -14,7 +17,10 @@ import pytest
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ConfigError, RequestError
+from tsqp_shm.prompt_progress import awaited
 from tsqp_shm.prompts import as_prompt, as_prompts, params_of_each
+from tsqp_shm.tee.completion import Completion
+from tsqp_shm.tee.updates import Update
 
 torch = pytest.importorskip("torch")
 
@@ -106,6 +112,7 @@ def test_a_torch_tensor_that_is_iterated_is_one_prompt():
         (np.array([[5, 6]]), "prompts: got a ndarray.*in one dimension, not in 2"),
         (torch.tensor([[5, 6]]), "prompts: got a Tensor.*in one dimension, not in 2"),
         (torch.empty(2, device="meta"), "prompts: got a Tensor"),
+        (np.array([(5, 6)], [("a", int), ("b", int)]), "prompts: got a ndarray.*without fields"),
         ([None], r"prompts\[0\]: got None \(NoneType\)"),
         (["a", None], r"prompts\[1\]: got None"),
         (["a", 5], r"prompts\[1\]: got 5 \(int\)"),
@@ -199,7 +206,7 @@ def test_a_setting_of_another_type_is_named_with_its_type(field):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"tensor_parallel_size": 1}, "tensor_parallel_size: got 1, expected an argument that there is"),
+        ({"tensor_parallel_size": 1}, "tensor_parallel_size: got 1, expected none of this name"),
         ({"gpu_memory_utilization": 0.9}, "gpu_memory_utilization: got 0.9, .*near it: .*gpu"),
         ({"trust_remote_code": False}, "trust_remote_code: got False"),
         ({"enforce_eager": True}, "enforce_eager: got True"),
@@ -215,6 +222,7 @@ def test_a_setting_of_another_type_is_named_with_its_type(field):
         ({"trace": 5}, r"trace: got 5 \(int\)"),
         ({"report": 5}, r"report: got 5 \(int\)"),
         ({"start_gpu": "yes"}, r"start_gpu: got 'yes' \(str\)"),
+        ({"transport": 5}, r"transport: got 5 \(int\)"),
         ({"revision": 5}, r"revision: got 5 \(int\)"),
         ({"config": EngineConfig(), "dtype": None}, "dtype: got None"),
     ],
@@ -228,3 +236,21 @@ def test_an_argument_of_the_llm_that_there_is_not_is_named(settings, said):
 def test_an_endless_prompt_is_read_no_further_than_it_may_be_long():
     (prompt,) = as_prompts(itertools.count(5))
     assert list(itertools.islice(prompt.token_ids, 3)) == [5, 6, 7]
+
+
+def test_what_takes_long_is_shown_on_a_terminal_and_gone_at_the_end(monkeypatch):
+    ours, theirs = os.openpty()
+    completions = [Completion([1], SamplingParams(), 3, [], None) for _ in range(2)]
+    ended: SimpleQueue[Update] = SimpleQueue()
+    with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb", buffering=0) as screen:
+        monkeypatch.setattr("sys.stderr", terminal)
+        with awaited(True, completions, ended) as updates:
+            ended.put(Update(completions[0]))
+            assert next(updates).completion is completions[0]
+            # What is shown is shown while the second is waited for.
+            shown = threading.Thread(target=lambda: ended.put(Update(completions[1], text=str(screen.read(200)))))
+            shown.start()
+            assert "1 of 2 prompts, 0 tokens, " in next(updates).text
+            shown.join()
+            assert next(updates, None) is None
+        assert screen.read(200) == b"\r\x1b[K"

@@ -150,7 +150,7 @@ def test_another_value_is_named_with_its_field_and_type(field, given, said):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"n": 1}, "n: got 1, expected an argument that there is; there are max_tokens, temperature"),
+        ({"n": 1}, "n: got 1, expected none of this name; there are max_tokens, temperature"),
         ({"presence_penalty": 0.0}, "presence_penalty: got 0.0, expected .* near it: repetition_penalty"),
         ({"logprobs": None}, "logprobs: got None"),
         ({"min_p": 0.1}, "min_p: got 0.1"),

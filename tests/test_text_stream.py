@@ -115,7 +115,7 @@ def test_pending_is_what_would_follow_and_changes_nothing():
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(st.integers(0, 49_151) | st.integers(0, 300), max_size=24), st.integers(0, 24), st.booleans())
-def test_a_stream_of_the_demo_model_adds_up(ids, cut, skip_special_tokens):
+def test_a_stream_of_the_demo_model_adds_up(demo_model, ids, cut, skip_special_tokens):
     pieces = text_by_token(ours(), ids[cut:], skip_special_tokens, ids[:cut])
     assert "".join(pieces) == added_by(ours(), ids[:cut], ids[cut:], skip_special_tokens)
 
@@ -125,24 +125,24 @@ def test_a_stream_of_the_demo_model_adds_up(ids, cut, skip_special_tokens):
     st.text(alphabet=st.characters(exclude_categories=["Cs"]) | st.sampled_from("🙂👩‍👧東é\N{REPLACEMENT CHARACTER}")),
     st.integers(0, 3),
 )
-def test_a_stream_of_text_adds_up_even_where_it_is_cut_inside_a_character(text, cut):
+def test_a_stream_of_text_adds_up_even_where_it_is_cut_inside_a_character(demo_model, text, cut):
     ids = ours().encode(text)
     ids = ids[: len(ids) - cut]
     assert "".join(text_by_token(ours(), ids)) == ours().decode(ids)
 
 
-def test_a_stream_gives_an_emoji_only_when_it_is_whole():
+def test_a_stream_gives_an_emoji_only_when_it_is_whole(demo_model):
     ids = ours().encode("🦩")
     assert len(ids) > 1
     assert text_by_token(ours(), ids) == [""] * (len(ids) - 1) + ["🦩", ""]
 
 
-def test_a_stream_that_ends_inside_a_character_finishes_with_a_replacement():
+def test_a_stream_that_ends_inside_a_character_finishes_with_a_replacement(demo_model):
     ids = ours().encode("a🦩")[:-1]
     assert text_by_token(ours(), ids)[-1] == REPLACEMENT
 
 
-def test_a_stream_does_not_wait_for_bytes_that_can_no_longer_become_a_character():
+def test_a_stream_does_not_wait_for_bytes_that_can_no_longer_become_a_character(demo_model):
     flamingo = ours().encode("🦩")
     pieces = text_by_token(ours(), flamingo[:1] * 300)
     assert max(map(len, pieces)) <= 3

@@ -29,7 +29,7 @@ def refuse_unknown(
             raise error(name, value, f"{names_here[name]}, as it is called here")
         near = difflib.get_close_matches(name, known, n=3) or [other for other in known if _words(name) & _words(other)]
         listed = f"near it: {', '.join(near)}" if near else f"there are {', '.join(known)}"
-        raise error(name, value, f"an argument that there is; {listed}")
+        raise error(name, value, f"none of this name; {listed}")
 
 
 def _words(name: str) -> set[str]:

@@ -360,7 +360,9 @@ def _made_again(kind: type[Any], args: tuple[Any, ...], facts: Mapping[str, Any]
     if "__notes__" in facts:
         # Or a note on one were a note on the other.
         error.__notes__ = list(facts["__notes__"])
-    error.__cause__ = cause
+    if cause is not None:
+        # None as well would hide what is being handled where the error is raised next.
+        error.__cause__ = cause
     return error
 
 

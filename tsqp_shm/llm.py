@@ -95,6 +95,8 @@ class LLM:
             raise ConfigError("report", report, "what takes a line, or None", is_mistyped=True)
         if not isinstance(start_gpu, bool) and not callable(start_gpu):
             raise ConfigError("start_gpu", start_gpu, "True, False, or what starts it", is_mistyped=True)
+        if transport is not None and not hasattr(transport, "begin"):
+            raise ConfigError("transport", transport, "a Transport, or None", is_mistyped=True)
         trace_file = None if trace is None else path(trace)
         if trace is not None and trace_file is None:
             raise ConfigError("trace", trace, "a file", is_mistyped=True)

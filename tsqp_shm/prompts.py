@@ -88,13 +88,15 @@ def _items(value: Any, name: str, expected: str) -> Iterable[Any]:
         raise RequestError(name, value, expected, is_mistyped=True)
     try:
         dimensions = len(value.shape) if hasattr(value, "tolist") and hasattr(value, "shape") else 1
-        if dimensions == 1:
+        has_fields = getattr(getattr(value, "dtype", None), "names", None) is not None
+        if dimensions == 1 and not has_fields:
             items: Iterable[Any] = value.tolist() if hasattr(value, "tolist") else iter(value)
             return items
     # Whatever somebody's type raises where it is no sequence after all.
     except Exception as error:
         raise RequestError(name, value, expected, is_mistyped=True) from error
-    raise RequestError(name, value, f"{expected}; in one dimension, not in {dimensions}", is_mistyped=True)
+    shape = "without fields" if has_fields else f"in one dimension, not in {dimensions}"
+    raise RequestError(name, value, f"{expected}; {shape}", is_mistyped=True)
 
 
 def _encodable(given: str, name: str) -> str:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from tsqp_shm.cli.flags import Parser
 from tsqp_shm.cli.settings import engine_config
+from tsqp_shm.errors import ModelFileError
 from tsqp_shm.roles.lifeline import Lifeline
 
 
 def examine(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     from tsqp_shm.doctor.examination import report
+
+    return report(_examined_model(arguments.model), engine_config(arguments), json_output=arguments.json)
+
+
+def _examined_model(named: str | None) -> Path | None:
     from tsqp_shm.model_folder import find_model_folder
 
-    model = None if arguments.model is None else find_model_folder(arguments.model)
-    return report(model, engine_config(arguments), json_output=arguments.json)
+    try:
+        return None if named is None else find_model_folder(named)
+    except ModelFileError:
+        # The report has a line for it, beside all others.
+        return None if named is None else Path(named)
 
 
 def print_environment(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
