@@ -58,12 +58,8 @@ class TwoFaults(PeerDied):
 def made(kind: type[Exception]) -> Exception:
     if "__init__" not in vars(kind) and kind.__init__ in (Exception.__init__, TsqpError.__init__):
         return kind("something is wrong")
-    parameters = [
-        parameter.name
-        for parameter in inspect.signature(kind).parameters.values()
-        if parameter.kind is not parameter.KEYWORD_ONLY
-    ]
-    return kind(*(FACTS[name] for name in parameters))
+    parameters = inspect.signature(kind).parameters.values()
+    return kind(**{each.name: FACTS[each.name] for each in parameters if each.default is each.empty})
 
 
 def everyone() -> list[Exception]:

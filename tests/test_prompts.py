@@ -7,9 +7,7 @@ import collections
 import itertools
 import os
 import pickle
-import threading
 from pathlib import Path
-from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ import pytest
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ConfigError, RequestError
-from tsqp_shm.prompt_progress import awaited
+from tsqp_shm.prompt_progress import PromptProgress
 from tsqp_shm.prompts import as_prompt, as_prompts, params_of_each
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.updates import Update
@@ -240,17 +238,20 @@ def test_an_endless_prompt_is_read_no_further_than_it_may_be_long():
 
 def test_what_takes_long_is_shown_on_a_terminal_and_gone_at_the_end(monkeypatch):
     ours, theirs = os.openpty()
-    completions = [Completion([1], SamplingParams(), 3, [], None) for _ in range(2)]
-    ended: SimpleQueue[Update] = SimpleQueue()
+    first, second = (Completion([1], SamplingParams(), 3, [], None) for _ in range(2))
     with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb", buffering=0) as screen:
         monkeypatch.setattr("sys.stderr", terminal)
-        with awaited(True, completions, ended) as updates:
-            ended.put(Update(completions[0]))
-            assert next(updates).completion is completions[0]
-            # What is shown is shown while the second is waited for.
-            shown = threading.Thread(target=lambda: ended.put(Update(completions[1], text=str(screen.read(200)))))
-            shown.start()
-            assert "1 of 2 prompts, 0 tokens, " in next(updates).text
-            shown.join()
-            assert next(updates, None) is None
+        with PromptProgress(True, 2, interval_s=0.0) as progress:
+            assert progress.wants_all
+            progress.saw(Update(first, [5, 6]))
+            assert screen.read(200) == b"\r\x1b[K0 of 2 prompts, 2 tokens, 0 s"
+            progress.saw(Update(first, [7], finish_reason="stop"))
+            assert screen.read(200) == b"\r\x1b[K1 of 2 prompts, 3 tokens, 0 s"
         assert screen.read(200) == b"\r\x1b[K"
+        for bar, interval_s in ((True, 1000.0), (False, 0.0)):
+            with PromptProgress(bar, 2, interval_s) as progress:
+                progress.saw(Update(second, [5], finish_reason="stop"))
+        terminal.write("nothing before this")
+        terminal.flush()
+        assert screen.read(200) == b"nothing before this"
+    assert not PromptProgress(True, 2).wants_all

@@ -24,7 +24,7 @@ from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.model_folder import find_model_folder
 from tsqp_shm.outputs import CompletionOutput, RequestOutput
-from tsqp_shm.prompt_progress import Bar, awaited, checked_bar
+from tsqp_shm.prompt_progress import Bar, PromptProgress
 from tsqp_shm.prompts import Form, Prompt, as_prompt, as_prompts, params_of_each
 from tsqp_shm.roles.process import RoleProcess
 from tsqp_shm.roles.resources import require_resources
@@ -300,17 +300,20 @@ class LLM:
 
     def _generated(self, prompts: Sequence[Prompt], sampling_params: object, use_tqdm: object) -> list[RequestOutput]:
         self._runtime.require_working()
-        bar = checked_bar(use_tqdm)
         params = params_of_each(sampling_params, len(prompts))
+        progress = PromptProgress(use_tqdm, len(prompts))
         completions = [self._started(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
-        ended: SimpleQueue[Update] = SimpleQueue()
+        updates: SimpleQueue[Update] = SimpleQueue()
+        wants_all = progress.wants_all
 
         def told(update: Update) -> None:
-            if update.is_last:
-                ended.put(update)
+            if update.is_last or wants_all:
+                updates.put(update)
 
-        with self._running(completions, told), awaited(bar, completions, ended) as updates:
-            for update in updates:
+        with progress, self._running(completions, told):
+            going = len(completions)
+            while going:
+                update = updates.get()
                 error = update.error
                 if error is not None:
                     try:
@@ -318,6 +321,8 @@ class LLM:
                     finally:
                         # Or this frame and the error would keep each other, and this LLM.
                         del error, update
+                going -= update.is_last
+                progress.saw(update)
         return [RequestOutput.of(prompt.text, each) for prompt, each in zip(prompts, completions, strict=True)]
 
     def _started(self, prompt: Prompt, params: SamplingParams) -> Completion:

@@ -3,67 +3,61 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from queue import Empty, SimpleQueue
+from collections.abc import Callable
 from typing import Any
 
 from tsqp_shm.errors import RequestError
 from tsqp_shm.progress import Progress
 from tsqp_shm.scalars import flag
-from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.updates import Update
 
-# What is done before shows nothing.
-_SHOWN_AFTER_S = 1.0
 Bar = bool | Callable[..., Any]
 
 
-def checked_bar(use_tqdm: object) -> Bar:
-    """Raises:
-    RequestError: it is neither a flag nor what makes a bar.
-    """
-    bar = flag(use_tqdm)
-    if bar is None:
-        if not callable(use_tqdm):
-            raise RequestError("use_tqdm", use_tqdm, "True, False, or what makes a bar as tqdm does", is_mistyped=True)
-        return use_tqdm
-    return bar
-
-
-@contextmanager
-def awaited(bar: Bar, completions: Sequence[Completion], ended: SimpleQueue[Update]) -> Iterator[Iterator[Update]]:
-    """Gives the last update of each completion, as they end, and shows how many have.
+class PromptProgress:
+    """Is told of updates by who waits for them, and is left at the end.
 
     Args:
         bar: True for a line on stderr, where that is a terminal; what makes a bar is called as vLLM calls tqdm.
+        interval_s: of the line; what is done before shows nothing.
+
+    Attributes:
+        wants_all: whether it is to be told of more than each completion's end.
+
+    Raises:
+        RequestError: the bar is neither a flag nor what makes one.
     """
-    if callable(bar):
-        theirs = bar(total=len(completions), desc="Processed prompts")
-        try:
-            yield _counted(theirs, completions, ended)
-        finally:
-            theirs.close()
-        return
-    with Progress(quiet=not bar) as line:
-        yield _shown(line, completions, ended) if line.is_shown else (ended.get() for _ in completions)
 
+    def __init__(self, bar: object, count: int, interval_s: float = 1.0) -> None:
+        is_shown = flag(bar)
+        if is_shown is None and not callable(bar):
+            raise RequestError("use_tqdm", bar, "True, False, or what makes a bar as tqdm does", is_mistyped=True)
+        self._line = Progress(quiet=not is_shown)
+        self.wants_all = self._line.is_shown
+        self._count, self._done, self._tokens = count, 0, 0
+        self._interval_s = interval_s
+        self._started_s = self._shown_s = time.monotonic()
+        self._make_bar = bar if callable(bar) else None
+        self._bar: Any = None
 
-def _counted(bar: Any, completions: Sequence[Completion], ended: SimpleQueue[Update]) -> Iterator[Update]:
-    for _ in completions:
-        # Nothing here keeps an update: the error in it has the frames that wait for this generator.
-        yield ended.get()
-        bar.update(1)
+    def __enter__(self) -> PromptProgress:
+        if self._make_bar is not None:
+            self._bar = self._make_bar(total=self._count, desc="Processed prompts")
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._shown_s != self._started_s:
+            self._line.show("")
 
-def _shown(line: Progress, completions: Sequence[Completion], ended: SimpleQueue[Update]) -> Iterator[Update]:
-    started_s = time.monotonic()
-    for done in range(len(completions)):
-        while True:
-            try:
-                yield ended.get(timeout=_SHOWN_AFTER_S)
-                break
-            except Empty:
-                tokens = sum(len(completion.token_ids) for completion in completions)
-                waited_s = time.monotonic() - started_s
-                line.show(f"{done} of {len(completions)} prompts, {tokens:,} tokens, {waited_s:.0f} s")
+    def saw(self, update: Update) -> None:
+        self._tokens += len(update.token_ids)
+        self._done += update.is_last
+        if self._bar is not None and update.is_last:
+            self._bar.update(1)
+        now_s = time.monotonic()
+        if self.wants_all and now_s - self._shown_s >= self._interval_s:
+            self._shown_s = now_s
+            waited_s = now_s - self._started_s
+            self._line.show(f"{self._done} of {self._count} prompts, {self._tokens:,} tokens, {waited_s:.0f} s")
