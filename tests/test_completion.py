@@ -241,6 +241,15 @@ def test_stop_strings_see_the_first_space_and_the_text_has_it():
         assert completion.text == text
 
 
+def test_a_stop_string_cuts_behind_a_first_word_that_has_lost_its_space():
+    backend = every_kind()["Metaspace, always"]
+    word, special = backend.token_to_id("d▁"), backend.token_to_id("<s>")
+    completion = Completion([special], SamplingParams(stop=" d"), 100, [], tokenizer(backend))
+    completion.grow(word)
+    completion.grow(word)
+    assert (completion.text, completion.finish_reason) == ("d", "stop")
+
+
 def test_a_stop_string_of_byte_tokens_ends_at_their_last():
     backend = sentencepiece()
     flamingo = [backend.token_to_id(f"<0x{byte:02X}>") for byte in "🦩".encode()]

@@ -38,8 +38,12 @@ class Answer:
         piece = self._shown.push(token_id)
         if self._spelled is None:
             return piece
+        spelled = self._spelled.push(token_id)
         self._held += piece
-        self._held_spelled += self._spelled.push(token_id)
+        self._held_spelled += spelled
+        if piece != spelled and spelled.startswith(piece):
+            # The first word of all may have lost the space behind it.
+            self._marks.append((len(self._held_spelled) - len(spelled) + len(piece), len(self._held)))
         self._marks.append((len(self._held_spelled), len(self._held)))
         return self._give()
 
