@@ -134,7 +134,7 @@ def test_an_error_keeps_no_value_that_could_not_cross():
     for value in (iter([]), lambda: 0, open, object(), {"a": object()}, [1] * 10**6, 10**5000, "x" * 10**6, {1: 2}):
         error = RequestError("prompt", value, "a string", is_mistyped=True)
         assert_equal(error, pickled(4)(error))
-        assert len(str(error)) < 200
+        assert len(str(error)) < 1100
         assert type(value).__name__ in str(error)
         assert "\n" not in str(error)
 
@@ -152,7 +152,7 @@ def test_a_value_is_shown_in_few_words_on_one_line():
         (iter(()), "a tuple_iterator"),
     ):
         assert errors.described(value) == shown
-    assert errors.described("x" * 100) == repr("x" * 80)[:-1] + "...'"
+    assert errors.described("x" * 2000) == repr("x" * 1000)[:-1] + "...'"
 
 
 POOLS = """

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# What an error shows and keeps of a value.
-_MOST_CHARACTERS = 80
+# What an error shows and keeps of a value; a path has its place.
+_MOST_CHARACTERS = 1000
 _MOST_ITEMS = 8
 _MOST_INTEGER = 10**20
 
