@@ -35,6 +35,14 @@ def theirs():
     return AutoTokenizer.from_pretrained(demo_model_folder())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_of_ours():
+    # Before the first test, which would else be held to leave a process behind.
+    ours()
+    yield
+    ours().close()
+
+
 def text_by_token(tokenizer, ids, skip_special_tokens=True):
     stream = tokenizer.stream(skip_special_tokens)
     return [*(stream.push(token_id) for token_id in ids), stream.finish()]

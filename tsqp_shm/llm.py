@@ -86,7 +86,7 @@ class LLM:
         require_resources(self.config.threads().tee)
         self.model = Path(model)
         self.spec = ModelSpec.from_folder(self.model)
-        limits = self.config.limits(self.spec.max_position_embeddings, Network.of(self.spec).layer_parameters)
+        limits = self.config.limits(self.spec.max_positions, Network.of(self.spec).layer_parameters)
         self.max_model_len = limits.max_model_len
         self._tokenizer = Tokenizer.from_folder(self.model) if _has_tokenizer(self.model) else None
         with ExitStack() as stack:
@@ -111,11 +111,13 @@ class LLM:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self._runtime.close(error)
+        self._close_tokenizer()
 
     def close(self) -> None:
         """Stops the GPU process and removes the arena; what other threads wait for ends with an error. Closing twice
         does nothing."""
         self._runtime.close()
+        self._close_tokenizer()
 
     @property
     def runtime(self) -> Runtime:
@@ -249,6 +251,10 @@ class LLM:
     def stats(self) -> dict[str, Any]:
         """What `tsqp-shm launch` prints, as plain values. Units are in the names."""
         return {**self._runtime.facts(), "model": str(self.model)}
+
+    def _close_tokenizer(self) -> None:
+        if self._tokenizer is not None:
+            self._tokenizer.close()
 
     def _checked(self, token_ids: Sequence[int], most: int) -> list[int]:
         return checked_token_ids(token_ids, most, self.max_model_len, self.spec.vocab_size)
