@@ -21,10 +21,8 @@ from tsqp_shm.model import confined_program
 from tsqp_shm.model.confined_program import HEADER, MAX_ANSWER_BYTES
 from tsqp_shm.model.files import printable
 
-# To encode some text or to render a conversation: a hundred times what real ones take.
+# To encode some text, to compile a template or to render it: a hundred times what real ones take.
 DEADLINE_S = 5.0
-# To read a tokenizer or to compile a template, once: the largest real ones take some seconds.
-PREPARING_DEADLINE_S = 30.0
 # What the interpreter and the libraries map, and what of it a template may take.
 _MEMORY_BYTES = 1 << 30
 # A tokenizer.json takes up to some thirty times its size while it is read.
@@ -54,17 +52,17 @@ class ConfinedProcess:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._end: weakref.finalize[..., ConfinedProcess] | None = None
-        self._prepared: dict[bytes, bytes] = {}
+        self._prepared: dict[bytes, tuple[bytes, float]] = {}
         _owners.add(self)
 
-    def prepare(self, request: bytes, content: bytes) -> None:
+    def prepare(self, request: bytes, content: bytes, deadline_s: float = DEADLINE_S) -> None:
         """Asks for what later requests build upon; a process that is started anew is asked for it first.
 
         Raises:
             ConfinedError: it failed; `NoProcessError` as `ask`.
         """
-        self.ask(request, content, PREPARING_DEADLINE_S)
-        self._prepared[request] = content
+        self.ask(request, content, deadline_s)
+        self._prepared[request] = content, deadline_s
 
     def ask(self, request: bytes, content: bytes, deadline_s: float = DEADLINE_S) -> bytes:
         """Returns the answer.
@@ -74,11 +72,19 @@ class ConfinedProcess:
             NoProcessError: the system starts no process.
         """
         with self._lock:
+            if self._process is not None and self._process.poll() is not None:
+                # Somebody has ended it since, the kernel for instance, where memory ran out.
+                self._stop()
             if self._process is None:
                 self._start()
-                for prepared in self._prepared.items():
-                    self._exchange(*prepared, PREPARING_DEADLINE_S)
+                for prepared, (prepared_content, seconds) in self._prepared.items():
+                    self._exchange(prepared, prepared_content, seconds)
             return self._exchange(request, content, deadline_s)
+
+    @property
+    def pid(self) -> int | None:
+        """None where it does not run."""
+        return None if self._process is None else self._process.pid
 
     def close(self) -> None:
         """Ends the process; it is started again where it is needed again."""

@@ -58,14 +58,15 @@ def read_file(path: Path, most_bytes: int) -> bytes:
     Raises:
         ModelFileError: it cannot be read, is no regular file, or larger than allowed.
     """
-    try:
-        with os.fdopen(open_file(path), "rb") as file:
-            content = file.read(most_bytes + 1)
-    except OSError as error:
-        raise ModelFileError(path, error.strerror or printable(error)) from error
-    if len(content) > most_bytes:
-        raise ModelFileError(path, f"larger than {most_bytes:,} bytes, which no such file of a model is")
-    return content
+    with os.fdopen(open_file(path), "rb") as file:
+        # Asked of the file before any memory is: what it grows to while it is read is left.
+        size_bytes = os.fstat(file.fileno()).st_size
+        if size_bytes > most_bytes:
+            raise ModelFileError(path, f"larger than {most_bytes:,} bytes, which no such file of a model is")
+        try:
+            return file.read(size_bytes)
+        except OSError as error:
+            raise ModelFileError(path, error.strerror or printable(error)) from error
 
 
 def read_text(path: Path, most_bytes: int) -> str:

@@ -110,7 +110,7 @@ def _read_header(descriptor: int) -> dict[str, StoredTensor]:
     header = json.loads(_exactly(descriptor, header_bytes, 8), object_pairs_hook=_without_repetition)
     if not isinstance(header, dict):
         raise ValueError("its header is no object")
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("__metadata__ is not an object of strings")
 

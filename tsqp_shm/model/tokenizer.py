@@ -18,7 +18,9 @@ from tsqp_shm.model.files import MAX_TOKENIZER_BYTES, is_there, printable, read_
 
 TOKENIZER_FILE = "tokenizer.json"
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# A tokenizer reads a multiple of that in a second.
+# To read a tokenizer.json: the largest real ones take some seconds.
+_READING_DEADLINE_S = 30.0
+# A tokenizer encodes a multiple of that in a second.
 _CHARACTERS_PER_SECOND = 10_000
 
 
@@ -63,20 +65,23 @@ class Tokenizer:
             make = "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
             raise ModelFileError(path, f"no such file; transformers makes one: {make}")
         content = read_file(path, MAX_TOKENIZER_BYTES)
-        process: ConfinedProcess | None = ConfinedProcess(len(content))
-        with _of_file(path):
-            try:
-                assert process is not None
-                process.prepare(b"T", content)
-            except NoProcessError:
-                process = None
-            backend = tokenizers.Tokenizer.from_buffer(content)
-        config = TokenizerConfig.from_folder(folder, backend)
-        with _of_file(path):
-            if process is not None:
-                trial = [config.tokens_to_add(backend), config.splits_special_tokens]
-                process.prepare(b"A", json.dumps(trial).encode())
-            config.add_to(backend)
+        with contextlib.ExitStack() as stack:
+            confined = ConfinedProcess(len(content))
+            stack.callback(confined.close)
+            process: ConfinedProcess | None = confined
+            with _of_file(path):
+                try:
+                    confined.prepare(b"T", content, _READING_DEADLINE_S)
+                except NoProcessError:
+                    process = None
+                backend = tokenizers.Tokenizer.from_buffer(content)
+            config = TokenizerConfig.from_folder(folder, backend)
+            with _of_file(path):
+                if process is not None:
+                    trial = [config.tokens_to_add(backend), config.splits_special_tokens]
+                    process.prepare(b"A", json.dumps(trial).encode(), _READING_DEADLINE_S)
+                config.add_to(backend)
+            stack.pop_all()
         return cls(backend, folder, config, process)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
