@@ -216,7 +216,7 @@ def test_it_has_no_environment_and_no_descriptor_of_its_owner(folder, monkeypatc
     (pid,) = children()
     assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes()
     held = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
-    assert all(target.startswith("pipe:") or target == os.devnull for target in held)
+    assert all(target.startswith("socket:") or target == os.devnull for target in held)
     assert f"pipe:[{os.fstat(write).st_ino}]" not in held
     os.close(_read)
     os.close(write)

@@ -1,6 +1,6 @@
 """The owner's end of the process in which what a model's author wrote is run (`model/confined_program.py`).
 
-It is started when a tokenizer is read and kept, so that a prompt costs two passages of a pipe, some 0.1 ms. What ends
+It is started when a tokenizer is read and kept, so that a prompt costs two passages of a socket, some 0.1 ms. What ends
 it (a deadline, memory, a crash of a library) is one error; the next request starts another.
 """
 
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 from tsqp_shm.model import confined_program
@@ -25,8 +26,8 @@ from tsqp_shm.model.files import printable
 DEADLINE_S = 5.0
 # What the interpreter and the libraries map, and what of it a template may take.
 _MEMORY_BYTES = 1 << 30
-# A tokenizer.json takes up to some thirty times its size while it is read.
-_MEMORY_PER_BYTE = 64
+# A tokenizer.json takes some twelve times its size while it is read.
+_MEMORY_PER_BYTE = 32
 # What an interpreter needs to find its libraries, and a template the date.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "TZ")
 
@@ -51,6 +52,7 @@ class ConfinedProcess:
         self._memory_bytes = _MEMORY_BYTES + _MEMORY_PER_BYTE * content_bytes
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
         self._end: weakref.finalize[..., ConfinedProcess] | None = None
         self._prepared: dict[bytes, tuple[bytes, float]] = {}
         _owners.add(self)
@@ -87,7 +89,10 @@ class ConfinedProcess:
         return None if self._process is None else self._process.pid
 
     def close(self) -> None:
-        """Ends the process; it is started again where it is needed again."""
+        """Ends the process, whatever another thread waits for there; it is started again where it is needed again."""
+        process = self._process
+        if process is not None:
+            process.kill()
         with self._lock:
             self._stop()
 
@@ -96,27 +101,28 @@ class ConfinedProcess:
         # -I: neither the folder it is started in nor what its user has installed is looked at for modules. What this
         # process has found its own in is: the libraries are the same.
         start = f"import runpy, sys; sys.path[:] = {sys.path!r}; runpy.run_path({str(program)!r}, run_name='__main__')"
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-c", start, str(self._memory_bytes)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={
-                    "TOKENIZERS_PARALLELISM": "false",
-                    **{name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-                },
-                # Ctrl-C goes to the whole group of the terminal, and must not end it.
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise NoProcessError(f"the system starts no process: {error.strerror or printable(error)}") from error
-        assert process.stdin is not None
-        assert process.stdout is not None
-        for pipe in (process.stdin, process.stdout):
-            os.set_blocking(pipe.fileno(), False)
-        self._process = process
-        self._end = weakref.finalize(self, _end, process, os.getpid())
+        # No pipe: writing to one whose reader has gone is a signal, which an embedding program may have made deadly.
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-I", "-c", start, str(self._memory_bytes)],
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    stderr=subprocess.DEVNULL,
+                    env={
+                        "TOKENIZERS_PARALLELISM": "false",
+                        **{name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                    },
+                    # Ctrl-C goes to the whole group of the terminal, and must not end it.
+                    start_new_session=True,
+                )
+            except OSError as error:
+                ours.close()
+                reason = error.strerror or printable(error)
+                raise NoProcessError(f"the system starts no process: {reason}") from error
+        self._process, self._channel = process, ours
+        self._end = weakref.finalize(self, _end, process, ours, os.getpid())
 
     def _exchange(self, request: bytes, content: bytes, deadline_s: float) -> bytes:
         try:
@@ -138,39 +144,35 @@ class ConfinedProcess:
         return answer
 
     def _write(self, content: bytes, end: float) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
         left = memoryview(content)
         while left:
-            self._wait(self._process.stdin.fileno(), select.POLLOUT, end)
-            try:
-                left = left[os.write(self._process.stdin.fileno(), left[: 1 << 20]) :]
-            except BlockingIOError:
-                continue
-            except BrokenPipeError:
-                raise ConfinedError(self._how_it_ended()) from None
+            with self._within(end) as channel:
+                left = left[channel.send(left, socket.MSG_NOSIGNAL) :]
 
     def _read(self, size: int, end: float) -> bytes:
-        assert self._process is not None
-        assert self._process.stdout is not None
         found = bytearray()
         while len(found) < size:
-            self._wait(self._process.stdout.fileno(), select.POLLIN, end)
-            try:
-                piece = os.read(self._process.stdout.fileno(), min(size - len(found), 1 << 20))
-            except BlockingIOError:
-                continue
+            with self._within(end) as channel:
+                piece = channel.recv(min(size - len(found), 1 << 20))
             if not piece:
                 raise ConfinedError(self._how_it_ended())
             found += piece
         return bytes(found)
 
-    def _wait(self, descriptor: int, event: int, end: float) -> None:
-        poll = select.poll()
-        poll.register(descriptor, event)
-        left_s = end - time.monotonic()
-        if left_s <= 0 or not poll.poll(left_s * 1000):
-            raise ConfinedError("it takes longer than it may")
+    @contextlib.contextmanager
+    def _within(self, end: float) -> Iterator[socket.socket]:
+        """The channel, to be used once until then."""
+        assert self._channel is not None
+        try:
+            self._channel.settimeout(max(end - time.monotonic(), 0.001))
+            yield self._channel
+        except TimeoutError:
+            # A signal handler may raise one as well.
+            if time.monotonic() < end:
+                raise
+            raise ConfinedError("it takes longer than it may") from None
+        except (BrokenPipeError, ConnectionResetError):
+            raise ConfinedError(self._how_it_ended()) from None
 
     def _how_it_ended(self) -> str:
         assert self._process is not None
@@ -182,7 +184,7 @@ class ConfinedProcess:
         return "the process that runs it does not answer"
 
     def _stop(self) -> None:
-        self._process = None
+        self._process = self._channel = None
         if self._end is not None:
             self._end()
             self._end = None
@@ -193,26 +195,20 @@ class ConfinedProcess:
         if self._end is not None:
             self._end.detach()
             self._end = None
-        process, self._process = self._process, None
-        if process is not None:
-            # Only the descriptors: the parent's end must be the last for the process to end with the parent.
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
+        if self._channel is not None:
+            # The parent's end must be the last for the process to end with the parent.
+            self._channel.close()
+        if self._process is not None:
             # Its Popen would wait for a child that this process has not.
-            process.returncode = 0
+            self._process.returncode = 0
+        self._process = self._channel = None
 
 
-def _end(process: subprocess.Popen[bytes], owner: int) -> None:
-    if os.getpid() != owner:
-        return
-    process.kill()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
-    process.wait()
+def _end(process: subprocess.Popen[bytes], channel: socket.socket, owner: int) -> None:
+    if os.getpid() == owner:
+        process.kill()
+        channel.close()
+        process.wait()
 
 
 def _forget_all() -> None:

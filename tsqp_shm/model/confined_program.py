@@ -2,7 +2,7 @@
 
 Both are programs of the checkpoint's author: a template loops as it likes, a tokenizer's expressions may backtrack for
 ever, and a malformed tokenizer can end the process of the library that reads it. So this process has nothing that is
-worth taking: no environment, no descriptor but two pipes, little memory, and an alarm that ends it.
+worth taking: no environment, no descriptor but one socket, little memory, and an alarm that ends it.
 
 A request is a letter, a length and that many bytes; an answer is "+" and a value or "-" and what was wrong.
 

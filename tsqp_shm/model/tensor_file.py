@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from tsqp_shm.errors import ModelFileError
 from tsqp_shm.model.files import open_file, printable
 
-# JSON takes some twenty times its size as Python's objects; the largest real header has 10 MB.
-MAX_HEADER_BYTES = 32 << 20
+# Of all files of a model. JSON takes some twenty times its size as Python's objects; the largest real ones have 11 MB.
+MAX_HEADER_BYTES = 24 << 20
 # Of Linux, for one call.
 _MAX_READ_BYTES = 1 << 30
 
@@ -51,15 +51,17 @@ class TensorFile:
 
     Attributes:
         tensors: by name.
+        header_bytes: how many the header has.
     """
 
-    def __init__(self, path: Path, descriptor: int, tensors: dict[str, StoredTensor]) -> None:
+    def __init__(self, path: Path, descriptor: int, tensors: dict[str, StoredTensor], header_bytes: int) -> None:
         self.path = path
         self.tensors = tensors
+        self.header_bytes = header_bytes
         self._descriptor = descriptor
 
     @classmethod
-    def open(cls, path: Path) -> TensorFile:
+    def open(cls, path: Path, most_header_bytes: int = MAX_HEADER_BYTES) -> TensorFile:
         """Reads the header alone.
 
         Raises:
@@ -67,7 +69,7 @@ class TensorFile:
         """
         descriptor = open_file(path)
         try:
-            return cls(path, descriptor, _read_header(descriptor))
+            return cls(path, descriptor, *_read_header(descriptor, most_header_bytes))
         except (ValueError, RecursionError) as error:
             os.close(descriptor)
             raise ModelFileError(path, f"not a whole safetensors file: {printable(error)}") from error
@@ -100,13 +102,14 @@ class TensorFile:
         os.close(self._descriptor)
 
 
-def _read_header(descriptor: int) -> dict[str, StoredTensor]:
+def _read_header(descriptor: int, most_bytes: int) -> tuple[dict[str, StoredTensor], int]:
     """Source: the safetensors format, as its `SafeTensors::read_metadata` and `Metadata::validate` check it."""
     size_bytes = os.fstat(descriptor).st_size
     header_bytes = int.from_bytes(_exactly(descriptor, 8, 0), "little")
-    if header_bytes > min(MAX_HEADER_BYTES, size_bytes - 8):
-        most = f"the file ends before it, or it is longer than {MAX_HEADER_BYTES:,}"
-        raise ValueError(f"its header is said to have {header_bytes:,} bytes; {most}")
+    if header_bytes > size_bytes - 8:
+        raise ValueError(f"its header is said to have {header_bytes:,} bytes, and the file ends before that")
+    if header_bytes > most_bytes:
+        raise ValueError(f"its header has {header_bytes:,} bytes; those of a model have {MAX_HEADER_BYTES:,} at most")
     header = json.loads(_exactly(descriptor, header_bytes, 8), object_pairs_hook=_without_repetition)
     if not isinstance(header, dict):
         raise ValueError("its header is no object")
@@ -123,7 +126,7 @@ def _read_header(descriptor: int) -> dict[str, StoredTensor]:
         end += tensor.size_bytes
     if end != size_bytes:
         raise ValueError(f"its tensors end at byte {end:,}, the file at {size_bytes:,}")
-    return tensors
+    return tensors, header_bytes
 
 
 def _stored(name: str, entry: object, data_begin: int) -> StoredTensor:

@@ -100,7 +100,7 @@ class Tokenizer:
                 ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
             else:
                 deadline_s = DEADLINE_S + len(text) / _CHARACTERS_PER_SECOND
-                ids = json.loads(self._process.ask(b"E" if add_special_tokens else b"e", content, deadline_s))
+                ids = _ids(self._process.ask(b"E" if add_special_tokens else b"e", content, deadline_s))
         except NoProcessError:
             self._process = None
             return self.encode(text, add_special_tokens)
@@ -152,6 +152,17 @@ def _of_file(path: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         raise ModelFileError(path, f"not a tokenizer: {_library_error(error)}") from error
+
+
+def _ids(answer: bytes) -> list[int]:
+    """UNTRUSTED: an answer of the confined process; that ids are of the vocabulary is looked at with each request."""
+    try:
+        ids = json.loads(answer)
+    except (ValueError, RecursionError):
+        ids = None
+    if not isinstance(ids, list) or not all(type(token_id) is int for token_id in ids):
+        raise ConfinedError("the confined process does not answer in form")
+    return ids
 
 
 def _library_error(error: BaseException) -> str:

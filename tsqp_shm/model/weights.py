@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tsqp_shm.errors import ModelFileError
 from tsqp_shm.model.files import MAX_INDEX_BYTES, is_there, printable
 from tsqp_shm.model.json_fields import brief, read_json_object
-from tsqp_shm.model.tensor_file import TensorFile
+from tsqp_shm.model.tensor_file import MAX_HEADER_BYTES, TensorFile
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -84,10 +84,13 @@ class Checkpoint:
         if not is_there(single) and not is_there(index):
             raise ModelFileError(folder, f"no weights: expected {SINGLE_FILE} or {INDEX_FILE}{_what_else(folder)}")
         with ExitStack() as stack:
+            left_bytes = MAX_HEADER_BYTES
 
             def open_file(path: Path) -> TensorFile:
-                file = TensorFile.open(path)
+                nonlocal left_bytes
+                file = TensorFile.open(path, left_bytes)
                 stack.callback(file.close)
+                left_bytes -= file.header_bytes
                 return file
 
             if is_there(single):
@@ -229,7 +232,7 @@ def _shards(index: Path) -> dict[str, str]:
 
 def _is_plain_name(name: object) -> bool:
     # Symbolic links are followed: the Hugging Face cache is made of them. Only the index may not walk away.
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\0"}
+    return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and name.isprintable()
 
 
 def _what_else(folder: Path) -> str:
