@@ -6,7 +6,6 @@ absent fields are those of the family's config class in transformers: a checkpoi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from tsqp_shm.errors import ConfigError, ModelFileError, UnsupportedModel
 from tsqp_shm.model.files import is_there
 from tsqp_shm.model.json_fields import JsonFields, brief, read_json_object
+from tsqp_shm.model.refusals import refuse_unsupported
 from tsqp_shm.model.rope import RopeSpec, require_finite
 from tsqp_shm.model.weights import INDEX_FILE, SINGLE_FILE, Checkpoint
 
@@ -29,33 +29,6 @@ _MAX_HEAD_DIM = 1 << 16
 
 EMBEDDING_WEIGHT = "model.embed_tokens.weight"
 HEAD_WEIGHT = "lm_head.weight"
-
-# Both are nn.SiLU in transformers' table.
-_SILU = ("silu", "swish")
-
-# Fields of other families that change the arithmetic, and the values with which they do not. transformers' classes for
-# the families here pass them over: who set one meant another graph.
-_NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "attention_multiplier": (),
-    "attn_logit_softcapping": (),
-    "embedding_multiplier": (1,),
-    "final_logit_softcapping": (),
-    "is_causal": (True,),
-    "logit_scale": (1,),
-    "logits_scaling": (1,),
-    "no_rope_layers": (),
-    "num_experts": (),
-    "num_local_experts": (),
-    "n_routed_experts": (),
-    "pruned_heads": ({}, []),
-    "qk_layernorm": (False,),
-    "quantization_config": (),
-    "query_pre_attn_scalar": (),
-    "residual_multiplier": (1,),
-    "text_config": (),
-    "use_bidirectional_attention": (False,),
-    "use_qk_norm": (False,),
-}
 
 
 @dataclass(frozen=True)
@@ -154,7 +127,7 @@ class ModelSpec:
         family = _FAMILIES.get(model_type)
         if family is None:
             raise UnsupportedModel("model_type", brief(model_type), ", ".join(_FAMILIES))
-        _refuse_unsupported(fields, model_type)
+        refuse_unsupported(fields, model_type)
 
         num_layers = fields.count("num_hidden_layers", maximum=_MAX_LAYERS)
         num_heads = fields.count("num_attention_heads")
@@ -235,30 +208,6 @@ _FAMILIES = {
         window_by_layer=True,
     ),
 }
-
-
-def _refuse_unsupported(fields: JsonFields, model_type: str) -> None:
-    """Raises for the fields that change the arithmetic and that nothing below would otherwise read."""
-    if fields.raw("hidden_act", "silu") not in _SILU:
-        raise UnsupportedModel("hidden_act", brief(fields.raw("hidden_act")), " or ".join(_SILU))
-    for name, neutral in _NEUTRAL.items():
-        if fields.raw(name) is not None and fields.raw(name) not in neutral:
-            supported = f"no such field, or {json.dumps(neutral[0])}" if neutral else "no such field"
-            raise UnsupportedModel(name, brief(fields.raw(name)), supported)
-    if fields.raw("auto_map"):
-        raise UnsupportedModel("auto_map", brief(fields.raw("auto_map")), "models without code of their own")
-    _require_architecture(fields.raw("architectures"), model_type)
-
-
-def _require_architecture(architectures: object, model_type: str) -> None:
-    """Raises for what was saved of another class: a classifier's file has no lm_head, another model's another graph."""
-    if not architectures:
-        return
-    names = architectures if isinstance(architectures, list) else [architectures]
-    known = {f"{model_type}forcausallm", f"{model_type}model"}
-    if not any(isinstance(name, str) and name.lower() in known for name in names):
-        found = ", ".join(str(brief(name)) for name in names[:4])
-        raise UnsupportedModel("architectures", brief(found), f"{model_type.capitalize()}ForCausalLM")
 
 
 def _choice(fields: JsonFields, choice: bool | str) -> bool:
