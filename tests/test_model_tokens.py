@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,27 @@ CASES: dict[str, tuple[Backend, dict[str, Any], dict[str, Any]]] = {
         FAST,
         {"special_tokens_map.json": {"additional_special_tokens": ["<|two|>"]}},
     ),
+    "one text twice, with other flags": (
+        byte_level(),
+        {**FAST, "extra_special_tokens": [added("Hello", special=False), added("Hello", lstrip=True), "Hello"]},
+        {},
+    ),
+    "one text as two roles": (
+        byte_level(),
+        {**FAST, "sep_token": added("<|eot|>", single_word=True), "pad_token": "<|eot|>"},
+        {},
+    ),
+    "an old list beside a new one": (
+        byte_level(),
+        {**FAST, "extra_special_tokens": ["<|one|>"]},
+        {"special_tokens_map.json": {"additional_special_tokens": ["<|two|>"]}},
+    ),
+    "flags of a token whose id is taken": (
+        byte_level(),
+        {**FAST, "eos_token": added("<|eot|>", rstrip=True)},
+        {"added_tokens.json": {"<|eot|>": int(LAST)}},
+    ),
+    "an object that is no token": (byte_level(), {**FAST, "image_token": token("<|tool|>")}, {}),
     "specials are ordinary text": (byte_level(), {**FAST, "split_special_tokens": True}, {}),
     "clean-up that a BPE does not get": (byte_level(), {**FAST, "clean_up_tokenization_spaces": True}, {}),
     "bos that is wanted": (byte_level(), {**FAST, "add_bos_token": True, "bos_token": "<|im_start|>"}, {}),
@@ -188,6 +210,64 @@ def test_ids_and_texts_are_those_of_transformers(tmp_path, here, case):
     write(tmp_path, backend, config, files)
     is_llama = "Llama" in config.get("tokenizer_class", "")
     require_same(tmp_path, [text for text in TEXTS if not is_llama or text not in NOT_OF_LLAMA])
+
+
+def random_folder(choose: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A tokenizer_config.json and other files, that say anything they can about tokens."""
+    words = ["<|tool|>", "<|eot|>", "<|one|>", "<|two|>", "<|im_end|>", "<s>", "Hello", "a", " b", "<|endoftext|>"]
+
+    def flagged() -> dict[str, Any]:
+        flags = {name: choose.random() < 0.25 for name in ("lstrip", "rstrip", "normalized", "single_word")}
+        return {**token(choose.choice(words), special=choose.random() < 0.6), **flags}
+
+    def any_token() -> Any:
+        typed = {"__type": "AddedToken"} if choose.random() < 0.9 else {}
+        return choose.choice(words) if choose.random() < 0.5 else {**typed, **flagged()}
+
+    def sometimes(share: float, fields: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in fields.items() if choose.random() < share}
+
+    def by_name() -> dict[str, int]:
+        return {choose.choice(words): choose.choice([256, 258, 259, 260, 400]) for _ in range(choose.randint(0, 3))}
+
+    roles = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "image_token")
+    several = [any_token() for _ in range(choose.randint(0, 3))]
+    by_role = {role: choose.choice(words) for role in ("r0", "r1_token")[: choose.randint(0, 2)]}
+    by_id = {str(choose.choice([255, 257, 258, 259, 300, 1000])): flagged() for _ in range(choose.randint(0, 3))}
+    config = {
+        **FAST,
+        **sometimes(0.25, {role: any_token() for role in roles}),
+        **sometimes(0.4, {"extra_special_tokens": several if choose.random() < 0.6 else by_role}),
+        **sometimes(0.3, {"additional_special_tokens": [any_token() for _ in range(choose.randint(0, 3))]}),
+        **sometimes(0.4, {"added_tokens_decoder": by_id}),
+        **sometimes(0.3, {"split_special_tokens": choose.random() < 0.5, "add_bos_token": True}),
+    }
+    legacy = {
+        **sometimes(0.4, {role: choose.choice(words) for role in roles[:5]}),
+        **sometimes(0.3, {"additional_special_tokens": choose.sample(words, 2)}),
+        **sometimes(0.2, {"extra_special_tokens": choose.sample(words, 2)}),
+    }
+    return config, sometimes(0.4, {"special_tokens_map.json": legacy, "added_tokens.json": by_name()})
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(4))
+def test_random_folders_have_the_ids_of_transformers(tmp_path, here, seed):
+    from transformers import AutoTokenizer
+
+    choose = random.Random(seed)
+    compared = 0
+    for number in range(150):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(folder, choose.choice([byte_level, padded])(), *random_folder(choose))
+        try:
+            AutoTokenizer.from_pretrained(folder)
+        except (TypeError, ValueError, AttributeError):
+            continue
+        require_same(folder, [*TEXTS, "<|one|><|eot|> Hello<|tool|>b a", "<|endoftext|> <s>Hello"])
+        compared += 1
+    assert compared > 50
 
 
 def test_the_process_of_its_own_encodes_as_this_one(tmp_path):

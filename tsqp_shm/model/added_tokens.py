@@ -1,8 +1,9 @@
 """The tokens that a model folder names beside its tokenizer.json: in tokenizer_config.json, or in the files of older
 checkpoints, special_tokens_map.json and added_tokens.json.
 
-Source: transformers' `PreTrainedTokenizerBase._from_pretrained` and `TokenizersBackend.__init__`, whose order decides
-the ids: a token that the vocabulary lacks gets the next one, whatever id its file says.
+Source: transformers' `PreTrainedTokenizerBase._from_pretrained` and `TokenizersBackend.__init__`, in their order: it
+decides which of two files counts, which flags a token has, and the ids. A token that the vocabulary lacks gets the next
+one, whatever id its file says.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tokenizers
+from tokenizers import AddedToken
 
 from tsqp_shm.errors import ModelFileError, UnsupportedModel
 from tsqp_shm.model.files import MAX_TOKENIZER_CONFIG_BYTES, is_there
@@ -21,11 +23,10 @@ CONFIG_FILE = "tokenizer_config.json"
 # In the order in which transformers adds them.
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_EXTRA, _OLD_EXTRA = "extra_special_tokens", "additional_special_tokens"
 
-# A token as `tokenizers.AddedToken` takes it: "content", and the flags that are said.
-TokenFields = dict[str, str | bool]
 # One that is named without flags is a string.
-Token = str | TokenFields
+Token = str | AddedToken
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class TokenizerConfig:
     """
 
     content: Mapping[str, object] = field(default_factory=dict)
-    added: Mapping[int, TokenFields] = field(default_factory=dict)
+    added: Mapping[int, AddedToken] = field(default_factory=dict)
     named: Mapping[str, Token] = field(default_factory=dict)
     extra: tuple[Token, ...] = ()
 
@@ -54,27 +55,38 @@ class TokenizerConfig:
         config = read_json_object(path, MAX_TOKENIZER_CONFIG_BYTES) if is_there(path) else {}
         _refuse_unsupported(config, backend)
         fields = dict(config)
-        if not fields.get("extra_special_tokens") and "additional_special_tokens" in fields:
-            fields["extra_special_tokens"] = fields.pop("additional_special_tokens")
-        added: dict[int, TokenFields] = {}
+        if _OLD_EXTRA in fields and not fields.get(_EXTRA):
+            fields[_EXTRA] = fields.pop(_OLD_EXTRA)
+        roles = {name: fields.pop(name) for name in list(fields) if _is_role(name) and isinstance(fields[name], str)}
+        roles |= _taken_roles(fields)
         if "added_tokens_decoder" in fields:
             added = _by_id(fields["added_tokens_decoder"], path)
         else:
-            legacy = folder / "special_tokens_map.json"
-            if is_there(legacy):
-                _merge(fields, read_json_object(legacy, MAX_TOKENIZER_CONFIG_BYTES), legacy)
-            names = {_content(fields[name]) for name in _NAMED if fields.get(name)}
-            names |= {_content(token) for token in _as_list(fields.get("extra_special_tokens"))}
-            legacy = folder / "added_tokens.json"
-            if is_there(legacy):
-                added = _by_name(read_json_object(legacy, MAX_TOKENIZER_CONFIG_BYTES), names, legacy)
-            added |= {number: _fields_of(token) for number, token in backend.get_added_tokens_decoder().items()}
-        return cls(config, added, *_specials(fields, added, backend, path))
+            added = _legacy(folder, fields, roles, backend)
+        if _OLD_EXTRA in fields and _EXTRA not in fields:
+            fields[_EXTRA] = fields[_OLD_EXTRA]
+
+        named: dict[str, Token] = {}
+        # Also of a token whose id another one has taken.
+        with_flags = {token.content: token for _, token in added}
+        if backend.padding:
+            fields.setdefault("pad_token", backend.padding["pad_token"])
+        for name in _NAMED:
+            if fields.get(name):
+                token = _token(fields[name], name, path)
+                named[name] = with_flags.get(_text(token), token)
+        with_type = {name: value for name, value in fields.items() if _is_role(name) and _is_typed(value)}
+        for name, value in {**with_type, **roles}.items():
+            named[name] = _token(value, name, path)
+        extra = fields.get(_EXTRA) or []
+        if not isinstance(extra, list):
+            raise ModelFileError(path, f"{_EXTRA} is {brief(extra)!r}, not a list of tokens")
+        return cls(config, dict(added), named, tuple(_token(value, _EXTRA, path) for value in extra))
 
     @property
     def special_tokens(self) -> dict[str, str]:
         """By their role, as a chat template sees them."""
-        return {name: _content(token) for name, token in self.named.items()}
+        return {name: _text(token) for name, token in self.named.items()}
 
     @property
     def splits_special_tokens(self) -> bool:
@@ -83,24 +95,21 @@ class TokenizerConfig:
 
     def add_to(self, backend: tokenizers.Tokenizer) -> None:
         """Tells a tokenizer of the tokens."""
-        backend.add_tokens([tokenizers.AddedToken(**token) for token in self.tokens_to_add(backend)])  # type: ignore[arg-type]  # its flags are bool
+        backend.add_tokens([AddedToken(**token) for token in self.tokens_to_add(backend)])  # type: ignore[arg-type]
         backend.encode_special_tokens = self.splits_special_tokens
 
-    def tokens_to_add(self, backend: tokenizers.Tokenizer) -> list[TokenFields]:
-        """Those that the tokenizer is told of, in their order; it passes over the ones that it has."""
+    def tokens_to_add(self, backend: tokenizers.Tokenizer) -> list[dict[str, str | bool]]:
+        """Those that the tokenizer is told of, by text and flags. Of two with one text the later one's flags count."""
         tokens: list[Token] = [self.added[number] for number in sorted(self.added)]
-        known = {token.content for token in backend.get_added_tokens_decoder().values()} | set(map(_content, tokens))
-        for token in (*self.named.values(), *self.extra):
-            if _content(token) not in known:
-                tokens.append(token)
-                known.add(_content(token))
-        names = set(map(_content, self.named.values()))
-        return [
-            {"content": token, "special": True}
-            if isinstance(token, str)
-            else {**token, "special": bool(token.get("special")) or token["content"] in names}
-            for token in tokens
+        known = {token.content for token in backend.get_added_tokens_decoder().values()} | set(map(_text, tokens))
+        # Sets, as a file may name a million.
+        more = dict.fromkeys(token for token in (*self.named.values(), *self.extra) if _text(token) not in known)
+        tokens += more
+        names = set(map(_text, self.named.values()))
+        described = [
+            _described(AddedToken(token, special=True) if isinstance(token, str) else token) for token in tokens
         ]
+        return [{**token, "special": token["special"] or token["content"] in names} for token in described]
 
 
 def _refuse_unsupported(config: Mapping[str, object], backend: tokenizers.Tokenizer) -> None:
@@ -114,85 +123,91 @@ def _refuse_unsupported(config: Mapping[str, object], backend: tokenizers.Tokeni
         raise UnsupportedModel("fix_mistral_regex", True, "a tokenizer.json that has the right expression")
 
 
-def _specials(
-    fields: Mapping[str, object], added: Mapping[int, TokenFields], backend: tokenizers.Tokenizer, path: Path
-) -> tuple[dict[str, Token], tuple[Token, ...]]:
-    """The special tokens by their role, those of a model's own roles last; and those without one."""
-    with_flags = {str(token["content"]): token for token in added.values()}
-    named: dict[str, Token] = {}
-    padding = backend.padding or {}
-    for name in _NAMED:
-        token = _token(fields.get(name, padding.get("pad_token") if name == "pad_token" else None), name, path)
-        if token is not None:
-            named[name] = with_flags.get(_content(token), token)
-    own = {name: token for name, token in fields.items() if name.endswith("_token") and name not in _NAMED}
-    extra = fields.get("extra_special_tokens")
-    roles = extra if isinstance(extra, dict) else {}
-    for name, value in (*own.items(), *roles.items()):
-        # A flag such as "add_bos_token" has such a name too.
-        if isinstance(value, (str, dict)) and (token := _token(value, name, path)) is not None:
-            named[name] = token
-    without = [] if isinstance(extra, dict) else _as_list(extra)
-    tokens = [_token(token, "extra_special_tokens", path) for token in without]
-    return named, tuple(token for token in tokens if token is not None)
+def _is_role(name: str) -> bool:
+    """Whether it may be a token's role that only this model has, such as "image_token"."""
+    return name.endswith("_token") and name not in _NAMED
 
 
-def _merge(fields: dict[str, object], legacy: Mapping[str, object], path: Path) -> None:
-    """What special_tokens_map.json says wins over tokenizer_config.json; a list of more tokens is added to its own."""
-    for name, value in legacy.items():
-        if isinstance(value, dict) and "content" in value:
-            fields[name] = {**value, "special": True}
-        elif name in ("extra_special_tokens", "additional_special_tokens") and isinstance(value, list):
-            listed = fields.get("extra_special_tokens")
-            if isinstance(listed, dict):
-                raise ModelFileError(path, f"{name} is a list, and an object in {CONFIG_FILE}")
-            fields["extra_special_tokens"] = [*_as_list(listed), *value]
+def _taken_roles(fields: dict[str, object]) -> dict[str, object]:
+    """More special tokens may be a list, or an object in which each has a role."""
+    if isinstance(roles := fields.get(_EXTRA), dict):
+        del fields[_EXTRA]
+        return roles
+    return {}
+
+
+def _legacy(
+    folder: Path, fields: dict[str, object], roles: dict[str, object], backend: tokenizers.Tokenizer
+) -> list[tuple[int, AddedToken]]:
+    """The files that count where tokenizer_config.json has no added_tokens_decoder; what special_tokens_map.json says
+    wins over `fields`, but for a list, which is added to the one there.
+
+    Returns:
+        The tokens of added_tokens.json, and then of tokenizer.json, with their ids.
+    """
+    path = folder / "special_tokens_map.json"
+    for name, value in (read_json_object(path, MAX_TOKENIZER_CONFIG_BYTES) if is_there(path) else {}).items():
+        listed = fields.get(_EXTRA)
+        if isinstance(value, dict) and name != _EXTRA:
+            fields[name] = _token({**value, "special": True}, name, path)
+        elif isinstance(value, list) and name == _EXTRA and (listed is None or isinstance(listed, list)):
+            tokens = [
+                _token({**token, "special": True}, name, path) if isinstance(token, dict) else token for token in value
+            ]
+            fields[name] = [*(listed or []), *tokens]
         else:
             fields[name] = value
+    roles |= _taken_roles(fields)
+
+    path = folder / "added_tokens.json"
+    added: list[tuple[int, AddedToken]] = []
+    if is_there(path):
+        extra = fields.get(_EXTRA)
+        named = [fields[name] for name in _NAMED if fields.get(name)]
+        # An object that is no token yet is not looked into.
+        candidates = [*named, *extra] if isinstance(extra, list) else named
+        special = {_text(token) for token in candidates if isinstance(token, (str, AddedToken))}
+        for text, number in read_json_object(path, MAX_TOKENIZER_CONFIG_BYTES).items():
+            if type(number) is not int or not 0 <= number < 1 << 31:
+                raise ModelFileError(path, f"the id of {brief(text)!r} is {brief(number)!r}")
+            added.append((number, AddedToken(text, normalized=text not in special, special=text in special)))
+    return [*added, *backend.get_added_tokens_decoder().items()]
 
 
-def _by_id(value: object, path: Path) -> dict[int, TokenFields]:
+def _by_id(value: object, path: Path) -> list[tuple[int, AddedToken]]:
+    expected = "added_tokens_decoder is not an object of tokens by their ids"
     if not isinstance(value, dict):
-        raise ModelFileError(path, f"added_tokens_decoder is {brief(value)}, not an object of tokens by their ids")
-    tokens: dict[int, TokenFields] = {}
-    for number, token in value.items():
-        read = _token(token, "added_tokens_decoder", path)
-        if not number.isdecimal() or len(number) > 10 or not isinstance(read, dict):
-            raise ModelFileError(path, "added_tokens_decoder is not an object of tokens by their ids")
-        tokens[int(number)] = read
+        raise ModelFileError(path, expected)
+    tokens: list[tuple[int, AddedToken]] = []
+    for number, fields in value.items():
+        token = _token(fields, "added_tokens_decoder", path)
+        if not number.isdecimal() or len(number) > 10 or isinstance(token, str):
+            raise ModelFileError(path, expected)
+        tokens.append((int(number), token))
     return tokens
 
 
-def _by_name(value: Mapping[str, object], special: set[str], path: Path) -> dict[int, TokenFields]:
-    tokens: dict[int, TokenFields] = {}
-    for content, number in value.items():
-        if type(number) is not int or number < 0:
-            raise ModelFileError(path, f"the id of {brief(content)!r} is {brief(number)!r}")
-        is_special = content in special
-        tokens[number] = {"content": content, "normalized": not is_special, "special": is_special}
-    return tokens
-
-
-def _token(value: object, name: str, path: Path) -> Token | None:
+def _token(value: object, name: str, path: Path) -> Token:
     """A token as a file says it: its text, or an object with that and flags."""
-    if value is None or isinstance(value, str):
-        return value or None
+    if isinstance(value, (str, AddedToken)):
+        return value
     if isinstance(value, dict):
-        fields = {key: flag for key, flag in value.items() if key not in ("__type", "id")}
-        flags = {key: flag for key, flag in fields.items() if key != "content"}
+        flags = {key: flag for key, flag in value.items() if key not in ("__type", "id", "content")}
         is_sound = all(key in _FLAGS and isinstance(flag, bool) for key, flag in flags.items())
-        if isinstance(fields.get("content"), str) and fields["content"] and is_sound:
-            return fields
+        if isinstance(value.get("content"), str) and is_sound:
+            return AddedToken(value["content"], **flags)
     raise ModelFileError(path, f"{name} is {brief(value)!r}, neither a token's text nor an object with its content")
 
 
-def _fields_of(token: tokenizers.AddedToken) -> TokenFields:
+def _is_typed(value: object) -> bool:
+    """Whether transformers takes a value for a token, in a field whose name alone does not say that it is one."""
+    is_token = isinstance(value, dict) and value.get("__type") == "AddedToken"
+    return is_token or isinstance(value, (str, AddedToken))
+
+
+def _described(token: AddedToken) -> dict[str, str | bool]:
     return {"content": token.content, **{name: getattr(token, name) for name in _FLAGS}}
 
 
-def _content(token: object) -> str:
-    return str(token.get("content")) if isinstance(token, Mapping) else str(token)
-
-
-def _as_list(value: object) -> list[object]:
-    return list(value) if isinstance(value, (list, dict)) else []
+def _text(token: Token) -> str:
+    return token if isinstance(token, str) else token.content
