@@ -194,6 +194,12 @@ FOLLOWED = [
     Oddity("qwen2 with biases that it does not have", config(**BIASES), "qwen2"),
     Oddity("mistral without a window", config(sliding_window=None), "mistral"),
     Oddity("mistral with a window", config(sliding_window=5), "mistral"),
+    Oddity(
+        "mistral with a window by layer", config(sliding_window=5, layer_types=["full_attention", "sliding_attention",
+        "sliding_attention"]), "mistral", LAYERS,
+    ),
+    Oddity("mistral that does not say which layers", config(sliding_window=5, layer_types=None), "mistral", LAYERS),
+    Oddity("llama with a window that it does not have", config(sliding_window=5, layer_types=["sliding_attention"])),
     Oddity("mistral that does not say its window", config(sliding_window=...), "mistral"),
     Oddity("qwen2 with a window that is off", config(sliding_window=5, use_sliding_window=False), "qwen2"),
     Oddity(

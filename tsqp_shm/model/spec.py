@@ -168,7 +168,7 @@ class _Family:
         qkv_bias, o_bias, mlp_bias: fixed, or the name of the config field that decides.
         sliding_window: None: the family has no window, whatever the config says.
         window_switch: the field that turns the window on; None: it is on unless `sliding_window` is null.
-        window_by_layer: whether `layer_types` or `max_window_layers` choose the layers; else all have it.
+        windows_after: the field that says how many layers have none where `layer_types` says nothing; None: all have it.
     """
 
     max_position_embeddings: int
@@ -180,7 +180,7 @@ class _Family:
     mlp_bias: bool | str = False
     sliding_window: int | None = None
     window_switch: str | None = None
-    window_by_layer: bool = False
+    windows_after: str | None = None
 
 
 _FAMILIES = {
@@ -205,7 +205,7 @@ _FAMILIES = {
         qkv_bias=True,
         sliding_window=4096,
         window_switch="use_sliding_window",
-        window_by_layer=True,
+        windows_after="max_window_layers",
     ),
 }
 
@@ -241,14 +241,15 @@ def _width(name: str, elements: int) -> int:
 
 def _windows(fields: JsonFields, family: _Family, num_layers: int) -> tuple[int | None, ...]:
     window = None
-    if family.sliding_window and (family.window_switch is None or fields.flag(family.window_switch, False)):
+    if family.sliding_window is None:
+        return (None,) * num_layers
+    if family.window_switch is None or fields.flag(family.window_switch, False):
         window = fields.optional_count("sliding_window", family.sliding_window)
-    if not family.window_by_layer:
-        return (window,) * num_layers
 
+    # A Mistral with layer_types is a Ministral to transformers, which differs in nothing else.
     layer_types = fields.raw("layer_types")
     if layer_types is None:
-        num_full = fields.count("max_window_layers", 28, minimum=0)
+        num_full = 0 if family.windows_after is None else fields.count(family.windows_after, 28, minimum=0)
         return tuple(window if layer >= num_full else None for layer in range(num_layers))
     # A sliding layer without a window would silently become a full one.
     known = ["full_attention"] if window is None else ["full_attention", "sliding_attention"]
@@ -256,6 +257,7 @@ def _windows(fields: JsonFields, family: _Family, num_layers: int) -> tuple[int 
         raise ConfigError("layer_types", brief(layer_types), f"a list with one entry for each of {num_layers} layers")
     for layer_type in layer_types:
         if layer_type not in known:
-            hint = "" if window else f" (no sliding window: see sliding_window and {family.window_switch})"
+            switch = "" if family.window_switch is None else f" and {family.window_switch}"
+            hint = "" if window else f" (no sliding window: see sliding_window{switch})"
             raise UnsupportedModel("layer_types", brief(layer_type), " or ".join(known) + hint)
     return tuple(window if layer_type == "sliding_attention" else None for layer_type in layer_types)
