@@ -23,7 +23,7 @@ from tsqp_shm.model.confined_program import HEADER, MAX_ANSWER_BYTES
 from tsqp_shm.model.files import printable
 
 # To encode some text, to compile a template or to render it: a hundred times what real ones take.
-DEADLINE_S = 5.0
+DEADLINE_S = 4.0
 # What the interpreter and the libraries map, and what of it a template may take.
 _MEMORY_BYTES = 1 << 30
 # A tokenizer.json takes some twelve times its size while it is read.

@@ -168,7 +168,7 @@ class _Family:
         qkv_bias, o_bias, mlp_bias: fixed, or the name of the config field that decides.
         sliding_window: None: the family has no window, whatever the config says.
         window_switch: the field that turns the window on; None: it is on unless `sliding_window` is null.
-        windows_after: the field that says how many layers have none where `layer_types` says nothing; None: all have it.
+        windows_after: the field that says how many layers have none, unless `layer_types` does; None: all have it.
     """
 
     max_position_embeddings: int
