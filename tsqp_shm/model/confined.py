@@ -98,15 +98,16 @@ class ConfinedProcess:
 
     def _start(self) -> None:
         program = Path(confined_program.__file__)
-        # -I: neither the folder it is started in nor what its user has installed is looked at for modules. What this
-        # process has found its own in is: the libraries are the same.
-        start = f"import runpy, sys; sys.path[:] = {sys.path!r}; runpy.run_path({str(program)!r}, run_name='__main__')"
+        # -I, -S: modules are looked for where this process has found its own, so that the libraries are the same, and
+        # neither in the folder it is started in nor by what its user has installed. -B: it writes no file.
+        path = [folder for folder in sys.path if folder]
+        start = f"import runpy, sys; sys.path[:] = {path!r}; runpy.run_path({str(program)!r}, run_name='__main__')"
         # No pipe: writing to one whose reader has gone is a signal, which an embedding program may have made deadly.
         ours, theirs = socket.socketpair()
         with theirs:
             try:
                 process = subprocess.Popen(
-                    [sys.executable, "-I", "-c", start, str(self._memory_bytes)],
+                    [sys.executable, "-ISB", "-c", start, str(self._memory_bytes)],
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
                     stderr=subprocess.DEVNULL,
