@@ -21,6 +21,8 @@ from tsqp_shm.model.files import open_file, printable
 
 # Of all files of a model. JSON takes some twenty times its size as Python's objects; the largest real ones have 11 MB.
 MAX_HEADER_BYTES = 24 << 20
+# A cache line, as torch aligns: a product reads the weights where they are.
+_ALIGNMENT_BYTES = 64
 # Of Linux, for one call.
 _MAX_READ_BYTES = 1 << 30
 
@@ -84,10 +86,10 @@ class TensorFile:
             ModelFileError: the file has been truncated since it was opened.
         """
         tensor = self.tensors[name]
-        array = np.empty(tensor.shape, storage)
-        if array.size == 0:
-            return array
-        left, at = array.reshape(-1).view(np.uint8).data, tensor.begin_bytes
+        memory = np.empty(tensor.size_bytes + _ALIGNMENT_BYTES, np.uint8)
+        begin = -memory.ctypes.data % _ALIGNMENT_BYTES
+        content = memory[begin : begin + tensor.size_bytes]
+        left, at = content.data, tensor.begin_bytes
         while left:
             try:
                 count = os.preadv(self._descriptor, [left[:_MAX_READ_BYTES]], at)
@@ -96,7 +98,7 @@ class TensorFile:
             if count == 0:
                 raise ModelFileError(self.path, f"truncated while it is read, in tensor {printable(name)!r}")
             left, at = left[count:], at + count
-        return array
+        return content.view(storage).reshape(tensor.shape)
 
     def close(self) -> None:
         os.close(self._descriptor)
