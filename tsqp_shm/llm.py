@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ConfigError, ModelFileError, RequestError
+from tsqp_shm.model.files import is_there
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
-from tsqp_shm.model.tokenizer import Tokenizer
+from tsqp_shm.model.tokenizer import HOW_TO_MAKE_ONE, TOKENIZER_FILE, Tokenizer
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.outputs import CompletionOutput, RequestOutput
 from tsqp_shm.roles.process import RoleProcess
@@ -134,7 +135,8 @@ class LLM:
         ModelFileError: the model folder has none; prompts are token ids then.
         """
         if self._tokenizer is None:
-            raise ModelFileError(self.model / "tokenizer.json", "there is no such file; give prompts as token ids")
+            reason = f"there is no such file; give prompts as token ids, or {HOW_TO_MAKE_ONE}"
+            raise ModelFileError(self.model / TOKENIZER_FILE, reason)
         return self._tokenizer
 
     def generate(
@@ -295,7 +297,7 @@ def _harmless(report: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def _has_tokenizer(model: Path) -> bool:
-    return (model / "tokenizer.json").exists()
+    return is_there(model / TOKENIZER_FILE)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

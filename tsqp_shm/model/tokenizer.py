@@ -17,6 +17,8 @@ from tsqp_shm.model.confined import DEADLINE_S, ConfinedError, ConfinedProcess, 
 from tsqp_shm.model.files import MAX_TOKENIZER_BYTES, is_there, printable, read_file
 
 TOKENIZER_FILE = "tokenizer.json"
+# Of the files of older tokenizers.
+HOW_TO_MAKE_ONE = "transformers makes one: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # To read a tokenizer.json: the largest real ones take some seconds.
 _READING_DEADLINE_S = 30.0
@@ -62,8 +64,7 @@ class Tokenizer:
         """
         path = folder / TOKENIZER_FILE
         if not is_there(path):
-            make = "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-            raise ModelFileError(path, f"no such file; transformers makes one: {make}")
+            raise ModelFileError(path, f"no such file; {HOW_TO_MAKE_ONE}")
         content = read_file(path, MAX_TOKENIZER_BYTES)
         with contextlib.ExitStack() as stack:
             confined = ConfinedProcess(len(content))
