@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ from models import RandomModel
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from tsqp_shm.errors import LimitError, ModelFileError, RequestError
+from tsqp_shm import LLM
+from tsqp_shm.errors import ConfigError, LimitError, ModelFileError, RequestError
 from tsqp_shm.model import chat_template, confined, tokenizer
 from tsqp_shm.model.added_tokens import TokenizerConfig
 from tsqp_shm.model.chat_template import ChatTemplate
@@ -205,7 +207,12 @@ def test_it_is_kept_from_one_text_to_the_next_and_started_again_where_it_was_kil
 
 
 def children() -> list[int]:
-    return [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        # A thread may end meanwhile.
+        with contextlib.suppress(OSError):
+            found += [int(pid) for pid in (task / "children").read_text().split()]
+    return found
 
 
 def test_it_has_no_environment_and_no_descriptor_of_its_owner(folder, monkeypatch):
@@ -234,7 +241,19 @@ def test_it_is_gone_with_its_tokenizer_and_with_a_closed_llm(tmp_path):
     del read
     assert children() == []
     assert llm.tokenizer.encode("ab") == [64, 65]
-    llm.close()
+    llm.tokenizer.close()
+
+
+def test_it_is_gone_with_an_llm_that_does_not_come_up(tmp_path):
+    folder = RandomModel("llama").write(tmp_path / "model")
+    (folder / "tokenizer.json").write_text(json.dumps(byte_level()))
+    with pytest.raises(ConfigError, match="start_gpu"):
+        LLM(folder, start_gpu=refuse)
+    assert children() == []
+
+
+def refuse(session: object) -> None:
+    raise ConfigError("start_gpu", None, "another day")
 
 
 def test_threads_take_turns(folder):

@@ -91,6 +91,9 @@ class LLM:
         self.max_model_len = limits.max_model_len
         self._tokenizer = Tokenizer.from_folder(self.model) if _has_tokenizer(self.model) else None
         with ExitStack() as stack:
+            if self._tokenizer is not None:
+                # Its process ends with the session, or with what keeps that from coming up.
+                stack.callback(self._tokenizer.close)
             path = None if trace is None else Path(trace)
             # Where somebody else starts the GPU process, the trace of both is theirs to make.
             both = stack.enter_context(TraceFile(path, report)) if path and start_gpu is True else None
@@ -112,13 +115,11 @@ class LLM:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self._runtime.close(error)
-        self._close_tokenizer()
 
     def close(self) -> None:
         """Stops the GPU process and removes the arena; what other threads wait for ends with an error. Closing twice
         does nothing."""
         self._runtime.close()
-        self._close_tokenizer()
 
     @property
     def runtime(self) -> Runtime:
@@ -253,10 +254,6 @@ class LLM:
     def stats(self) -> dict[str, Any]:
         """What `tsqp-shm launch` prints, as plain values. Units are in the names."""
         return {**self._runtime.facts(), "model": str(self.model)}
-
-    def _close_tokenizer(self) -> None:
-        if self._tokenizer is not None:
-            self._tokenizer.close()
 
     def _checked(self, token_ids: Sequence[int], most: int) -> list[int]:
         return checked_token_ids(token_ids, most, self.max_model_len, self.spec.vocab_size)
