@@ -295,7 +295,7 @@ def test_garbage_in_the_rope_parameters_never_ends_in_another_kind_of_error(kind
     ("content", "reason"),
     [
         (b"", "not valid JSON"),
-        (b"\xff\xfe", "not valid JSON"),
+        (b"\xff\xfe", "not UTF-8"),
         (b"[1, 2]", "expected a JSON object, found a list"),
         (b"[" * 100_000, "not valid JSON"),
         (b'{"vocab_size": ' + b"9" * 5000 + b"}", "JSON|config.json"),

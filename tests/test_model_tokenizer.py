@@ -33,6 +33,14 @@ def theirs():
     return AutoTokenizer.from_pretrained(demo_model_folder())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_of_ours():
+    # Before the first test, which would else be held to leave a process behind.
+    ours()
+    yield
+    ours().close()
+
+
 @pytest.fixture
 def folder(tmp_path, demo_model):
     shutil.copy(demo_model / "tokenizer.json", tmp_path)

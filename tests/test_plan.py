@@ -25,6 +25,7 @@ class Model:
     vocab_size: int = 101
     windows: tuple[int | None, ...] = (None, 32)
     linear_roles: LinearRoles = ((2, ("qkv", "o", "gate_up", "down")), (1, ("lm_head",)))
+    is_tied: bool = False
 
 
 LIMITS = Limits(
@@ -79,7 +80,7 @@ def test_the_digest_differs_with_the_limit(field, monkeypatch):
 
 @pytest.mark.parametrize("field", Model.__dataclass_fields__)
 def test_the_digest_differs_with_the_geometry(field):
-    other = {"windows": (None, 33), "linear_roles": ((2, ("qkv", "down")), (1, ("lm_head",)))}
+    other = {"windows": (None, 33), "linear_roles": ((2, ("qkv", "down")), (1, ("lm_head",))), "is_tied": True}
     value = other.get(field) or getattr(Model(), field) + 1
     changed = replace(Model(), **{field: value})
     assert Plan.derive(changed, LIMITS).digest != Plan.derive(Model(), LIMITS).digest
@@ -101,6 +102,7 @@ def test_a_plan_comes_back_from_what_crosses_of_it_as_json(model, limits):
         {"windows": None},
         {"windows": ["32"]},
         {"windows": 5},
+        {"is_tied": 1},
         {"linear_roles": None},
         {"linear_roles": [[2]]},
         {"linear_roles": [["2", ["down"]]]},

@@ -30,7 +30,7 @@ LIMITS = Limits(
 )
 MODEL = SimpleNamespace(
     num_layers=4, hidden_size=48, intermediate_size=80, num_heads=4, num_kv_heads=2, head_dim=12, vocab_size=101,
-    windows=(None,) * 4, linear_roles=((4, ("qkv", "o", "gate_up", "down")), (1, ("lm_head",))),
+    windows=(None,) * 4, linear_roles=((4, ("qkv", "o", "gate_up", "down")), (1, ("lm_head",))), is_tied=False,
 )  # fmt: skip
 PLAN = Plan.derive(MODEL, LIMITS)
 EPOCH = 0xFEED_0000_0000_0001

@@ -110,7 +110,7 @@ def steps(draw):
     heads = draw(st.integers(1, 4))
     model = SimpleNamespace(
         num_layers=1, hidden_size=8, intermediate_size=8, num_heads=heads, num_kv_heads=heads, head_dim=2,
-        vocab_size=8, windows=(None,), linear_roles=(),
+        vocab_size=8, windows=(None,), linear_roles=(), is_tied=False,
     )  # fmt: skip
     chunks, left = [], max_batch_tokens
     for sequence in range(draw(st.integers(1, max_num_seqs))):

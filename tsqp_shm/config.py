@@ -140,7 +140,7 @@ class EngineConfig:
             require_endpoint(self.endpoint)
         self._limits(self.max_model_len or 1, self.block_rows or BLOCK_ROWS)
 
-    def limits(self, max_position_embeddings: int, layer_parameters: int) -> Limits:
+    def limits(self, max_positions: int, layer_parameters: int) -> Limits:
         """The limits for a model of so many positions, and of so many weights in a layer.
 
         Raises:
@@ -148,9 +148,9 @@ class EngineConfig:
         """
         length = self.max_model_len
         if length is None:
-            length = min(max_position_embeddings, DEFAULT_MAX_MODEL_LEN)
-        if length > max_position_embeddings:
-            raise ConfigError("max_model_len", length, f"at most the model's {max_position_embeddings} positions")
+            length = min(max_positions, DEFAULT_MAX_MODEL_LEN)
+        if length > max_positions:
+            raise ConfigError("max_model_len", length, f"at most the model's {max_positions} positions")
         block_rows = BLOCK_ROWS if layer_parameters <= LARGE_LAYER_PARAMETERS else LARGE_LAYER_BLOCK_ROWS
         return self._limits(length, self.block_rows or block_rows)
 

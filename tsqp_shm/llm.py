@@ -18,9 +18,10 @@ from tsqp_shm.arguments import refuse_unknown
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.conversations import Message, as_conversation, as_conversations, render
 from tsqp_shm.errors import ConfigError, ModelFileError, RequestError
+from tsqp_shm.model.files import is_there
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
-from tsqp_shm.model.tokenizer import Tokenizer
+from tsqp_shm.model.tokenizer import HOW_TO_MAKE_ONE, TOKENIZER_FILE, Tokenizer
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.model_folder import find_model_folder
 from tsqp_shm.outputs import CompletionOutput, RequestOutput
@@ -105,10 +106,13 @@ class LLM:
         self.model = find_model_folder(model, revision, report)
         report = _harmless(report)
         self.spec = ModelSpec.from_folder(self.model)
-        limits = self.config.limits(self.spec.max_position_embeddings, Network.of(self.spec).layer_parameters)
+        limits = self.config.limits(self.spec.max_positions, Network.of(self.spec).layer_parameters)
         self.max_model_len = limits.max_model_len
         self._tokenizer = Tokenizer.from_folder(self.model) if _has_tokenizer(self.model) else None
         with ExitStack() as stack:
+            if self._tokenizer is not None:
+                # Its process ends with the session, or with what keeps that from coming up.
+                stack.callback(self._tokenizer.close)
             # Where somebody else starts the GPU process, the trace of both is theirs to make.
             both = stack.enter_context(TraceFile(trace_file, report)) if trace_file and start_gpu is True else None
             recorder = stack.enter_context(recording(both.recording("tee") if both else trace_file, "tee"))
@@ -150,7 +154,8 @@ class LLM:
         ModelFileError: the model folder has none; prompts are token ids then.
         """
         if self._tokenizer is None:
-            raise ModelFileError(self.model / "tokenizer.json", "there is no such file; give prompts as token ids")
+            reason = f"there is no such file; give prompts as token ids, or {HOW_TO_MAKE_ONE}"
+            raise ModelFileError(self.model / TOKENIZER_FILE, reason)
         return self._tokenizer
 
     def generate(
@@ -373,4 +378,4 @@ def _harmless(report: Callable[[str], None] | None) -> Callable[[str], None]:
 
 
 def _has_tokenizer(model: Path) -> bool:
-    return (model / "tokenizer.json").exists()
+    return is_there(model / TOKENIZER_FILE)

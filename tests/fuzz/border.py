@@ -36,7 +36,7 @@ from tsqp_shm.shm.protocol import (
 LIMITS = Limits(dtype="bfloat16", max_model_len=40, max_num_seqs=3, max_batch_tokens=20, tile_rows=8, tiles_in_flight=2)
 MODEL = SimpleNamespace(
     num_layers=4, hidden_size=8, intermediate_size=12, num_heads=2, num_kv_heads=1, head_dim=4, vocab_size=11,
-    windows=(None,) * 4, linear_roles=((4, ("qkv", "o", "gate_up", "down")), (1, ("lm_head",))),
+    windows=(None,) * 4, linear_roles=((4, ("qkv", "o", "gate_up", "down")), (1, ("lm_head",))), is_tied=False,
 )  # fmt: skip
 PLAN = Plan.derive(MODEL, LIMITS)
 # Of each layer's qkv, o, gate_up and down; the first two are not LINEAR's.

@@ -165,7 +165,7 @@ def _jobs(options: BenchOptions, case: Case, tokens: tuple[int, ...], folder: Pa
         for name in contenders
         for settings in (_combinations(options) if name == OURS else [{}])
     ]
-    positions = ModelSpec.from_folder(folder).max_position_embeddings
+    positions = ModelSpec.from_folder(folder).max_positions
     needed = jobs[0].total_tokens
     if needed > positions:
         most = max(tokens) - (needed - positions)

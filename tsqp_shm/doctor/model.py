@@ -31,7 +31,7 @@ def examine_model(folder: Path, config: EngineConfig) -> tuple[Finding, Need | N
     try:
         spec = ModelSpec.from_folder(folder)
         network = Network.of(spec)
-        limits = config.limits(spec.max_position_embeddings, network.layer_parameters)
+        limits = config.limits(spec.max_positions, network.layer_parameters)
         Checkpoint.open(folder).close()
     except TsqpError as error:
         return Finding("model", BAD, str(error), "it cannot be run", "name another model or mend its folder"), None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -56,18 +55,18 @@ def load_weights(
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Weights:
-    """Reads the checkpoint from its mapping straight to the device.
+    """Reads the checkpoint to the device.
 
     Args:
         checkpoint: must stay open until all Linears are taken.
         progress: called with (layers done, layers) as they are taken.
 
     Raises:
-        ModelFileError: a tensor is missing or has another shape.
+        ModelFileError: a tensor is missing, has another shape, or its file was truncated.
     """
 
     def load(name: str, *shape: int) -> torch.Tensor:
-        return _to_torch(checkpoint.tensor(name, shape)).to(device=device, dtype=dtype, copy=True)
+        return _to_torch(checkpoint.tensor(name, shape)).to(device=device, dtype=dtype)
 
     def load_linear(linear: Linear) -> LinearWeights:
         weights = [load(part.weight, part.rows, linear.inputs) for part in linear.parts]
@@ -91,8 +90,5 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _to_torch(tensor: Tensor) -> torch.Tensor:
-    with warnings.catch_warnings():
-        # The mapping is read-only, which torch warns about; it is only ever copied from.
-        warnings.simplefilter("ignore", UserWarning)
-        source = torch.from_numpy(tensor.data)
+    source = torch.from_numpy(tensor.data)
     return source.view(torch.bfloat16) if tensor.dtype == "BF16" else source

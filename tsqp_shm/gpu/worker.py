@@ -194,6 +194,9 @@ def serve(
     """
     resolve_device(config.device)
     network = Network.of(ModelSpec.from_folder(model))
+    with Checkpoint.open(model) as checkpoint:
+        # Sizes are the config's word until the weights bear them out.
+        checkpoint.require(network.tensors())
     with ExitStack() as stack:
         joined = stack.enter_context(closing(transport.join(config.timeout_s, report)))
         invitation = Invitation.parse(joined.invitation)

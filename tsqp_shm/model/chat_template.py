@@ -1,147 +1,110 @@
 """The chat template of a model folder: a conversation becomes a prompt.
 
-A template is a program from the checkpoint's author. It runs in jinja2's sandbox, with the environment of
-transformers (`chat_template_utils.py`), because templates are written and tested against that one.
+A template is a program from the checkpoint's author. It is compiled and rendered in a process of its own
+(`model/confined.py`), in jinja2's sandbox.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
 
-from tsqp_shm.errors import ConfigError, ModelFileError, RequestError
-from tsqp_shm.model.json_fields import brief, read_json_object
+from tsqp_shm.errors import ConfigError, LimitError, ModelFileError, RequestError
+from tsqp_shm.model.added_tokens import CONFIG_FILE, TokenizerConfig
+from tsqp_shm.model.confined import ConfinedError, ConfinedProcess, NoProcessError
+from tsqp_shm.model.files import MAX_TEMPLATE_BYTES, is_there, read_text
+from tsqp_shm.model.json_fields import brief
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TEMPLATE_FILE = "chat_template.jinja"
+# Templates with a name each; none of them is used, as nobody asks for one by its name.
+_NAMED_TEMPLATES = "additional_chat_templates"
 
 
 class ChatTemplate:
-    """A compiled template and the special tokens it may use.
+    """A compiled template and the special tokens it may use."""
 
-    Args:
-        path: the file that the source is from, for messages.
-    Raises:
-        ModelFileError: the source is not a valid template.
-    """
-
-    def __init__(self, source: str, special_tokens: Mapping[str, str], path: Path) -> None:
-        self._special_tokens = special_tokens
-        self._template = _compile(source, path)
+    def __init__(self, process: ConfinedProcess, special_tokens: Mapping[str, str]) -> None:
+        self._process, self._special_tokens = process, special_tokens
 
     @classmethod
-    def from_folder(cls, folder: Path) -> ChatTemplate:
-        """Loads chat_template.jinja or, without it, `chat_template` of tokenizer_config.json.
+    def from_folder(cls, folder: Path, config: TokenizerConfig, process: ConfinedProcess) -> ChatTemplate:
+        """Compiles chat_template.jinja or, without it, `chat_template` of tokenizer_config.json.
 
         Raises:
             ConfigError: the model has no chat template.
             ModelFileError: a file is malformed.
+            LimitError: the system starts no process.
         """
-        path = folder / "tokenizer_config.json"
-        config = read_json_object(path) if path.exists() else {}
-        # Older checkpoints name their special tokens in a file of their own.
-        legacy = folder / "special_tokens_map.json"
-        tokens = {**read_json_object(legacy), **config} if legacy.exists() else config
+        path, source = _source(folder, config)
+        try:
+            process.prepare(b"C", source.encode("utf-8", "surrogatepass"))
+        except ConfinedError as error:
+            raise ModelFileError(path, f"malformed chat template: {error}") from error
+        except NoProcessError as error:
+            raise _no_process(error) from error
+        return cls(process, config.special_tokens)
 
-        source = _default_template(config.get("chat_template"), path)
-        if (folder / "chat_template.jinja").exists():
-            path = folder / "chat_template.jinja"
-            try:
-                source = path.read_text(encoding="utf-8")
-            except (OSError, UnicodeError) as error:
-                raise ModelFileError(path, str(error)) from error
-        if source is None:
-            expected = "chat_template.jinja or chat_template in tokenizer_config.json, or a plain prompt"
-            raise ConfigError("chat_template", None, expected)
-        return cls(source, _special_tokens(tokens), path)
-
-    def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+    def render(self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool) -> str:
         """Returns the prompt.
 
         Raises:
-            RequestError: there is no message, or the template refuses these.
+            RequestError: there is no message, or the template refuses these, or takes too long or too much memory.
+            LimitError: the system starts no process.
         """
         if not messages:
             raise RequestError("messages", [], "at least one message")
+        variables = {
+            **self._special_tokens,
+            "messages": list(messages),
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        roles = f"roles {[message.get('role') for message in messages]}"[:80]
         try:
-            return self._template.render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
-            )
-        # A template can raise anything that Python can: a missing key, a None that is added to a string.
-        except Exception as error:
-            roles = [message.get("role") for message in messages]
+            content = json.dumps(variables).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RequestError("messages", roles, f"text, numbers, lists and objects: {error}") from error
+        try:
+            return self._process.ask(b"R", content).decode("utf-8", "surrogatepass")
+        except ConfinedError as error:
             expected = f"messages that the model's chat template accepts: {error}"
-            raise RequestError("messages", f"roles {roles}"[:80], expected) from error
+            raise RequestError("messages", roles, expected) from error
+        except NoProcessError as error:
+            raise _no_process(error) from error
 
 
-def _compile(source: str, path: Path) -> Template:
-    # Imported here because only conversations need it: a trusted process with plain prompts runs without.
-    import jinja2.ext
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class GenerationBlock(jinja2.ext.Extension):
-        """Renders the body of `{% generation %}`, a tag that marks the assistant's tokens for training."""
-
-        tags = {"generation"}  # noqa: RUF012  # jinja2 declares it so
-
-        def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise ModelFileError(path, f"malformed chat template: {error}") from error
+def _no_process(error: NoProcessError) -> LimitError:
+    reason = f"a chat template is run in a process of its own, and {error}; give a prompt that is laid out already"
+    return LimitError("processes", reason)
 
 
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # jinja2's own filter escapes HTML characters, which no model was trained on.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise ValueError(message)
-
-
-def _special_tokens(config: Mapping[str, object]) -> dict[str, str]:
-    """Returns the special tokens by name; a config holds one as a string or as an object with its content."""
-    tokens: dict[str, str] = {}
-    for name in _SPECIAL_TOKENS:
-        token = config.get(name)
-        content = token.get("content") if isinstance(token, dict) else token
-        if isinstance(content, str):
-            tokens[name] = content
-    return tokens
+def _source(folder: Path, config: TokenizerConfig) -> tuple[Path, str]:
+    """Source: transformers, where a template in a file hides those of tokenizer_config.json."""
+    path = folder / TEMPLATE_FILE
+    if is_there(path):
+        return path, read_text(path, MAX_TEMPLATE_BYTES)
+    others = folder / _NAMED_TEMPLATES
+    if others.is_dir() and any(others.glob("*.jinja")):
+        raise ModelFileError(others, f"chat templates with names, and no {TEMPLATE_FILE} for who names none")
+    path = folder / CONFIG_FILE
+    source = _default_template(config.content.get("chat_template"), path)
+    if source is None:
+        expected = f"{TEMPLATE_FILE} or chat_template in {CONFIG_FILE}, or a plain prompt"
+        raise ConfigError("chat_template", None, expected)
+    if len(source) > MAX_TEMPLATE_BYTES:
+        raise ModelFileError(path, f"chat_template has more than {MAX_TEMPLATE_BYTES:,} characters")
+    return path, source
 
 
 def _default_template(template: object, path: Path) -> str | None:
-    """Returns the one template there is, or the one named "default" in a list of named ones."""
+    """Returns the one template there is, or the one named "default" of several."""
     if template is None or isinstance(template, str):
         return template
-    named: dict[object, object] = {}
+    named: Mapping[object, object] = template if isinstance(template, dict) else {}
     if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
-        named = {entry.get("name"): entry.get("template") for entry in template}
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry.get("name"), str)}
     default = named.get("default")
     if not isinstance(default, str):
         raise ModelFileError(path, f'chat_template is {brief(template)}: neither text nor a list with a "default"')

@@ -12,29 +12,25 @@ from pathlib import Path
 from typing import TypeGuard
 
 from tsqp_shm.errors import ConfigError, ModelFileError
+from tsqp_shm.model.files import MAX_CONFIG_BYTES, printable, read_text
 
-_MAX_FILE_BYTES = 64 << 20
 _MAX_INTEGER = 2**31 - 1
+# Each token that a model says is compared with all of them.
+_MAX_IDS = 1024
 # Far beyond any real parameter and still finite when a formula squares it in float64.
 _MAX_NUMBER = 1e30
 
 
-def read_json_object(path: Path) -> dict[str, object]:
+def read_json_object(path: Path, most_bytes: int = MAX_CONFIG_BYTES) -> dict[str, object]:
     """Returns the JSON object in a file.
 
     Raises:
-        ModelFileError: the file is missing, unreadable, larger than any real one, or not a JSON object.
+        ModelFileError: the file is missing, unreadable, no regular one, larger than allowed, or not a JSON object.
     """
     try:
-        if not path.is_file():
-            raise ModelFileError(path, "no such file")
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise ModelFileError(path, f"larger than {_MAX_FILE_BYTES:,} bytes; this is not a model's JSON file")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelFileError(path, error.strerror or str(error)) from error
+        content = json.loads(read_text(path, most_bytes))
     except (ValueError, RecursionError) as error:
-        raise ModelFileError(path, f"not valid JSON: {error}") from error
+        raise ModelFileError(path, f"not valid JSON: {printable(error)}") from error
     if not isinstance(content, dict):
         raise ModelFileError(path, f"expected a JSON object, found {_kind(content)}")
     return content
@@ -99,8 +95,8 @@ class JsonFields:
         """Returns one integer or a list of them as a tuple; null is the empty one."""
         value = self._fields.get(name, default)
         values = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(_is_integer(item) and 0 <= item <= _MAX_INTEGER for item in values):
-            raise self._wrong(name, "a token id or a list of token ids")
+        if len(values) > _MAX_IDS or not all(_is_integer(item) and 0 <= item <= _MAX_INTEGER for item in values):
+            raise self._wrong(name, f"a token id or a list of at most {_MAX_IDS} token ids")
         return tuple(values)
 
     def nested(self, name: str) -> JsonFields | None:

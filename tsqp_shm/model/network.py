@@ -15,7 +15,7 @@ from itertools import count, groupby
 from typing import Literal
 
 from tsqp_shm.model.rope import RopeSpec
-from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.model.spec import HEAD_WEIGHT, ModelSpec
 
 # A tensor of the checkpoint.
 TensorShape = tuple[str, tuple[int, ...]]
@@ -155,10 +155,10 @@ class Network:
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Network:
-        embedding = Embedding("model.embed_tokens.weight", spec.vocab_size, spec.hidden_size)
+        embedding = Embedding(spec.embedding_weight, spec.vocab_size, spec.hidden_size)
         indices = count()
         layers = tuple(_layer(spec, layer, indices) for layer in range(spec.num_layers))
-        head = embedding.weight if spec.tie_word_embeddings else "lm_head.weight"
+        head = embedding.weight if spec.tie_word_embeddings else HEAD_WEIGHT
         lm_head = Linear(next(indices), "lm_head", spec.hidden_size, (Part(head, None, spec.vocab_size),))
         return cls(embedding, layers, _norm(spec, "model.norm"), lm_head)
 

@@ -12,6 +12,8 @@ from tsqp_shm.errors import UnsupportedModel
 from tsqp_shm.model.json_fields import JsonFields, brief
 
 ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+# In radians a position, where 1 is usual.
+_MAX_FREQUENCY = 1e6
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,13 @@ class RopeSpec:
             truncate=rope.flag("truncate", True),
         )
 
+    def reach(self, max_position_embeddings: int) -> int:
+        """The positions to which it is stretched. A config of llama3 states them as the model's own, one of yarn so or
+        by the factor, one of linear by the factor alone."""
+        stretched = {"linear": max_position_embeddings, "yarn": self.original_max_position_embeddings}
+        reach = self.factor * stretched[self.kind] if self.kind in stretched else max_position_embeddings
+        return int(min(reach, 2**31 - 1))
+
 
 def rope_tables(rope: RopeSpec, head_dim: int, num_positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Returns the cosines and sines of every position.
@@ -105,6 +114,19 @@ def rope_tables(rope: RopeSpec, head_dim: int, num_positions: int) -> tuple[NDAr
     exact = angles.astype(np.float64)
     scale = np.float32(_attention_factor(rope))
     return np.cos(exact).astype(np.float32) * scale, np.sin(exact).astype(np.float32) * scale
+
+
+def require_finite(rope: RopeSpec, head_dim: int) -> None:
+    """Raises:
+    UnsupportedModel: the parameters are so far from any real ones that the tables would not be finite.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            extreme = max(float(np.abs(inverse_frequencies(rope, head_dim)).max()), abs(_attention_factor(rope)))
+    except ArithmeticError:
+        extreme = math.inf
+    if not extreme < _MAX_FREQUENCY:
+        raise UnsupportedModel("rope_parameters", f"angles of {extreme:g}", "parameters that give finite tables")
 
 
 def inverse_frequencies(rope: RopeSpec, head_dim: int) -> NDArray[np.float32]:

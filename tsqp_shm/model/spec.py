@@ -11,8 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tsqp_shm.errors import ConfigError, ModelFileError, UnsupportedModel
+from tsqp_shm.model.files import is_there
 from tsqp_shm.model.json_fields import JsonFields, brief, read_json_object
-from tsqp_shm.model.rope import RopeSpec
+from tsqp_shm.model.refusals import refuse_unsupported
+from tsqp_shm.model.rope import RopeSpec, require_finite
+from tsqp_shm.model.weights import INDEX_FILE, SINGLE_FILE, Checkpoint
 
 __all__ = ["ModelSpec", "RopeSpec"]
 
@@ -21,6 +24,11 @@ _WORD_ELEMENTS = 4
 
 # One entry per layer is kept (`ModelSpec.windows`), so the number needs a bound that memory can take.
 _MAX_LAYERS = 4096
+# A frequency is computed for each pair of dimensions, before the weights are looked at.
+_MAX_HEAD_DIM = 1 << 16
+
+EMBEDDING_WEIGHT = "model.embed_tokens.weight"
+HEAD_WEIGHT = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,8 @@ class ModelSpec:
         family: the config's model_type.
         windows: the sliding window of each layer: query i sees key j if and only if 0 <= i - j < window.
             None: it sees every earlier key.
+        tie_word_embeddings: whether lm_head and the embedding are one matrix.
+        embedding_weight: the name of the embedding's matrix.
         qkv_bias: whether q_proj, k_proj and v_proj have a bias.
         eos_token_ids: any of these ends a generation.
     """
@@ -53,10 +63,17 @@ class ModelSpec:
     mlp_bias: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    embedding_weight: str = EMBEDDING_WEIGHT
+
+    @property
+    def max_positions(self) -> int:
+        """How many may be asked for: a rotary embedding that is stretched reaches further than its config states."""
+        return max(self.max_position_embeddings, self.rope.reach(self.max_position_embeddings))
 
     @classmethod
     def from_folder(cls, folder: Path) -> ModelSpec:
-        """Reads config.json and, for the tokens that end a generation, generation_config.json if it exists.
+        """Reads config.json and, if they exist, generation_config.json, for the tokens that end a generation, and the
+        headers of the weights, for what is tied.
 
         Raises:
             ModelFileError: a file is missing, not JSON, or a field is missing or malformed.
@@ -66,17 +83,36 @@ class ModelSpec:
         """
         if not folder.is_dir():
             raise ModelFileError(folder, "not a folder; expected one with config.json and safetensors weights")
+        if is_there(folder / "adapter_config.json"):
+            raise UnsupportedModel("adapter_config.json", "a file of the folder", "models with their adapter merged")
         path = folder / "config.json"
         try:
             config = read_json_object(path)
             path_of_generation = folder / "generation_config.json"
-            if not path_of_generation.exists():
-                return cls.from_config(config)
-            spec = cls.from_config({**config, "eos_token_id": None})
-            path = path_of_generation
-            return replace(spec, eos_token_ids=JsonFields(read_json_object(path)).integers("eos_token_id"))
+            if is_there(path_of_generation):
+                spec = cls.from_config({**config, "eos_token_id": None})
+                path = path_of_generation
+                spec = replace(spec, eos_token_ids=JsonFields(read_json_object(path)).integers("eos_token_id"))
+            else:
+                spec = cls.from_config(config)
         except ConfigError as error:
             raise ModelFileError(path, str(error)) from error
+        if not any(is_there(folder / name) for name in (SINGLE_FILE, INDEX_FILE)):
+            return spec
+        with Checkpoint.open(folder) as checkpoint:
+            return spec.of_checkpoint(checkpoint)
+
+    def of_checkpoint(self, checkpoint: Checkpoint) -> ModelSpec:
+        """What is tied by the weights that are there: a config that says tied beside both matrices is wrong, and where
+        only lm_head's is there, it is the embedding too.
+
+        Source: transformers' `PreTrainedModel.tie_weights`, which ties two equal ones: the logits are the same.
+        """
+        if not self.tie_word_embeddings or HEAD_WEIGHT not in checkpoint:
+            return self
+        if EMBEDDING_WEIGHT in checkpoint:
+            return replace(self, tie_word_embeddings=False)
+        return replace(self, embedding_weight=HEAD_WEIGHT)
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> ModelSpec:
@@ -91,24 +127,28 @@ class ModelSpec:
         family = _FAMILIES.get(model_type)
         if family is None:
             raise UnsupportedModel("model_type", brief(model_type), ", ".join(_FAMILIES))
-        _refuse_unsupported(fields)
+        refuse_unsupported(fields, model_type)
 
         num_layers = fields.count("num_hidden_layers", maximum=_MAX_LAYERS)
         num_heads = fields.count("num_attention_heads")
+        hidden_size = _width("hidden_size", fields.count("hidden_size"))
+        head_dim = _head_dim(fields, hidden_size, num_heads)
         max_position_embeddings = fields.count("max_position_embeddings", family.max_position_embeddings)
+        rope = RopeSpec.from_fields(fields, max_position_embeddings)
+        require_finite(rope, head_dim)
         bos_token_id = fields.optional_count("bos_token_id", family.bos_token_id, minimum=0)
         return cls(
             family=model_type,
             num_layers=num_layers,
-            hidden_size=_width("hidden_size", fields.count("hidden_size")),
+            hidden_size=hidden_size,
             intermediate_size=_width("intermediate_size", fields.count("intermediate_size")),
             num_heads=num_heads,
             num_kv_heads=_num_kv_heads(fields, family, num_heads),
-            head_dim=_head_dim(fields, num_heads),
+            head_dim=head_dim,
             vocab_size=fields.count("vocab_size"),
             max_position_embeddings=max_position_embeddings,
             rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
-            rope=RopeSpec.from_fields(fields, max_position_embeddings),
+            rope=rope,
             windows=_windows(fields, family, num_layers),
             tie_word_embeddings=fields.flag("tie_word_embeddings", False),
             qkv_bias=_choice(fields, family.qkv_bias),
@@ -128,7 +168,7 @@ class _Family:
         qkv_bias, o_bias, mlp_bias: fixed, or the name of the config field that decides.
         sliding_window: None: the family has no window, whatever the config says.
         window_switch: the field that turns the window on; None: it is on unless `sliding_window` is null.
-        window_by_layer: whether `layer_types` or `max_window_layers` choose the layers; else all have it.
+        windows_after: the field that says how many layers have none, unless `layer_types` does; None: all have it.
     """
 
     max_position_embeddings: int
@@ -140,7 +180,7 @@ class _Family:
     mlp_bias: bool | str = False
     sliding_window: int | None = None
     window_switch: str | None = None
-    window_by_layer: bool = False
+    windows_after: str | None = None
 
 
 _FAMILIES = {
@@ -165,20 +205,9 @@ _FAMILIES = {
         qkv_bias=True,
         sliding_window=4096,
         window_switch="use_sliding_window",
-        window_by_layer=True,
+        windows_after="max_window_layers",
     ),
 }
-
-
-def _refuse_unsupported(fields: JsonFields) -> None:
-    """Raises for the fields that change the arithmetic and that nothing below would otherwise read."""
-    if fields.raw("hidden_act", "silu") != "silu":
-        raise UnsupportedModel("hidden_act", brief(fields.raw("hidden_act")), "silu")
-    if fields.raw("quantization_config") is not None:
-        raise UnsupportedModel("quantization_config", brief(fields.raw("quantization_config")), "no quantization")
-    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
-        if fields.raw(name) is not None:
-            raise UnsupportedModel(name, brief(fields.raw(name)), "dense models, without experts")
 
 
 def _choice(fields: JsonFields, choice: bool | str) -> bool:
@@ -192,13 +221,14 @@ def _num_kv_heads(fields: JsonFields, family: _Family, num_heads: int) -> int:
     return num_kv_heads
 
 
-def _head_dim(fields: JsonFields, num_heads: int) -> int:
+def _head_dim(fields: JsonFields, hidden_size: int, num_heads: int) -> int:
     head_dim = fields.optional_count("head_dim")
     if head_dim is None:
-        hidden_size = fields.count("hidden_size")
         head_dim, rest = divmod(hidden_size, num_heads)
         if rest or not head_dim:
             raise ConfigError("hidden_size", hidden_size, f"a multiple of num_attention_heads = {num_heads}")
+    if head_dim > _MAX_HEAD_DIM:
+        raise UnsupportedModel("head_dim", head_dim, f"at most {_MAX_HEAD_DIM}")
     return _width("head_dim", head_dim)
 
 
@@ -211,14 +241,15 @@ def _width(name: str, elements: int) -> int:
 
 def _windows(fields: JsonFields, family: _Family, num_layers: int) -> tuple[int | None, ...]:
     window = None
-    if family.sliding_window and (family.window_switch is None or fields.flag(family.window_switch, False)):
+    if family.sliding_window is None:
+        return (None,) * num_layers
+    if family.window_switch is None or fields.flag(family.window_switch, False):
         window = fields.optional_count("sliding_window", family.sliding_window)
-    if not family.window_by_layer:
-        return (window,) * num_layers
 
+    # A Mistral with layer_types is a Ministral to transformers, which differs in nothing else.
     layer_types = fields.raw("layer_types")
     if layer_types is None:
-        num_full = fields.count("max_window_layers", 28, minimum=0)
+        num_full = 0 if family.windows_after is None else fields.count(family.windows_after, 28, minimum=0)
         return tuple(window if layer >= num_full else None for layer in range(num_layers))
     # A sliding layer without a window would silently become a full one.
     known = ["full_attention"] if window is None else ["full_attention", "sliding_attention"]
@@ -226,6 +257,7 @@ def _windows(fields: JsonFields, family: _Family, num_layers: int) -> tuple[int 
         raise ConfigError("layer_types", brief(layer_types), f"a list with one entry for each of {num_layers} layers")
     for layer_type in layer_types:
         if layer_type not in known:
-            hint = "" if window else f" (no sliding window: see sliding_window and {family.window_switch})"
+            switch = "" if family.window_switch is None else f" and {family.window_switch}"
+            hint = "" if window else f" (no sliding window: see sliding_window{switch})"
             raise UnsupportedModel("layer_types", brief(layer_type), " or ".join(known) + hint)
     return tuple(window if layer_type == "sliding_attention" else None for layer_type in layer_types)

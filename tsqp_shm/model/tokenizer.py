@@ -1,62 +1,126 @@
-"""Text to token ids and back, at once or token by token, as the tokenizer.json of a model folder says."""
+"""Text to token ids and back, at once or token by token, as the tokenizer files of a model folder say."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import tokenizers
 
 from tsqp_shm.errors import ModelFileError, RequestError
+from tsqp_shm.model.added_tokens import TokenizerConfig
 from tsqp_shm.model.chat_template import ChatTemplate
+from tsqp_shm.model.confined import DEADLINE_S, ConfinedError, ConfinedProcess, NoProcessError
+from tsqp_shm.model.files import MAX_TOKENIZER_BYTES, is_there, printable, read_file
 from tsqp_shm.model.text_stream import TextStream
+
+TOKENIZER_FILE = "tokenizer.json"
+# Of the files of older tokenizers.
+HOW_TO_MAKE_ONE = "transformers makes one: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+# To read a tokenizer.json: the largest real ones take some seconds.
+_READING_DEADLINE_S = 30.0
+# A tokenizer encodes a multiple of that in a second.
+_CHARACTERS_PER_SECOND = 10_000
 
 
 class Tokenizer:
-    """The tokenizer of a model folder.
+    """The tokenizer of a model folder: tokenizer.json, and the tokens that are named beside it.
 
-    Source: transformers' `PreTrainedTokenizerFast`, without its optional clean-up of spaces.
+    It is read first, and texts are encoded, in a process of its own (`model/confined.py`): a malformed file can end the
+    process that reads it, and an expression in it may backtrack for ever. Tokens become text here, because that is done
+    for each one. Where the system starts no process, all of it is done here, unbounded.
+
+    Source: transformers' `TokenizersBackend`. Its classes that put a normalizer and a pre-tokenizer of their own in the
+        place of the file's are not followed.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, folder: Path) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        folder: Path,
+        config: TokenizerConfig | None = None,
+        process: ConfinedProcess | None = None,
+    ) -> None:
+        """Args:
+        config: what the folder says beside tokenizer.json; the backend has been told.
+        process: one that has been given the same tokenizer; None: texts are encoded here.
+        """
         self._backend, self._folder = backend, folder
+        self._config, self._process = config or TokenizerConfig(), process
         # A tokenizer.json keeps the limits of whoever saved it last; a prompt is never cut or padded here.
         backend.no_truncation()
         backend.no_padding()
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """Loads tokenizer.json.
+        """Loads tokenizer.json, tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 
         Raises:
-            ModelFileError: the file is missing or malformed.
+            ModelFileError: a file is missing or malformed.
+            UnsupportedModel: a field asks for what is not done here.
         """
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise ModelFileError(path, "no such file; only models with a fast tokenizer are supported")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        # The library raises bare Exception for every malformed file.
-        except Exception as error:
-            raise ModelFileError(path, f"not a tokenizer: {error}") from error
-        return cls(backend, folder)
+        path = folder / TOKENIZER_FILE
+        if not is_there(path):
+            raise ModelFileError(path, f"no such file; {HOW_TO_MAKE_ONE}")
+        content = read_file(path, MAX_TOKENIZER_BYTES)
+        with contextlib.ExitStack() as stack:
+            confined = ConfinedProcess(len(content))
+            stack.callback(confined.close)
+            process: ConfinedProcess | None = confined
+            with _of_file(path):
+                try:
+                    confined.prepare(b"T", content, _READING_DEADLINE_S)
+                except NoProcessError:
+                    process = None
+                backend = tokenizers.Tokenizer.from_buffer(content)
+            config = TokenizerConfig.from_folder(folder, backend)
+            with _of_file(path):
+                if process is not None:
+                    trial = [config.tokens_to_add(backend), config.splits_special_tokens]
+                    process.prepare(b"A", json.dumps(trial).encode(), _READING_DEADLINE_S)
+                config.add_to(backend)
+            stack.pop_all()
+        return cls(backend, folder, config, process)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Returns the token ids; `add_special_tokens=False` is for a prompt that a chat template made.
 
         Raises:
-            RequestError: the text holds lone surrogates, which no tokenizer can represent.
+            RequestError: the text holds lone surrogates, which no tokenizer can represent; or the tokenizer fails on it
+                or takes too long.
         """
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except TypeError as error:
+            content = text.encode()
+        except UnicodeEncodeError as error:
             raise RequestError("text", ascii(text)[:80], "text that UTF-8 can encode") from error
+        try:
+            if self._process is None:
+                ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            else:
+                deadline_s = DEADLINE_S + len(text) / _CHARACTERS_PER_SECOND
+                ids = _ids(self._process.ask(b"E" if add_special_tokens else b"e", content, deadline_s))
+        except NoProcessError:
+            self._process = None
+            return self.encode(text, add_special_tokens)
+        except BaseException as error:
+            expected = f"text that the model's tokenizer can encode: {_library_error(error)}"
+            raise RequestError("text", text[:60], expected) from error
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Returns the text; ids beyond the vocabulary (a padded embedding has some) give nothing."""
-        text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        """Returns the text; ids beyond the vocabulary (a padded embedding has some) give nothing.
+
+        Raises:
+            ModelFileError: the tokenizer fails on them.
+        """
+        try:
+            text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        except BaseException as error:
+            reason = f"the tokenizer cannot decode: {_library_error(error)}"
+            raise ModelFileError(self._folder / TOKENIZER_FILE, reason) from error
         return text
 
     def stream(self, prompt_token_ids: Sequence[int] = (), skip_special_tokens: bool = True) -> TextStream:
@@ -80,9 +144,44 @@ class Tokenizer:
             ConfigError: the model has no chat template.
             ModelFileError: its template is malformed.
             RequestError: the template refuses the messages.
+            LimitError: the system starts no process, which a template needs.
         """
         return self._chat_template.render(messages, add_generation_prompt)
 
+    def close(self) -> None:
+        """Ends the process of its own; it is started again where it is needed again."""
+        if self._process is not None:
+            self._process.close()
+
     @cached_property
     def _chat_template(self) -> ChatTemplate:
-        return ChatTemplate.from_folder(self._folder)
+        return ChatTemplate.from_folder(self._folder, self._config, self._process or ConfinedProcess())
+
+
+@contextlib.contextmanager
+def _of_file(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        raise ModelFileError(path, f"not a tokenizer: {_library_error(error)}") from error
+
+
+def _ids(answer: bytes) -> list[int]:
+    """UNTRUSTED: an answer of the confined process; that ids are of the vocabulary is looked at with each request."""
+    try:
+        ids = json.loads(answer)
+    except (ValueError, RecursionError):
+        ids = None
+    if not isinstance(ids, list) or not all(type(token_id) is int for token_id in ids):
+        raise ConfinedError("the confined process does not answer in form")
+    return ids
+
+
+def _library_error(error: BaseException) -> str:
+    """What the library says of a text or a file; anything else is raised again."""
+    if isinstance(error, ConfinedError):
+        return str(error)
+    # It raises bare Exception for whatever it refuses, and a panic of it is no Exception.
+    if type(error) is not Exception and type(error).__name__ != "PanicException":
+        raise error
+    return printable(error)

@@ -1,15 +1,11 @@
-"""A checkpoint on disk as read-only, zero-copy arrays, and the bfloat16 that numpy does not have.
-
-safetensors validates a file (header, offsets, length), then numpy maps it: safetensors' own numpy front can't
-give a BF16 tensor, and a copy of each weight would double the memory of a process that only passes it on.
-"""
+"""The weights of a model folder by the names of the network, and the bfloat16 that numpy does not have."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,19 +13,25 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from tsqp_shm.errors import ModelFileError
+from tsqp_shm.model.files import MAX_INDEX_BYTES, is_there, printable
 from tsqp_shm.model.json_fields import brief, read_json_object
+from tsqp_shm.model.tensor_file import MAX_HEADER_BYTES, TensorFile
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+# Of what transformers' classes for these models call their inner model.
+_PREFIX = "model."
+# Each is a descriptor; no model is known that has as many.
+_MAX_SHARDS = 512
 
-Dtype = Literal["BF16", "F16", "F32"]
+Dtype = Literal["BF16", "F16", "F32", "F64"]
 _STORAGE: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
 }
 
 
@@ -38,8 +40,7 @@ class Tensor:
     """One weight.
 
     Attributes:
-        data: a read-only view of the mapped file: uint16 (the bits) for BF16, float16, float32. The view
-            keeps the mapping alive, also after the checkpoint is closed.
+        data: its elements, of this process alone: uint16 (the bits) for BF16, else floating point.
     """
 
     name: str
@@ -47,55 +48,97 @@ class Tensor:
     data: NDArray[Any]
 
     def to_float32(self) -> NDArray[np.float32]:
-        """Returns the values, exactly; a copy unless they are float32 already."""
+        """Returns the values, exactly but for F64, which rounds to nearest even; no view of another array."""
         if self.dtype == "BF16":
             return bfloat16_to_float32(self.data)
         return self.data.astype(np.float32, copy=False)
 
 
 class Checkpoint:
-    """The weights of a model folder; a context manager, though a view outlives it (see `Tensor`)."""
+    """The weights of a model folder; a context manager.
 
-    def __init__(self, folder: Path, tensors: dict[str, _Entry]) -> None:
+    A tensor is found under its name in the network, and also without the `model.` before it, as a base model saves it,
+    or with one more.
+
+    Source: transformers' `rename_source_key`.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[TensorFile]) -> None:
         self._folder = folder
-        self._tensors: dict[str, _Entry] | None = tensors
+        self._files = tuple(files)
+        self._file_of: dict[str, TensorFile] | None = {}
+        for file in files:
+            for name in file.tensors:
+                first = self._file_of.setdefault(name, file)
+                if first is not file:
+                    raise ModelFileError(file.path, f"tensor {printable(name)!r} is in {first.path.name} too")
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Validates and maps `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+        """Reads the header of `model.safetensors`, or those of the shards that `model.safetensors.index.json` names.
 
         Raises:
             ModelFileError: a file is missing, truncated or malformed; the message names it.
         """
-        if (folder / SINGLE_FILE).exists():
-            return cls(folder, _map_file(folder / SINGLE_FILE))
-        if not (folder / INDEX_FILE).exists():
-            raise ModelFileError(folder, f"no weights: expected {SINGLE_FILE} or {INDEX_FILE}")
-        return cls(folder, _map_shards(folder / INDEX_FILE))
+        single, index = folder / SINGLE_FILE, folder / INDEX_FILE
+        if not is_there(single) and not is_there(index):
+            raise ModelFileError(folder, f"no weights: expected {SINGLE_FILE} or {INDEX_FILE}{_what_else(folder)}")
+        with ExitStack() as stack:
+            left_bytes = MAX_HEADER_BYTES
+
+            def open_file(path: Path) -> TensorFile:
+                nonlocal left_bytes
+                file = TensorFile.open(path, left_bytes)
+                stack.callback(file.close)
+                left_bytes -= file.header_bytes
+                return file
+
+            if is_there(single):
+                checkpoint = cls(folder, [open_file(single)])
+            else:
+                shard_of = _shards(index)
+                files = {shard: open_file(folder / shard) for shard in sorted(set(shard_of.values()))}
+                for name, shard in shard_of.items():
+                    if name not in files[shard].tensors:
+                        reason = f"tensor {printable(name)!r}, which the index puts here, is missing"
+                        raise ModelFileError(folder / shard, reason)
+                checkpoint = cls(folder, list(files.values()))
+            stack.pop_all()
+        return checkpoint
 
     def names(self) -> tuple[str, ...]:
-        return tuple(self._entries())
+        """As they stand in the files."""
+        return tuple(self._open())
+
+    def __contains__(self, name: str) -> bool:
+        return self._stored_name(name) is not None
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Returns a weight after checking that it has the shape that the model's config implies.
+        """Reads a weight that has the shape that the model's config implies.
 
         Raises:
-            ModelFileError: no such tensor, another shape, or a dtype other than BF16, F16 and F32.
+            ModelFileError: no such tensor, two of them, another shape, a dtype other than BF16, F16, F32 and F64, or a
+                file that was truncated since it was opened.
         """
-        entry = self._entries().get(name)
-        if entry is None:
-            raise ModelFileError(self._folder, f"no tensor named {name!r} in the checkpoint")
-        if entry.shape != shape:
-            reason = f"tensor {name!r} has shape {list(entry.shape)}, the config implies {list(shape)}"
-            raise ModelFileError(entry.path, reason)
-        if entry.dtype not in _STORAGE:
-            reason = f"tensor {name!r} is {entry.dtype}; supported: {', '.join(_STORAGE)}"
-            raise ModelFileError(entry.path, reason)
-        return Tensor(name, entry.dtype, entry.view())  # type: ignore[arg-type]  # the keys of _STORAGE
+        file, stored_name = self._find(name, shape)
+        dtype = file.tensors[stored_name].dtype
+        return Tensor(name, dtype, file.read(stored_name, _STORAGE[dtype]))  # type: ignore[arg-type]  # of _STORAGE
+
+    def require(self, tensors: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+        """Looks for tensors before anything of their sizes is allocated, and reads none.
+
+        Raises:
+            ModelFileError: as `tensor`.
+        """
+        for name, shape in tensors:
+            self._find(name, shape)
 
     def close(self) -> None:
-        """Lets go of the files; each is unmapped when the last view of it is gone."""
-        self._tensors = None
+        """Lets go of the files."""
+        if self._file_of is not None:
+            self._file_of = None
+            for file in self._files:
+                file.close()
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -105,10 +148,32 @@ class Checkpoint:
     ) -> None:
         self.close()
 
-    def _entries(self) -> dict[str, _Entry]:
-        if self._tensors is None:
+    def _find(self, name: str, shape: tuple[int, ...]) -> tuple[TensorFile, str]:
+        stored_name = self._stored_name(name)
+        if stored_name is None:
+            raise ModelFileError(self._folder, f"no tensor named {name!r} in the checkpoint")
+        file = self._open()[stored_name]
+        tensor = file.tensors[stored_name]
+        if tensor.shape != shape:
+            reason = f"tensor {stored_name!r} has shape {list(tensor.shape)}, the config implies {list(shape)}"
+            raise ModelFileError(file.path, reason)
+        if tensor.dtype not in _STORAGE:
+            reason = f"tensor {stored_name!r} is {tensor.dtype}; supported: {', '.join(_STORAGE)}"
+            raise ModelFileError(file.path, reason)
+        return file, stored_name
+
+    def _stored_name(self, name: str) -> str | None:
+        files = self._open()
+        found = [stored for stored in {name, _PREFIX + name, name.removeprefix(_PREFIX)} if stored in files]
+        if len(found) > 1:
+            reason = f"tensors {' and '.join(map(repr, sorted(found)))} are both there, and mean the same weight"
+            raise ModelFileError(self._folder, reason)
+        return found[0] if found else None
+
+    def _open(self) -> dict[str, TensorFile]:
+        if self._file_of is None:
             raise ModelFileError(self._folder, "the checkpoint is closed")
-        return self._tensors
+        return self._file_of
 
 
 def bfloat16_to_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -152,60 +217,29 @@ def write_safetensors(path: Path, tensors: Mapping[str, NDArray[np.uint16]]) -> 
         os.fsync(file.fileno())
 
 
-@dataclass(frozen=True, eq=False)
-class _Entry:
-    """Where a tensor lies in a mapped file."""
-
-    path: Path
-    mapping: NDArray[np.uint8]
-    dtype: str
-    shape: tuple[int, ...]
-    offset_bytes: int
-
-    def view(self) -> NDArray[Any]:
-        storage = _STORAGE[self.dtype]
-        end = self.offset_bytes + math.prod(self.shape) * storage.itemsize
-        # np.asarray drops the memmap subclass; the plain view still holds the mapping through `.base`.
-        view = np.asarray(self.mapping[self.offset_bytes : end]).view(storage).reshape(self.shape)
-        # The format does not align tensors; kernels and torch need them aligned, so a stray one is copied.
-        aligned = np.require(view, requirements="A")
-        aligned.flags.writeable = False
-        return aligned
-
-
-def _map_file(path: Path) -> dict[str, _Entry]:
-    if not path.is_file():
-        raise ModelFileError(path, "no such file")
-    try:
-        with safe_open(str(path), framework="numpy"):
-            mapping = np.memmap(path, dtype=np.uint8, mode="r")
-        header_bytes = int.from_bytes(mapping[:8].tobytes(), "little")
-        header = json.loads(mapping[8 : 8 + header_bytes].tobytes())
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelFileError(path, f"not a whole safetensors file: {error}") from error
-    header.pop("__metadata__", None)
-    return {
-        name: _Entry(path, mapping, info["dtype"], tuple(info["shape"]), 8 + header_bytes + info["data_offsets"][0])
-        for name, info in header.items()
-    }
-
-
-def _map_shards(index: Path) -> dict[str, _Entry]:
-    shard_of = read_json_object(index).get("weight_map")
+def _shards(index: Path) -> dict[str, str]:
+    """Returns the shard of each tensor that the index names."""
+    shard_of = read_json_object(index, MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise ModelFileError(index, "weight_map is missing, empty or not an object")
-    shards: dict[str, dict[str, _Entry]] = {}
     for shard in shard_of.values():
         if not _is_plain_name(shard):
             raise ModelFileError(index, f"weight_map names {brief(shard)!r}, not a file of this folder")
-        if shard not in shards:
-            shards[shard] = _map_file(index.parent / shard)
-    for name, shard in shard_of.items():
-        if name not in shards[shard]:
-            raise ModelFileError(index.parent / shard, f"tensor {name!r}, which the index puts here, is missing")
-    return {name: shards[shard][name] for name, shard in shard_of.items()}
+    if len(set(shard_of.values())) > _MAX_SHARDS:
+        raise ModelFileError(index, f"weight_map names more than {_MAX_SHARDS} files")
+    return shard_of
 
 
 def _is_plain_name(name: object) -> bool:
     # Symbolic links are followed: the Hugging Face cache is made of them. Only the index may not walk away.
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\0"}
+    return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and name.isprintable()
+
+
+def _what_else(folder: Path) -> str:
+    """What is said about the weights that are there in place of those that are expected."""
+    for name in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
+        if is_there(folder / name):
+            # NOTE: a pickle runs code of its author's when it is loaded; it is nothing for a trusted process.
+            convert = "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+            return f"; {name} is a pickle, which transformers converts: {convert}"
+    return ""

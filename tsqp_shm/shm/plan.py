@@ -47,11 +47,17 @@ class Model(Protocol):
     def windows(self) -> tuple[int | None, ...]: ...
     @property
     def linear_roles(self) -> LinearRoles: ...
+    @property
+    def is_tied(self) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a plan takes of its model."""
+    """What a plan takes of its model.
+
+    Attributes:
+        is_tied: decides nothing here, but both sides have to read the same of their checkpoints.
+    """
 
     num_layers: int
     hidden_size: int
@@ -62,6 +68,7 @@ class Geometry:
     vocab_size: int
     windows: tuple[int | None, ...]
     linear_roles: LinearRoles
+    is_tied: bool
 
     @classmethod
     def of(cls, model: Model) -> Geometry:
@@ -83,7 +90,9 @@ class Geometry:
             raise ConfigError("geometry", sorted(values), f"the fields {', '.join(cls.__dataclass_fields__)}")
         tuples = {"windows": _windows(values["windows"]), "linear_roles": _linear_roles(values["linear_roles"])}
         for field, value in values.items():
-            if field not in tuples and type(value) is not int:
+            if field == "is_tied" and type(value) is not bool:
+                raise ConfigError(field, value, "true or false")
+            if field not in (*tuples, "is_tied") and type(value) is not int:
                 raise ConfigError(field, value, "a number")
         return cls(**{**values, **tuples})
 
@@ -110,7 +119,7 @@ def _linear_roles(value: Any) -> LinearRoles:
 
 
 # An arena that carries no model: of a trial, a benchmark or a test.
-NO_MODEL = Geometry(1, 0, 0, 0, 0, 0, 0, (None,), ())
+NO_MODEL = Geometry(1, 0, 0, 0, 0, 0, 0, (None,), (), is_tied=False)
 NO_LIMITS = Limits("float32", max_model_len=1, max_num_seqs=1, max_batch_tokens=1, tile_rows=1, tiles_in_flight=2)
 
 # Rows that records address by number, or one tile of attention, whose use follows from its segments.

@@ -95,7 +95,9 @@ class Runtime:
             TsqpError: what kept it from coming up; nothing is left behind.
         """
         network = Network.of(spec)
-        limits = config.limits(spec.max_position_embeddings, network.layer_parameters)
+        limits = config.limits(spec.max_positions, network.layer_parameters)
+        # Sizes are the config's word until the weights bear them out.
+        checkpoint.require(network.tensors())
         make_engine = ENGINES[limits.mode](network, checkpoint)
         _native.set_num_threads(config.threads().tee)
         statistics = Statistics() if recorder is None else TracedStatistics(recorder)

@@ -1,0 +1,371 @@
+"""What a model's author wrote runs in a process of its own: bounded, with nothing worth taking, never left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from local_session import LocalGpus
+from models import RandomModel
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
+
+from tsqp_shm import LLM
+from tsqp_shm.errors import ConfigError, LimitError, ModelFileError, RequestError
+from tsqp_shm.model import chat_template, confined, tokenizer
+from tsqp_shm.model.added_tokens import TokenizerConfig
+from tsqp_shm.model.chat_template import ChatTemplate
+from tsqp_shm.model.confined import ConfinedError, ConfinedProcess
+from tsqp_shm.model.tokenizer import Tokenizer
+
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def byte_level() -> dict:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Backend(models.BPE({character: index for index, character in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return json.loads(backend.to_str())
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(byte_level()))
+    return tmp_path
+
+
+def edit_tokenizer(folder: Path, **parts: object) -> None:
+    content = byte_level()
+    content.update({name: part for name, part in parts.items() if name != "model"})
+    content["model"].update(parts.get("model", {}))
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def render(folder):
+    """Renders a template."""
+    process = ConfinedProcess()
+
+    def render_source(source: str) -> str:
+        (folder / "chat_template.jinja").write_text(source)
+        return ChatTemplate.from_folder(folder, TokenizerConfig(), process).render(HELLO, True)
+
+    yield render_source
+    process.close()
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Deadlines that a test can wait for."""
+    monkeypatch.setattr(confined.ConfinedProcess.prepare, "__defaults__", (0.5,))
+    monkeypatch.setattr(confined.ConfinedProcess.ask, "__defaults__", (0.5,))
+    monkeypatch.setattr(tokenizer, "DEADLINE_S", 0.5)
+
+
+@pytest.fixture
+def read_folder(folder):
+    """Reads the tokenizer of the folder; closed at the end, as the traceback of an error may hold it."""
+    opened = []
+
+    def read() -> Tokenizer:
+        opened.append(Tokenizer.from_folder(folder))
+        return opened[-1]
+
+    yield read
+    for one in opened:
+        one.close()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def processor_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_for_the_end_of(pid: int, within_s: float) -> None:
+    end = time.monotonic() + within_s
+    while is_alive(pid):
+        assert time.monotonic() < end, "it is still alive"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("source", [ENDLESS, "{{ 9**(9**9) }}"])
+def test_a_template_that_does_not_end_is_one_error(render, hasty, source):
+    with pytest.raises((RequestError, ModelFileError), match="longer than it may"):
+        render(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{{ ('a' * 3000000000)|length }}", "more memory than it may"),
+        ("{% set l = [0] * 3000000000 %}", "more memory than it may"),
+        ("{{ 'a' * 20000000 }}", "more than 8,388,608 characters"),
+        ("{% macro f(n) %}{{ f(n+1) }}{% endmacro %}{{ f(0) }}", "nested too deep"),
+        ("{{ raise_exception('\x1b]0;owned\x07\nsecond line') }}", r"\?\]0;owned\? second line"),
+        ("{{ (raise_exception|attr('__globals__'))['json'] }}", "unsafe"),
+        ("{{ messages[0].content.__class__.__mro__ }}", "unsafe"),
+    ],
+)
+def test_what_a_template_does_not_get_is_one_error(render, source, said):
+    with pytest.raises(RequestError, match=said) as caught:
+        render(source)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("source", ["{{ " + "(" * 100_000 + " }}", "{{ " + "-" * 50_000 + "1 }}", "{% \x1b %}", "{{"])
+def test_a_template_that_is_none_is_one_error_that_names_its_file(render, source):
+    with pytest.raises(ModelFileError, match=r"chat_template\.jinja: malformed chat template") as caught:
+        render(source)
+    assert str(caught.value).isprintable()
+
+
+SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
+NO_NORMALIZER = {"type": "Precompiled", "precompiled_charsmap": "/////wAAAAA="}
+BAD_TEMPLATES = [
+    {"single": [{"SpecialToken": {"id": "[X]", "type_id": 0}}], "pair": []},
+    {"single": [{"Sequence": {"id": "B", "type_id": 0}}], "pair": [{"Sequence": {"id": "A", "type_id": 0}}]},
+]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"normalizer": NO_NORMALIZER},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"pre_tokenizer": {**SPLIT, "pattern": {"Regex": "\x1b("}}},
+        {"version": "\x1b[2J"},
+        {"decoder": {"type": "Strip", "content": "a", "start": 2**64 - 1, "stop": 2**64 - 1}},
+        *({"post_processor": {"type": "TemplateProcessing", "special_tokens": {}, **bad}} for bad in BAD_TEMPLATES),
+    ],
+    ids=lambda parts: next(iter(parts)),
+)
+def test_a_tokenizer_that_would_end_the_process_is_one_error(folder, parts, capfd):
+    edit_tokenizer(folder, **parts)
+    with pytest.raises(ModelFileError, match=r"tokenizer\.json: not a tokenizer") as caught:
+        Tokenizer.from_folder(folder)
+    assert str(caught.value).isprintable()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        ({"pre_tokenizer": {**SPLIT, "pattern": {"Regex": "(a|aa|a+)+$"}}}, "a" * 40 + "b"),
+        ({"pre_tokenizer": None, "model": {"vocab": {"a": 0}, "unk_token": "nope"}}, "b"),
+    ],
+    ids=["backtracks", "has no token for it"],
+)
+def test_a_text_that_a_tokenizer_fails_on_is_that_request_s_error(read_folder, folder, parts, text, capfd):
+    edit_tokenizer(folder, **parts)
+    read = read_folder()
+    with pytest.raises(RequestError, match="text that the model's tokenizer can encode"):
+        read.encode(text)
+    assert capfd.readouterr().err == ""
+    assert read.encode("a") == read.encode("a")
+
+
+def test_a_text_that_takes_too_long_is_that_request_s_error(read_folder, folder, hasty):
+    # Each match gives up after ten million steps; a text of many beginnings has as many of them.
+    edit_tokenizer(folder, pre_tokenizer={**SPLIT, "pattern": {"Regex": "(a|aa|a+){1,18}c"}})
+    read = read_folder()
+    with pytest.raises(RequestError, match="text that the model's tokenizer can encode"):
+        read.encode(("a" * 18 + "b") * 300)
+    assert read.encode("ab") == [64, 65]
+
+
+def test_it_is_kept_from_one_text_to_the_next_and_started_again_where_it_was_killed(folder):
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    read = Tokenizer.from_folder(folder)
+    first = children()
+    assert read.encode("ab") == [64, 65]
+    assert read.apply_chat_template(HELLO) == "Hello"
+    assert children() == first
+    os.kill(first[0], signal.SIGKILL)
+    wait_for_the_end_of(first[0], 5)
+    assert read.encode("ab") == [64, 65]
+    assert read.apply_chat_template(HELLO) == "Hello"
+    second = children()
+    assert len(second) == 1
+    assert second != first
+
+
+def children() -> list[int]:
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        # A thread may end meanwhile.
+        with contextlib.suppress(OSError):
+            found += [int(pid) for pid in (task / "children").read_text().split()]
+    return found
+
+
+def test_it_has_no_environment_and_no_descriptor_of_its_owner(folder, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    _read, write = os.pipe()
+    os.set_inheritable(write, True)
+    read = Tokenizer.from_folder(folder)
+    (pid,) = children()
+    assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes()
+    held = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    assert all(target.startswith("socket:") or target == os.devnull for target in held)
+    assert f"pipe:[{os.fstat(write).st_ino}]" not in held
+    os.close(_read)
+    os.close(write)
+    del read
+
+
+def test_it_is_gone_with_its_tokenizer_and_with_a_closed_llm(tmp_path):
+    folder = RandomModel("llama").write(tmp_path / "model")
+    (folder / "tokenizer.json").write_text(json.dumps(byte_level()))
+    with LocalGpus(folder).llm(dtype="float32") as llm:
+        assert len(children()) == 1
+    assert children() == []
+    read = Tokenizer.from_folder(folder)
+    assert len(children()) == 1
+    del read
+    assert children() == []
+    assert llm.tokenizer.encode("ab") == [64, 65]
+    llm.tokenizer.close()
+
+
+def test_it_is_gone_with_an_llm_that_does_not_come_up(tmp_path):
+    folder = RandomModel("llama").write(tmp_path / "model")
+    (folder / "tokenizer.json").write_text(json.dumps(byte_level()))
+    with pytest.raises(ConfigError, match="start_gpu"):
+        LLM(folder, start_gpu=refuse)
+    assert children() == []
+
+
+def refuse(session: object) -> None:
+    raise ConfigError("start_gpu", None, "another day")
+
+
+def test_threads_take_turns(folder):
+    read = Tokenizer.from_folder(folder)
+    found: dict[int, list[list[int]]] = {}
+
+    def encode(number: int) -> None:
+        found[number] = [read.encode(chr(97 + number) * length) for length in range(50)]
+
+    threads = [threading.Thread(target=encode, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {number: [[64 + number] * length for length in range(50)] for number in range(4)}
+
+
+def test_a_forked_child_has_one_of_its_own(folder, forked):
+    read = Tokenizer.from_folder(folder)
+    (own,) = children()
+
+    def use_and_drop() -> None:
+        nonlocal read
+        assert read.encode("ab") == [64, 65]
+        assert children() != [own]
+        del read
+
+    forked(use_and_drop).join()
+    assert is_alive(own)
+    assert read.encode("ab") == [64, 65]
+    assert children() == [own]
+
+
+def test_it_ends_with_its_owner_however_that_ends(folder, forked):
+    told, tell = os.pipe()
+
+    def own() -> None:
+        read = Tokenizer.from_folder(folder)
+        os.write(tell, f"{children()[0]}\n".encode())
+        signal.pause()
+        del read
+
+    owner = forked(own)
+    pid = int(os.read(told, 100))
+    owner.kill()
+    wait_for_the_end_of(pid, 10)
+    os.close(told)
+    os.close(tell)
+
+
+@pytest.mark.long
+def test_one_that_never_ends_and_has_no_owner_any_more_ends_by_its_alarm(folder, forked):
+    (folder / "chat_template.jinja").write_text(ENDLESS)
+    told, tell = os.pipe()
+
+    def own() -> None:
+        read = Tokenizer.from_folder(folder)
+        os.write(tell, f"{children()[0]}\n".encode())
+        read.apply_chat_template(HELLO)
+
+    owner = forked(own)
+    pid = int(os.read(told, 100))
+    while processor_s(pid) < 1:
+        time.sleep(0.01)
+    owner.kill()
+    assert is_alive(pid)
+    wait_for_the_end_of(pid, 20)
+    os.close(told)
+    os.close(tell)
+
+
+def test_an_exception_of_a_signal_handler_does_not_leave_an_answer_for_the_next(folder, read_folder):
+    (folder / "chat_template.jinja").write_text(ENDLESS)
+    read = read_folder()
+
+    def interrupt(number: int, frame: object) -> None:
+        raise InterruptedError("by a handler")
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(InterruptedError, match="by a handler"):
+            read.apply_chat_template(HELLO)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert read.encode("ab") == [64, 65]
+
+
+def test_where_no_process_starts_texts_are_encoded_here_and_templates_refused(folder, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    (folder / "chat_template.jinja").write_text("x")
+    read = Tokenizer.from_folder(folder)
+    assert read.encode("ab") == [64, 65]
+    assert read.decode([64, 65]) == "ab"
+    with pytest.raises(LimitError, match=r"processes.*No such file"):
+        read.apply_chat_template(HELLO)
+
+
+def test_where_the_system_stops_starting_them_a_text_is_encoded_here(folder, monkeypatch):
+    read = Tokenizer.from_folder(folder)
+    read.close()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert read.encode("ab") == [64, 65]
+
+
+def test_an_answer_out_of_form_ends_it(monkeypatch, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("import os, time; os.write(1, b'?' * 9); time.sleep(60)")
+    monkeypatch.setattr(confined.confined_program, "__file__", str(program))
+    with pytest.raises(ConfinedError, match="does not answer in form"):
+        ConfinedProcess().ask(b"E", b"")
+
+
+def test_the_trusted_process_does_not_import_the_template_engine():
+    assert "jinja2" not in Path(chat_template.__file__).read_text().replace("jinja2's sandbox", "")

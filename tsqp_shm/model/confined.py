@@ -1,0 +1,220 @@
+"""The owner's end of the process in which what a model's author wrote is run (`model/confined_program.py`).
+
+It is started when a tokenizer is read and kept, so that a prompt costs two passages of a socket, some 0.1 ms. What ends
+it (a deadline, memory, a crash of a library) is one error; the next request starts another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+from tsqp_shm.model import confined_program
+from tsqp_shm.model.confined_program import HEADER, MAX_ANSWER_BYTES
+from tsqp_shm.model.files import printable
+
+# To encode some text, to compile a template or to render it: a hundred times what real ones take.
+DEADLINE_S = 4.0
+# What the interpreter and the libraries map, and what of it a template may take.
+_MEMORY_BYTES = 1 << 30
+# A tokenizer.json takes some twelve times its size while it is read.
+_MEMORY_PER_BYTE = 32
+# What an interpreter needs to find its libraries, and a template the date.
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "TZ")
+
+_owners: weakref.WeakSet[ConfinedProcess] = weakref.WeakSet()
+
+
+class ConfinedError(Exception):
+    """What was asked of the confined process failed there; the caller says whose fault that is."""
+
+
+class NoProcessError(Exception):
+    """The system starts no process."""
+
+
+class ConfinedProcess:
+    """Any thread may ask, one after the other."""
+
+    def __init__(self, content_bytes: int = 0) -> None:
+        """Args:
+        content_bytes: size of the largest file that it will read.
+        """
+        self._memory_bytes = _MEMORY_BYTES + _MEMORY_PER_BYTE * content_bytes
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._end: weakref.finalize[..., ConfinedProcess] | None = None
+        self._prepared: dict[bytes, tuple[bytes, float]] = {}
+        _owners.add(self)
+
+    def prepare(self, request: bytes, content: bytes, deadline_s: float = DEADLINE_S) -> None:
+        """Asks for what later requests build upon; a process that is started anew is asked for it first.
+
+        Raises:
+            ConfinedError: it failed; `NoProcessError` as `ask`.
+        """
+        self.ask(request, content, deadline_s)
+        self._prepared[request] = content, deadline_s
+
+    def ask(self, request: bytes, content: bytes, deadline_s: float = DEADLINE_S) -> bytes:
+        """Returns the answer.
+
+        Raises:
+            ConfinedError: the request failed, took too long or too much memory.
+            NoProcessError: the system starts no process.
+        """
+        with self._lock:
+            if self._process is not None and self._process.poll() is not None:
+                # Somebody has ended it since, the kernel for instance, where memory ran out.
+                self._stop()
+            if self._process is None:
+                self._start()
+                for prepared, (prepared_content, seconds) in self._prepared.items():
+                    self._exchange(prepared, prepared_content, seconds)
+            return self._exchange(request, content, deadline_s)
+
+    @property
+    def pid(self) -> int | None:
+        """None where it does not run."""
+        return None if self._process is None else self._process.pid
+
+    def close(self) -> None:
+        """Ends the process, whatever another thread waits for there; it is started again where it is needed again."""
+        process = self._process
+        if process is not None:
+            process.kill()
+        with self._lock:
+            self._stop()
+
+    def _start(self) -> None:
+        program = Path(confined_program.__file__)
+        # -I, -S: modules are looked for where this process has found its own, so that the libraries are the same, and
+        # neither in the folder it is started in nor by what its user has installed. -B: it writes no file.
+        path = [folder for folder in sys.path if folder]
+        start = f"import runpy, sys; sys.path[:] = {path!r}; runpy.run_path({str(program)!r}, run_name='__main__')"
+        # No pipe: writing to one whose reader has gone is a signal, which an embedding program may have made deadly.
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-ISB", "-c", start, str(self._memory_bytes)],
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    stderr=subprocess.DEVNULL,
+                    env={
+                        "TOKENIZERS_PARALLELISM": "false",
+                        **{name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                    },
+                    # Ctrl-C goes to the whole group of the terminal, and must not end it.
+                    start_new_session=True,
+                )
+            except OSError as error:
+                ours.close()
+                reason = error.strerror or printable(error)
+                raise NoProcessError(f"the system starts no process: {reason}") from error
+        self._process, self._channel = process, ours
+        self._end = weakref.finalize(self, _end, process, ours, os.getpid())
+
+    def _exchange(self, request: bytes, content: bytes, deadline_s: float) -> bytes:
+        try:
+            end = time.monotonic() + deadline_s
+            # Somewhat later than here, where the reason is known.
+            seconds = f"{deadline_s + 1:8.2f}".encode()
+            self._write(HEADER.pack(request, len(content)) + seconds + content, end)
+            verdict, size = HEADER.unpack(self._read(HEADER.size, end))
+            # UNTRUSTED: whoever breaks out of the sandbox in there says what he likes.
+            if verdict not in (b"+", b"-") or size > MAX_ANSWER_BYTES:
+                raise ConfinedError("the confined process does not answer in form")
+            answer = self._read(size, end)
+        except BaseException:
+            # Whatever it was, a signal handler's exception included, the next answer would be this request's.
+            self._stop()
+            raise
+        if verdict == b"-":
+            raise ConfinedError(printable(answer.decode(errors="replace")))
+        return answer
+
+    def _write(self, content: bytes, end: float) -> None:
+        left = memoryview(content)
+        while left:
+            with self._within(end) as channel:
+                left = left[channel.send(left, socket.MSG_NOSIGNAL) :]
+
+    def _read(self, size: int, end: float) -> bytes:
+        found = bytearray()
+        while len(found) < size:
+            with self._within(end) as channel:
+                piece = channel.recv(min(size - len(found), 1 << 20))
+            if not piece:
+                raise ConfinedError(self._how_it_ended())
+            found += piece
+        return bytes(found)
+
+    @contextlib.contextmanager
+    def _within(self, end: float) -> Iterator[socket.socket]:
+        """The channel, to be used once until then."""
+        assert self._channel is not None
+        try:
+            self._channel.settimeout(max(end - time.monotonic(), 0.001))
+            yield self._channel
+        except TimeoutError:
+            # A signal handler may raise one as well.
+            if time.monotonic() < end:
+                raise
+            raise ConfinedError("it takes longer than it may") from None
+        except (BrokenPipeError, ConnectionResetError):
+            raise ConfinedError(self._how_it_ended()) from None
+
+    def _how_it_ended(self) -> str:
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(1.0)
+            if code < 0:
+                return f"the process that runs it ended by {signal.Signals(-code).name}"
+            return f"the process that runs it ended with exit code {code}"
+        return "the process that runs it does not answer"
+
+    def _stop(self) -> None:
+        self._process = self._channel = None
+        if self._end is not None:
+            self._end()
+            self._end = None
+
+    def forget(self) -> None:
+        """In a forked child: the process is the parent's, and so is the lock, which a thread of its may hold."""
+        self._lock = threading.Lock()
+        if self._end is not None:
+            self._end.detach()
+            self._end = None
+        if self._channel is not None:
+            # The parent's end must be the last for the process to end with the parent.
+            self._channel.close()
+        if self._process is not None:
+            # Its Popen would wait for a child that this process has not.
+            self._process.returncode = 0
+        self._process = self._channel = None
+
+
+def _end(process: subprocess.Popen[bytes], channel: socket.socket, owner: int) -> None:
+    if os.getpid() == owner:
+        process.kill()
+        channel.close()
+        process.wait()
+
+
+def _forget_all() -> None:
+    for owner in list(_owners):
+        owner.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,92 @@
+"""The one way in which a file of a model folder is read.
+
+A model folder comes from somebody else: under any name there may lie a FIFO that never ends, a device, a folder, a link
+to one of these, or a file that fills the memory. Links are followed, because the Hugging Face cache is made of them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from tsqp_shm.errors import ModelFileError
+
+# Twice and more of what the largest real one has.
+MAX_CONFIG_BYTES = 4 << 20
+MAX_TOKENIZER_CONFIG_BYTES = 16 << 20
+MAX_TOKENIZER_BYTES = 256 << 20
+MAX_TEMPLATE_BYTES = 1 << 20
+MAX_INDEX_BYTES = 64 << 20
+
+# What an error quotes of a library that has read a file; the first words of these say what is wrong.
+_MAX_QUOTED = 300
+
+
+def is_there(path: Path) -> bool:
+    """Whether the folder has the name, whatever it leads to: what is there but cannot be read is never passed over."""
+    return os.path.lexists(path)
+
+
+def open_file(path: Path) -> int:
+    """Returns a descriptor of a regular file.
+
+    Raises:
+        ModelFileError: there is none, or something else.
+    """
+    try:
+        # Looked at before it is opened, as opening a device may do something; and again behind the descriptor.
+        _require_regular(path, path.stat())
+        # NONBLOCK: should it have become a FIFO in between, opening that must not wait.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except FileNotFoundError as error:
+        reason = "a link to nowhere" if is_there(path) else "no such file"
+        raise ModelFileError(path, reason) from error
+    except (OSError, ValueError) as error:
+        raise ModelFileError(path, getattr(error, "strerror", None) or printable(error)) from error
+    try:
+        _require_regular(path, os.fstat(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_file(path: Path, most_bytes: int) -> bytes:
+    """Returns the content of a regular file.
+
+    Raises:
+        ModelFileError: it cannot be read, is no regular file, or larger than allowed.
+    """
+    with os.fdopen(open_file(path), "rb") as file:
+        # Asked of the file before any memory is: what it grows to while it is read is left.
+        size_bytes = os.fstat(file.fileno()).st_size
+        if size_bytes > most_bytes:
+            raise ModelFileError(path, f"larger than {most_bytes:,} bytes, which no such file of a model is")
+        try:
+            return file.read(size_bytes)
+        except OSError as error:
+            raise ModelFileError(path, error.strerror or printable(error)) from error
+
+
+def read_text(path: Path, most_bytes: int) -> str:
+    """Raises:
+    ModelFileError: as `read_file`, or it is not UTF-8.
+    """
+    try:
+        return read_file(path, most_bytes).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelFileError(path, f"not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def printable(said: object) -> str:
+    """What a library says about a file, as a part of one line: it may quote the file, and at any length."""
+    text = " ".join(str(said).split())
+    text = "".join(character if character.isprintable() else "?" for character in text[: 4 * _MAX_QUOTED])
+    return text if len(text) <= _MAX_QUOTED else text[: _MAX_QUOTED - 3] + "..."
+
+
+def _require_regular(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+        raise ModelFileError(path, f"not a file but {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}")
