@@ -134,6 +134,19 @@ def test_an_answer_that_is_not_due_is_refused(against, misbehaviour, doorbell, e
     against(misbehaviour, expected, doorbell=doorbell)
 
 
+@pytest.mark.parametrize("doorbell", ALL)
+def test_a_gpu_process_without_a_heartbeat_is_never_ready(server, model, forked, doorbell):
+    """It answers READY in form, and has not written into the arena."""
+
+    def open_llm():
+        with pytest.raises(PeerTimeout, match="heartbeat in the arena"):
+            LLM(model, start_gpu=False, session=session, timeout_s=TIMEOUT_S, max_model_len=100, doorbell=doorbell)
+
+    session = next(SESSION_NAMES)
+    server.start(str(model), session, "no-pulse")
+    forked(open_llm).join()
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_an_answer_that_differs_in_one_field_is_refused(against, field):
     """Another epoch, another layer's result, slots and rows out of range."""
@@ -200,7 +213,7 @@ def test_memory_that_changes_under_the_tee_does_not_crash_it(against, misbehavio
         ("flood", "adaptive", completes),
         ("flood", "zmq", ends_with(ProtocolError, "sequence")),
         ("hang-up", "adaptive", ends_with(PeerTimeout, "QKV")),
-        ("hang-up", "zmq", ends_with(ProtocolError, "sequence")),
+        ("hang-up", "zmq", ends_with(PeerTimeout, "QKV")),
     ],
 )
 def test_junk_in_the_socket_neither_steers_nor_fills_the_tee(against, misbehaviour, doorbell, expected, scheme):

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tsqp_shm.errors import ConfigError, TraceError
+from tsqp_shm.files import open_regular
 from tsqp_shm.roles.process import ERROR_PREFIX
 from tsqp_shm.trace.recorder import ROLES
 
@@ -38,7 +39,7 @@ class TraceFile:
         self._is_new = not self.path.exists()
         try:
             # What is there already stays until there is something to take its place.
-            self.path.open("ab").close()
+            os.close(open_regular(self.path, os.O_WRONLY | os.O_CREAT, follows_links=True))
         except OSError as error:
             raise ConfigError("trace", str(path), f"a file that can be written ({error.strerror})") from None
         self._memory = {role: os.memfd_create(f"tsqp-shm-trace-{role}") for role in ROLES}
