@@ -23,6 +23,8 @@ from tsqp_shm.config import require_endpoint
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.posix.handshake import NONCE_BYTES, PROOF_BYTES, Handshake
+from tsqp_shm.shm.posix.memory import take_secret
+from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.posix.stream import MAX_STRANGERS, ZmqStream
 
 NOBODY = 65534
@@ -306,6 +308,31 @@ def test_a_socket_that_somebody_uses_and_does_not_look_at_is_left_alone(runtime_
             ZmqStream(f"ipc://{path}", "gpu", SECRET)
     assert path.exists()
     path.unlink()
+
+
+def test_the_socket_of_a_killed_gpu_process_goes_with_its_session(runtime_folder, stack, forked):
+    """A file that somebody has at the endpoint of a session without a GPU process stays."""
+    met, alone = (runtime_folder / secrets.token_hex(4) for _ in range(2))
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(str(alone))
+    for path in (met, alone):
+        with Session.begin(endpoint=f"ipc://{path}") as session:
+            memory = stack.enter_context(closing(session.create_memory(layout.SLOTS_OFFSET_BYTES)))
+            tee = stack.enter_context(closing(session.open_waker()))
+            if path == met:
+                child = forked(stays_until_killed, f"ipc://{path}", take_secret(memory.buffer))
+                while not tee.is_connected():
+                    pass
+                child.kill()
+                assert met.exists()
+    assert (met.exists(), alone.exists()) == (False, True)
+    alone.unlink()
+
+
+def stays_until_killed(endpoint: str, secret: bytes) -> None:
+    gpu = ZmqStream(endpoint, "gpu", secret)
+    while True:
+        gpu.wait(SLICE_NS)
 
 
 # A whole session.

@@ -37,6 +37,7 @@ class Session:
         # Of the memory made last: the object under its name, and what proves a process to be of this session.
         self._object: OwnObject | None = None
         self._secret = b""
+        self._waker: ZmqStream | None = None
         self._arenas = 0
         _begun.add(self)
 
@@ -98,7 +99,8 @@ class Session:
         return memory
 
     def open_waker(self) -> ZmqStream:
-        return ZmqStream(self.endpoint, "tee", self._secret)
+        self._waker = ZmqStream(self.endpoint, "tee", self._secret)
+        return self._waker
 
     def end(self) -> None:
         """Removes the folder and lets go of the name. Ending twice does nothing."""
@@ -108,6 +110,9 @@ class Session:
         if self._object is not None:
             # As a rule it is gone by now; not if a signal came between its making and whoever was to close it.
             self._object.remove()
+        if self._waker is not None:
+            # A GPU process that was killed leaves it, wherever the endpoint is.
+            self._waker.remove_dead_socket()
         remove_session(self.folder)
         os.close(self._lock_fd)
         self._lock_fd = None

@@ -58,6 +58,7 @@ class ZmqStream(RecordStream):
         self._peer: bytes | None = None
         self._strangers: dict[bytes, Handshake] = {}
         self._dials = 0
+        self._has_met = False
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.STREAM)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -179,6 +180,7 @@ class ZmqStream(RecordStream):
             del self._strangers[connection]
             self._drop(connection)
         elif handshake.is_proven:
+            self._has_met = True
             self._peer, self._received = connection, handshake.rest
             for other in self._strangers:
                 if other != connection:
@@ -200,6 +202,15 @@ class ZmqStream(RecordStream):
     def close(self, linger_ms: int = 0) -> None:
         self._socket.close(linger=linger_ms)
         self._context.term()
+
+    def remove_dead_socket(self) -> None:
+        """Removes the file of the socket at which the peer has been met, where nobody listens any more."""
+        path = Path(self._endpoint.removeprefix(IPC))
+        if self._has_met and self._endpoint.startswith(IPC):
+            with contextlib.suppress(OSError):
+                status = path.lstat()
+                if stat.S_ISSOCK(status.st_mode) and status.st_uid == os.geteuid() and not _has_listener(path):
+                    path.unlink()
 
 
 def require_usable(endpoint: str, role: str) -> None:
