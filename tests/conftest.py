@@ -200,7 +200,7 @@ def _leavings() -> set[str]:
     own = sessions_folder()
     sessions = {str(path) for path in own.iterdir() if path.is_dir()}
     # Another test run beside this one has its sessions in another folder; their arenas are not this run's.
-    others = {p.name for g in ("tsqp*/*", "tsqp*/tsqp-shm/*") for p in Path("/tmp").glob(g) if p.parent != own}
+    others = {path.name for path in Path("/tmp").glob("tsqp*/tsqp-shm/*") if path.parent != own}
     prefix = arena_name("").removeprefix("/")
     arenas = {path.name.removeprefix(prefix) for path in Path("/dev/shm").glob(f"{prefix}*")}
     shared = {f"arena of session {name}" for name in arenas - others}

@@ -77,8 +77,8 @@ def test_one_who_knows_another_secret_is_refused():
 
 def test_one_who_repeats_what_is_said_is_refused():
     tee = Handshake(SECRET, "tee")
-    tee.push(tee.push(tee.hello))
-    assert tee.is_refused
+    assert tee.push(tee.hello) == b""
+    assert (tee.is_refused, tee.is_echo) == (True, True)
 
 
 def test_what_proved_one_connection_proves_no_other():
@@ -174,14 +174,43 @@ def reads_to_the_end(connection: socket.socket, said: bytearray) -> None:
 
 @pytest.mark.parametrize("how", ["garbage", "reflected", "flood"])
 def test_a_stranger_in_the_gpu_processs_place_is_one_error(stack, endpoint, how):
+    """Who echoes is met a few times before: it may be this process itself."""
     listening = stack.enter_context(listen_at(endpoint))
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                stranger = stack.enter_context(listening.accept()[0])
+                threading.Thread(target=STRANGERS[how], args=(stranger,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
     tee = stack.enter_context(end(endpoint, "tee"))
-    stranger = stack.enter_context(listening.accept()[0])
-    threading.Thread(target=STRANGERS[how], args=(stranger,), daemon=True).start()
     with pytest.raises(ConfigError, match="has not proved to be of it") as caught:
         while True:
             assert tee.receive(SLICE_NS) is None
     assert (caught.value.field, caught.value.value) == ("endpoint", endpoint)
+    listening.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_connection_that_was_made_with_itself_is_given_up(stack, endpoint):
+    with listen_at(endpoint) as listening:
+        tee = stack.enter_context(end(endpoint, "tee"))
+        with listening.accept()[0] as itself:
+            threading.Thread(target=reflected, args=(itself,), daemon=True).start()
+            again = stack.enter_context(accepted_while(listening, tee))
+        beside(tee, proves, again, proven := [])
+    while not tee.try_send(RECORD):
+        pass
+    assert proven
+    assert again.recv(len(RECORD), socket.MSG_WAITALL) == RECORD
+
+
+def beside(tee: ZmqStream, act, *arguments) -> None:
+    """Does `act` while an end is looked at."""
+    acting = threading.Thread(target=act, args=arguments)
+    acting.start()
+    while acting.is_alive():
+        tee.is_connected()
 
 
 def test_a_stranger_who_stays_silent_is_told_nothing_and_is_named_at_the_end_of_the_wait(stack, endpoint):
@@ -218,10 +247,7 @@ def test_the_peer_gets_through_after_a_stranger_that_hangs_up(stack, endpoint):
     listening = stack.enter_context(listen_at(endpoint))
     while True:
         peer = stack.enter_context(accepted_while(listening, tee))
-        proving = threading.Thread(target=proves, args=(peer, proven := []))
-        proving.start()
-        while proving.is_alive():
-            tee.is_connected()
+        beside(tee, proves, peer, proven := [])
         if proven:
             break
     while not tee.try_send(RECORD):
@@ -341,7 +367,7 @@ def stays_until_killed(endpoint: str, secret: bytes) -> None:
 @needs_root
 @pytest.mark.parametrize("doorbell", ["zmq", "adaptive"])
 def test_another_user_at_the_port_is_believed_nothing(forked, doorbell):
-    """He answers every record with its completion, as far as he gets one."""
+    """He answers whatever is said to him, and is told of no record."""
     endpoint = free_tcp_endpoint()
     listening = listen_at(endpoint)
 
@@ -353,7 +379,7 @@ def test_another_user_at_the_port_is_believed_nothing(forked, doorbell):
         said = b""
         while data := connection.recv(4096):
             said += data
-            connection.sendall(data)
+            connection.sendall(os.urandom(layout.RECORD_BYTES))
         assert len(said) <= NONCE_BYTES + PROOF_BYTES
 
     child = forked(impostor)

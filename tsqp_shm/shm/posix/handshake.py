@@ -26,6 +26,7 @@ class Handshake:
         hello: what this side sends at once.
         is_proven: whether the other side has proved that it knows the secret.
         is_refused: whether it has shown that it does not.
+        is_echo: whether it has only said again what this side said.
         rest: what came behind the other side's proof.
     """
 
@@ -33,6 +34,7 @@ class Handshake:
         self.hello = secrets.token_bytes(NONCE_BYTES)
         self.is_proven = False
         self.is_refused = False
+        self.is_echo = False
         self.rest = b""
         self._secret = secret
         self._role = role
@@ -43,7 +45,10 @@ class Handshake:
         has_answered = len(self._heard) >= NONCE_BYTES
         # UNTRUSTED: until it is proven no more is kept than what a proof takes; any more is of one who waits for none.
         self._heard += chunk
-        if len(self._heard) >= NONCE_BYTES + PROOF_BYTES:
+        self.is_echo = self._heard.startswith(self.hello)
+        if self.is_echo:
+            self.is_refused = True
+        elif len(self._heard) >= NONCE_BYTES + PROOF_BYTES:
             proof, self.rest = self._heard[NONCE_BYTES:][:PROOF_BYTES], self._heard[NONCE_BYTES + PROOF_BYTES :]
             self.is_proven = hmac.compare_digest(proof, self._proof(_OTHER[self._role]))
             self.is_refused = not self.is_proven

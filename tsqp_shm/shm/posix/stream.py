@@ -26,6 +26,9 @@ MAX_IPC_PATH_BYTES = 107
 MAX_CHUNKS = layout.RING_DEPTH + 2
 # How often the TEE looks whether the GPU process has its socket yet.
 RECONNECT_INTERVAL_MS = 20
+# A connection to a port of this machine that nobody listens at may, by chance, be made with itself. Once in some
+# thousand attempts: whoever echoes more often is no accident.
+MAX_ECHOES = 3
 # Connections of the GPU process that have not proved themselves; one more, and the oldest of them is dropped.
 MAX_STRANGERS = 16
 
@@ -58,6 +61,7 @@ class ZmqStream(RecordStream):
         self._peer: bytes | None = None
         self._strangers: dict[bytes, Handshake] = {}
         self._dials = 0
+        self._echoes = 0
         self._has_met = False
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.STREAM)
@@ -174,11 +178,13 @@ class ZmqStream(RecordStream):
         if reply:
             self._send(connection, reply)
         if handshake.is_refused:
+            self._echoes += handshake.is_echo
             error = self.stranger()
-            if error is not None:
+            if error is not None and (not handshake.is_echo or self._echoes > MAX_ECHOES):
                 raise error
             del self._strangers[connection]
             self._drop(connection)
+            self._part()
         elif handshake.is_proven:
             self._has_met = True
             self._peer, self._received = connection, handshake.rest
