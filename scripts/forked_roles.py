@@ -29,7 +29,7 @@ from tsqp_shm.roles.lifeline import Lifeline
 from tsqp_shm.shm import doorbell
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.posix.folder import sessions_folder
-from tsqp_shm.shm.posix.memory import arena_name
+from tsqp_shm.shm.posix.objects import arena_name
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.shm.protocol import Opcode, Record

@@ -36,7 +36,7 @@ from tsqp_shm.model.weights import Checkpoint, bfloat16_to_float32
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.invitation import Invitation
 from tsqp_shm.shm.plan import Plan, Slot
-from tsqp_shm.shm.posix.memory import SHM_FOLDER
+from tsqp_shm.shm.posix.objects import SHM_FOLDER
 from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record
 

@@ -33,7 +33,7 @@ from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.bench.shapes import write_shape
 from tsqp_shm.errors import TsqpError
 from tsqp_shm.shm.posix.folder import sessions_folder
-from tsqp_shm.shm.posix.memory import arena_name
+from tsqp_shm.shm.posix.objects import arena_name
 from tsqp_shm.tee.updates import Update
 
 SHAPE = {

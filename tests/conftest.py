@@ -18,7 +18,7 @@ import pytest
 
 from tsqp_shm.demo.model import demo_model_folder
 from tsqp_shm.shm.posix.folder import sessions_folder, sweep_dead_sessions
-from tsqp_shm.shm.posix.memory import arena_name
+from tsqp_shm.shm.posix.objects import arena_name
 
 DEADLINE_S = 60
 SLOW_DEADLINE_S = 300
@@ -200,7 +200,7 @@ def _leavings() -> set[str]:
     own = sessions_folder()
     sessions = {str(path) for path in own.iterdir() if path.is_dir()}
     # Another test run beside this one has its sessions in another folder; their arenas are not this run's.
-    others = {path.name for path in Path("/tmp").glob("tsqp*/*") if path.parent != own}
+    others = {path.name for path in Path("/tmp").glob("tsqp*/tsqp-shm/*") if path.parent != own}
     prefix = arena_name("").removeprefix("/")
     arenas = {path.name.removeprefix(prefix) for path in Path("/dev/shm").glob(f"{prefix}*")}
     shared = {f"arena of session {name}" for name in arenas - others}

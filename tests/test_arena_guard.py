@@ -161,13 +161,14 @@ def test_whoever_attaches_to_an_arena_that_shrinks_gets_an_error(name, forked, m
 
 FAULT_ELSEWHERE = """
 import mmap, os, sys
+from pathlib import Path
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.posix.memory import PosixMemory, unlink_arena
+from tsqp_shm.shm.posix.memory import PosixMemory
 name, path = sys.argv[1:]
 plan = Plan.of_slots([("a", "float32", 1, 1)])
 with Arena.create(PosixMemory.create(name, plan.total_bytes), plan, 1):
-    unlink_arena(name)
+    Path("/dev/shm" + name).unlink()
     with open(path, "w+b") as file:
         file.truncate(4096)
         other = mmap.mmap(file.fileno(), 4096)

@@ -20,7 +20,7 @@ from models import FastStart, RandomModel, fast_start, model_folder, random_toke
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.errors import TsqpError
 from tsqp_shm.shm.posix.folder import sessions_folder
-from tsqp_shm.shm.posix.memory import arena_name
+from tsqp_shm.shm.posix.objects import arena_name
 from tsqp_shm.shm.transport import Hold
 from tsqp_shm.tee.updates import Update
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from arenas import new_arena
-from endpoints import free_tcp_endpoint
+from endpoints import SECRET, connect_to, free_tcp_endpoint, prove
 
 from tsqp_shm import _native
 from tsqp_shm.errors import ConfigError, PeerDied, PeerTimeout, ProtocolError
@@ -42,7 +42,7 @@ def arena():
 
 
 def open_doorbell(mode: str, arena: Arena, role: str, endpoint: str, spin_us: int, yield_us: int) -> Doorbell:
-    return doorbell.open_doorbell(mode, arena, role, partial(ZmqStream, endpoint, role), spin_us, yield_us)
+    return doorbell.open_doorbell(mode, arena, role, partial(ZmqStream, endpoint, role, SECRET), spin_us, yield_us)
 
 
 @pytest.fixture
@@ -66,7 +66,9 @@ def any_bell(request, arena, endpoint):
     pair = dict(zip(("tee", "gpu"), socket.socketpair(), strict=True))
 
     def open_waker(role):
-        return ZmqStream(endpoint, role) if request.param == "ZeroMQ" else ByteStream(os.dup(pair[role].fileno()))
+        return (
+            ZmqStream(endpoint, role, SECRET) if request.param == "ZeroMQ" else ByteStream(os.dup(pair[role].fileno()))
+        )
 
     def open_end(mode, role, spin_us=SPIN_US, yield_us=YIELD_US):
         return closing(doorbell.open_doorbell(mode, arena, role, partial(open_waker, role), spin_us, yield_us))
@@ -81,8 +83,31 @@ def raw_peer(endpoint):
     with socket.socket(socket.AF_UNIX) as listening, contextlib.ExitStack() as stack:
         listening.bind(endpoint.removeprefix("ipc://"))
         listening.listen()
-        yield lambda: stack.enter_context(listening.accept()[0])
+
+        def accept(tee: Doorbell) -> socket.socket:
+            """A connection on which it has proved itself, as the GPU process at the other end of `tee` would."""
+            connection = stack.enter_context(listening.accept()[0])
+            beside(tee, prove, connection, "gpu")
+            return connection
+
+        yield accept
     Path(endpoint.removeprefix("ipc://")).unlink()
+
+
+def beside(bell: Doorbell, act, *arguments) -> None:
+    """Does `act` while an end is looked at."""
+    acting = threading.Thread(target=act, args=arguments)
+    acting.start()
+    while acting.is_alive():
+        assert bell.poll() is None
+    acting.join()
+
+
+def hung_up(connection: socket.socket) -> None:
+    """Waits until the other side has closed the connection, whatever it has said before."""
+    with contextlib.suppress(ConnectionError):
+        while connection.recv(4096):
+            pass
 
 
 def record(number: int) -> bytes:
@@ -232,14 +257,14 @@ def test_the_death_of_the_peer_ends_a_wait(any_bell, forked, arena, mode, spin_u
 @pytest.mark.parametrize("length", [1, 63])
 def test_less_than_a_record_is_none(bell, raw_peer, length):
     with bell("zmq", "tee") as tee:
-        raw_peer().send(bytes(length))
+        raw_peer(tee).send(bytes(length))
         with pytest.raises(PeerTimeout):
             tee.receive(ALIVE, 0.3, "a completion")
 
 
 def test_records_are_cut_from_the_bytes_as_they_come(bell, raw_peer):
     with bell("zmq", "tee") as tee:
-        peer = raw_peer()
+        peer = raw_peer(tee)
         peer.send(record(1) + record(2)[:10])
         assert tee.receive(ALIVE, 30.0, "a completion") == record(1)
         peer.send(record(2)[10:])
@@ -249,24 +274,21 @@ def test_records_are_cut_from_the_bytes_as_they_come(bell, raw_peer):
 def test_only_the_first_connection_is_heard_until_it_ends(bell, endpoint):
     """Of those that connect to the GPU process."""
 
-    def connect():
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(endpoint.removeprefix("ipc://"))
-        return connection
-
-    with bell("zmq", "gpu") as gpu, connect() as first:
+    with bell("zmq", "gpu") as gpu, connect_to(endpoint) as first:
+        beside(gpu, prove, first, "tee")
         first.send(record(1))
         assert gpu.receive(ALIVE, 30.0, "a submission") == record(1)
-        with connect() as second:
-            second.send(record(2))
-            first.send(record(3) + b"unfinished")
-            assert gpu.receive(ALIVE, 30.0, "a submission") == record(3)
-            first.close()
-            second.send(record(4))
-            # The second's first record may not have been looked at while there was a first connection.
-            while (received := gpu.receive(ALIVE, 30.0, "a submission")) == record(2):
-                second.send(record(4))
-            assert received == record(4)
+        with connect_to(endpoint) as second:
+            first.send(record(2))
+            assert gpu.receive(ALIVE, 30.0, "a submission") == record(2)
+            beside(gpu, hung_up, second)
+        first.send(record(3) + b"unfinished")
+        assert gpu.receive(ALIVE, 30.0, "a submission") == record(3)
+        first.close()
+        with connect_to(endpoint) as third:
+            beside(gpu, prove, third, "tee")
+            third.send(record(4))
+            assert gpu.receive(ALIVE, 30.0, "a submission") == record(4)
 
 
 def test_the_tee_listens_nowhere(bell):
@@ -290,8 +312,8 @@ def test_the_tee_listens_nowhere(bell):
 @pytest.mark.parametrize("mode", ["adaptive", "zmq"])
 def test_what_nobody_reads_stays_with_the_kernel(bell, raw_peer, mode):
     """A peer that sends without end is stopped; nothing grows here."""
-    with bell(mode, "tee"):
-        peer = raw_peer()
+    with bell(mode, "tee") as tee:
+        peer = raw_peer(tee)
         # Ends when nothing has been taken for so long; an unbounded queue would take all of it.
         peer.settimeout(0.5)
         accepted = 0
@@ -307,7 +329,10 @@ def test_what_a_side_sent_before_it_closed_arrives(any_bell, records):
     with any_bell("zmq", "tee") as tee:
         with any_bell("zmq", "gpu") as gpu:
             tee.send(record(0))
-            assert gpu.receive(ALIVE, 30.0, "a submission") == record(0)
+            # They have to meet first, and each goes on with it when it is looked at.
+            while (received := gpu.take()) is None:
+                tee.take()
+            assert received == record(0)
             for number in range(records):
                 gpu.send(record(number))
                 # Apart, or libzmq would make one chunk of them.
@@ -318,7 +343,7 @@ def test_what_a_side_sent_before_it_closed_arrives(any_bell, records):
 
 def test_in_adaptive_mode_a_message_wakes_and_says_nothing(bell, raw_peer):
     with bell("adaptive", "tee") as tee:
-        raw_peer().send(record(666))
+        raw_peer(tee).send(record(666))
         with pytest.raises(PeerTimeout):
             tee.receive(ALIVE, 0.3, "a completion")
 
@@ -330,7 +355,7 @@ def test_a_peer_that_sends_without_end_does_not_keep_the_tee_from_its_deadline(b
                 peer.send(bytes(1 << 16))
 
     with bell("adaptive", "tee") as tee:
-        flooding = threading.Thread(target=flood, args=(raw_peer(),))
+        flooding = threading.Thread(target=flood, args=(raw_peer(tee),))
         flooding.start()
         with pytest.raises(PeerTimeout):
             tee.receive(ALIVE, 0.5, "a completion")

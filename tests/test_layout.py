@@ -29,6 +29,7 @@ def test_the_byte_map_of_the_docstring_is_the_constants():
             drawn[part] = int(offset_bytes)
     assert drawn == {
         "header": 0,
+        "secret": layout.SECRET_OFFSET_BYTES,
         "invitation": layout.INVITATION_LENGTH_OFFSET_BYTES,
         "control": layout.CONTROL_OFFSET_BYTES,
         "progress": layout.PROGRESS_OFFSET_BYTES,
@@ -41,6 +42,8 @@ def test_the_byte_map_of_the_docstring_is_the_constants():
 def test_parts_do_not_overlap():
     ring_bytes = layout.RING_DEPTH * layout.RECORD_BYTES
     assert layout.HEADER_DIGEST_OFFSET_BYTES + 32 == layout.HEADER_BYTES
+    assert layout.HEADER_BYTES == layout.SECRET_OFFSET_BYTES
+    assert layout.SECRET_OFFSET_BYTES + layout.SECRET_BYTES <= layout.INVITATION_LENGTH_OFFSET_BYTES
     assert layout.HEADER_BYTES <= layout.INVITATION_LENGTH_OFFSET_BYTES == layout.INVITATION_OFFSET_BYTES - 8
     assert layout.INVITATION_OFFSET_BYTES + layout.MAX_INVITATION_BYTES + 7 <= layout.CONTROL_OFFSET_BYTES
     assert layout.GPU_HEARTBEAT_OFFSET_BYTES + 128 <= layout.PROGRESS_OFFSET_BYTES

@@ -23,7 +23,7 @@ from tsqp_shm.errors import ArenaError, ConfigError, LimitError
 from tsqp_shm.roles.resources import num_open_descriptors, require_descriptors, require_threads
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.posix.folder import sessions_folder
-from tsqp_shm.shm.posix.memory import arena_name
+from tsqp_shm.shm.posix.objects import arena_name
 
 PLAN = Plan.of_slots([("x", "float32", 100, 300)])
 NOBODY = 65534
@@ -129,22 +129,22 @@ def test_a_session_folder_that_cannot_be_written_is_one_line(in_namespace, model
 
 def test_a_session_without_room_for_its_lock_leaves_no_folder(in_namespace, model, tmp_path):
     (tmp_path / "small").mkdir()
-    setup = f"mount -t tmpfs -o nr_inodes=4 tmpfs {tmp_path}/small"
-    script = '"$@" 2>/dev/null; ls "$TSQP_SHM_RUNTIME_DIR"'
+    setup = f"mount -t tmpfs -o nr_inodes=5 tmpfs {tmp_path}/small"
+    script = '"$@" 2>/dev/null; ls -A "$TSQP_SHM_RUNTIME_DIR/tsqp-shm"'
     result = in_namespace(
         setup, "sh", "-c", script, "sh", *tee(model), TSQP_SHM_RUNTIME_DIR=str(tmp_path / "small" / "sessions")
     )
-    assert (result.returncode, result.stdout) == (0, "")
+    assert (result.returncode, result.stdout) == (0, ".lock\n")
 
 
 @pytest.mark.parametrize("verb", ["launch", "tee"])
 def test_a_session_folder_with_a_wrong_mode_is_one_line_before_any_work(tmp_path, model, verb):
-    folder = tmp_path / "sessions"
-    folder.mkdir()
+    folder = tmp_path / "sessions" / "tsqp-shm"
+    folder.mkdir(parents=True)
     folder.chmod(0o755)
     refused = subprocess.run(
         [sys.executable, "-m", "tsqp_shm", verb, model, "-q"],
-        env={**os.environ, "TSQP_SHM_RUNTIME_DIR": str(folder)},
+        env={**os.environ, "TSQP_SHM_RUNTIME_DIR": str(folder.parent)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

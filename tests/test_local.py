@@ -82,7 +82,7 @@ def test_every_doorbell_rings_between_two_threads(gpus, fast, model, doorbell):
     with gpus.llm(doorbell=doorbell, **SMALL) as llm:
         assert token_ids(llm.generate(PROMPTS, GREEDY)) == expected
         facts = llm.stats()
-    assert (facts["session"], facts["arena"]["name"], facts["doorbell"]["endpoint"]) == ("local", "local", "")
+    assert (facts["session"], facts["arena"]["name"], facts["doorbell"]["endpoint"]) == ("(local)", "(local)", "")
     assert facts["processes"]["gpu"]["pid"] == os.getpid()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from jinja2 import Environment, StrictUndefined
 
-from tsqp_shm.shm.posix.memory import arena_name
+from tsqp_shm.shm.posix.objects import arena_name
 
 TEMPLATE = Path(__file__).parent.parent / "docs" / "gramine" / "tsqp-shm.manifest.template"
 

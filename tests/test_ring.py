@@ -1,7 +1,9 @@
 """The rings in the arena: order, bounds, and who is woken how often."""
 
+import contextlib
 import os
 import signal
+import threading
 
 import pytest
 from arenas import new_arena
@@ -223,3 +225,29 @@ def test_only_words_of_the_fixed_pages_are_read_and_written(arena, offset_bytes)
         _native.load_word(arena.buffer, offset_bytes)
     with pytest.raises(IndexError):
         _native.store_word(arena.buffer, offset_bytes, 0)
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_a_wait_outlives_the_release_of_its_ring_by_another_thread(arena, forked, attempt):
+    def race():
+        reader = _native.RingReader(arena.buffer, "completion")
+        about_to_wait = threading.Event()
+
+        def wait():
+            about_to_wait.set()
+            # Called with a ring that is released already, where that comes first.
+            with contextlib.suppress(ValueError):
+                assert reader.read(0, SECOND_NS // 20) is None
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        about_to_wait.wait()
+        reader.release()
+        # The mapping goes, unless the wait holds it.
+        with contextlib.suppress(BufferError):
+            arena.buffer.close()
+        waiting.join()
+        with pytest.raises(ValueError, match="release"):
+            reader.available()
+
+    forked(race).join()

@@ -6,17 +6,13 @@ import tempfile
 
 import pytest
 
-from tsqp_shm.bench.scratch import PREFIX, YOUNG_S, scratch_folder
+from tsqp_shm.bench.scratch import LOCK_FILE, PREFIX, scratch_folder
 
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
-
-
-def grow_old(folder):
-    os.utime(folder, (0, folder.stat().st_mtime - 2 * YOUNG_S))
 
 
 @pytest.fixture
@@ -41,34 +37,34 @@ def owner(forked, temporary):
 def test_it_is_gone_after_the_block(temporary):
     with scratch_folder() as folder:
         (folder / "weights").write_bytes(b"x")
-        assert folder.parent == temporary
-    assert not folder.exists()
+        assert folder.parent.parent == temporary
+    assert not folder.parent.exists()
 
 
 def test_one_whose_owner_was_killed_is_removed_by_the_next(owner):
     process, folder = owner
     process.kill()
-    grow_old(folder)
     with scratch_folder():
         assert not folder.exists()
 
 
 def test_one_whose_owner_lives_stays(owner):
     _, folder = owner
-    grow_old(folder)
     with scratch_folder():
-        assert (folder / "weights").exists()
+        assert (folder / "model" / "weights").exists()
 
 
-def test_one_that_was_just_made_stays_and_what_is_not_a_folder_too(temporary):
-    young, file, link = temporary / f"{PREFIX}young", temporary / f"{PREFIX}file", temporary / f"{PREFIX}link"
-    young.mkdir()
+def test_what_has_such_a_name_and_is_none_stays(temporary):
+    """A folder of the user's own, with and without a file that is called a lock; a file; a link; a pipe as a lock."""
+    empty, own, file, link, pipe = (temporary / f"{PREFIX}{kind}" for kind in ("empty", "own", "file", "link", "pipe"))
+    for folder in (empty, own, pipe):
+        folder.mkdir()
+    (own / LOCK_FILE).write_text("mine")
+    (own / "results").write_text("mine")
+    os.mkfifo(pipe / LOCK_FILE)
     file.write_text("mine")
-    elsewhere = temporary / "elsewhere"
-    elsewhere.mkdir()
-    link.symlink_to(elsewhere)
-    grow_old(elsewhere)
+    link.symlink_to(own)
+    before = sorted(temporary.rglob("*"))
     with scratch_folder():
-        assert young.exists()
-        assert file.exists()
-        assert elsewhere.exists()
+        pass
+    assert sorted(temporary.rglob("*")) == before

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from arenas import new_arena
+from endpoints import SECRET, meet
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,9 +73,10 @@ def ends(arena, runtime_folder):
 
     def open_ends(mode):
         endpoint = f"ipc://{runtime_folder}/{secrets.token_hex(4)}"
-        opened.extend(
-            open_doorbell(mode, arena, role, partial(ZmqStream, endpoint, role), 2, 50) for role in ("gpu", "tee")
-        )
+        for role in ("gpu", "tee"):
+            opened.append(open_doorbell(mode, arena, role, partial(ZmqStream, endpoint, role, SECRET), 2, 50))
+        if mode != "spin":
+            meet(*(end.waker for end in opened))
         return reversed(opened)
 
     yield open_ends
@@ -292,7 +294,7 @@ def test_a_peer_in_another_process_is_served_asleep_or_awake(slots, arena, runti
     endpoint = f"ipc://{runtime_folder}/{secrets.token_hex(4)}"
 
     def open_end(role):
-        return closing(open_doorbell(mode, arena, role, partial(ZmqStream, endpoint, role), 0, 0))
+        return closing(open_doorbell(mode, arena, role, partial(ZmqStream, endpoint, role, SECRET), 0, 0))
 
     def serve():
         with open_end("gpu") as gpu:

@@ -22,7 +22,7 @@ from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.observer import Observer
 from tsqp_shm.shm.plan import Operation
-from tsqp_shm.shm.posix.memory import arena_name
+from tsqp_shm.shm.posix.objects import arena_name
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.shm.progress import Progress

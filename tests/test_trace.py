@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 from arenas import new_arena
+from endpoints import SECRET
 from hypothesis import given
 from hypothesis import strategies as st
 from models import RandomModel, model_folder, random_token_ids, with_tokenizer
@@ -266,7 +267,9 @@ def test_every_way_of_ringing_is_recorded(runtime_folder, forked, tmp_path, mode
     endpoint = f"ipc://{runtime_folder}/trace-{mode}"
 
     def traced(kind, role, arena, recorder):
-        return closing(kind(open_doorbell(mode, arena, role, partial(ZmqStream, endpoint, role), 20, 200), recorder))
+        return closing(
+            kind(open_doorbell(mode, arena, role, partial(ZmqStream, endpoint, role, SECRET), 20, 200), recorder)
+        )
 
     with new_arena(PLAN, name) as arena:
 

@@ -22,7 +22,8 @@ from tsqp_shm.gpu.weights import LinearWeights
 from tsqp_shm.model.weights import bfloat16_to_float32, float32_to_bfloat16
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.posix.session import Session
+from tsqp_shm.shm.posix import session
+from tsqp_shm.shm.posix.handshake import NONCE_BYTES, PROOF_BYTES
 from tsqp_shm.shm.posix.stream import ZmqStream
 from tsqp_shm.shm.slots import open_slots
 
@@ -190,7 +191,8 @@ def test_only_records_of_64_bytes_pass_through_the_socket(fast, doorbell, monkey
     """All that goes through the socket is looked at, on the wire."""
     wire = Wire()
     # The TEE rings at one end of the wire, and invites the GPU process to the other.
-    monkeypatch.setattr(Session, "open_waker", lambda session: ZmqStream(f"tcp://127.0.0.1:{wire.port}", "tee"))
+    near = f"tcp://127.0.0.1:{wire.port}"
+    monkeypatch.setattr(session, "ZmqStream", lambda endpoint, role, secret: ZmqStream(near, role, secret))
     folder = model_folder(RandomModel("llama"))
     options = {"doorbell": doorbell, "endpoint": f"tcp://127.0.0.1:{wire.behind}", "yield_us": 0, "spin_us": 0}
     with fast.llm(folder, max_model_len=300, **options) as llm:
@@ -198,9 +200,13 @@ def test_only_records_of_64_bytes_pass_through_the_socket(fast, doorbell, monkey
         stats = llm.stats()
     wire.close()
 
-    from_gpu, from_tee = wire.records()
+    # What the two have said first is as long as a record.
+    assert NONCE_BYTES + PROOF_BYTES == layout.RECORD_BYTES
+    from_gpu, from_tee = (records[1:] for records in wire.records())
     epochs = {record[8:16] for record in from_gpu + from_tee}
     assert len(epochs) == 1, "something else than a record of this session"
+    # Where the record lies in the ring, the socket only wakes.
+    assert (epochs == {bytes(8)}) == (doorbell == "adaptive")
     # Two records a doorbell, there and back, and STOP, which was rung after the statistics were taken.
     rung = stats["doorbell"]["rung"] + 1
     if doorbell == "zmq":
@@ -208,7 +214,7 @@ def test_only_records_of_64_bytes_pass_through_the_socket(fast, doorbell, monkey
     else:
         assert 0 < len(from_gpu) <= rung
         assert 0 < len(from_tee) <= rung
-    on_the_wire = sum(map(len, wire.heard))
+    on_the_wire = sum(map(len, wire.heard)) - 2 * layout.RECORD_BYTES
     in_slots = stats["bytes"]["to_gpu"] + stats["bytes"]["to_tee"]
     assert on_the_wire <= 2 * rung * layout.RECORD_BYTES
     assert in_slots > 20 * on_the_wire

@@ -265,9 +265,11 @@ def require_range(field: str, value: int, lowest: int, highest: int) -> None:
 
 def require_endpoint(endpoint: str) -> None:
     # Only this machine: a record names slots of an arena that no other machine maps. Printable: what is not cannot be
-    # encoded as a path, or hides in a message.
-    if not endpoint.isprintable() or not re.fullmatch(r"ipc://.+|tcp://127\.0\.0\.1:[0-9]+", endpoint):
-        raise ConfigError("endpoint", endpoint, "ipc://PATH or tcp://127.0.0.1:PORT")
+    # encoded as a path, or hides in a message. libzmq would take "@" for an abstract name, which any user can have
+    # before us and no file mode keeps to one, and "*" for a path of its own choosing.
+    parts = re.fullmatch(r"ipc://[^@*].*|tcp://127\.0\.0\.1:([0-9]{1,5})", endpoint)
+    if not endpoint.isprintable() or not parts or not 1 <= int(parts[1] or 1) <= 65535:
+        raise ConfigError("endpoint", endpoint, "ipc://PATH, which is no abstract name (@), or tcp://127.0.0.1:PORT")
 
 
 def require_session_name(name: str) -> None:

@@ -186,15 +186,17 @@ class SessionFolderError(TsqpError):
 
     Attributes:
         path: the folder, or the file in it.
-        reason: what the system said.
+        reason: what the system said, or who is in the way.
     """
 
-    def __init__(self, path: object, reason: str) -> None:
+    def __init__(
+        self,
+        path: object,
+        reason: str,
+        advice: str = "make room there, or set TSQP_SHM_RUNTIME_DIR to a folder that this user can write to",
+    ) -> None:
         self.path, self.reason = str(path), reason
-        super().__init__(
-            f"the session folder cannot be used: {path}: {reason}; "
-            "make room there, or set TSQP_SHM_RUNTIME_DIR to a folder that this user can write to"
-        )
+        super().__init__(f"the session folder cannot be used: {path}: {reason}; {advice}")
 
 
 class LimitError(TsqpError):

@@ -8,8 +8,9 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tsqp_shm.printable import shown
 from tsqp_shm.shm.posix.folder import LOCK_FILE, list_sessions, sweep_dead_sessions
-from tsqp_shm.shm.posix.memory import SHM_FOLDER, arena_name
+from tsqp_shm.shm.posix.objects import SHM_FOLDER, arena_name
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Survey:
 
     Attributes:
         sessions: live and dead ones, by name.
-        stray_arenas: arenas that belong to none of them, with their size in bytes. Whether a session in another folder
-            or a process in another container uses one cannot be told from here, so nothing removes them.
+        stray_arenas: what has an arena's name and belongs to none of them, with its size in bytes; the name in
+            printable characters. Sessions in another folder may have made it, or anybody, so nothing removes it.
     """
 
     sessions: list[ListedSession]
@@ -75,7 +76,9 @@ class Survey:
             )
         known = {_object(session.name) for session in found}
         # One whose session has ended meanwhile is gone by now.
-        stray = {arena: size for arena in arenas if arena not in known and (size := _size_bytes(arena))}
+        stray = {
+            shown(arena, lines=False): size for arena in arenas if arena not in known and (size := _size_bytes(arena))
+        }
         return cls(sessions, stray)
 
 
@@ -122,6 +125,7 @@ def _object(session: str) -> str:
 
 def _arenas() -> list[str]:
     try:
+        # UNTRUSTED: any user may name an object like that.
         return sorted(path.name for path in Path(SHM_FOLDER).iterdir() if path.name.startswith(_object("")))
     except OSError:
         return []
@@ -129,7 +133,7 @@ def _arenas() -> list[str]:
 
 def _size_bytes(arena: str) -> int:
     try:
-        return Path(SHM_FOLDER, arena).stat().st_size
+        return Path(SHM_FOLDER, arena).lstat().st_size
     except OSError:
         return 0
 
@@ -142,7 +146,7 @@ def _arena_users() -> dict[str, list[int]]:
         if not process.name.isdigit():
             continue
         try:
-            maps = (process / "maps").read_text()
+            maps = (process / "maps").read_text(errors="replace")
         except OSError:
             continue
         # A mapping whose object was removed has " (deleted)" behind its path.

@@ -82,6 +82,8 @@ void bind_layout(py::module_& module) {
     layout["header_total_bytes_offset_bytes"] = offsetof(Header, total_bytes);
     layout["header_digest_offset_bytes"] = offsetof(Header, digest);
     layout["header_bytes"] = sizeof(Header);
+    layout["secret_offset_bytes"] = kSecretOffset;
+    layout["secret_bytes"] = kSecretBytes;
     layout["invitation_length_offset_bytes"] = kInvitationLengthOffset;
     layout["invitation_offset_bytes"] = kInvitationOffset;
     layout["max_invitation_bytes"] = kMaxInvitationBytes;

@@ -53,7 +53,7 @@ class Held {
   public:
     template <typename Make>
     Held(const py::buffer& arena, Make make)
-        : view_(std::make_unique<ArenaView>(arena)), part_(make(view_->base())) {}
+        : view_(std::make_shared<ArenaView>(arena)), part_(make(view_->base())) {}
 
     Part& operator*() {
         if (!part_) throw py::value_error("used after release()");
@@ -72,9 +72,23 @@ class Held {
         view_.reset();
     }
 
+  protected:
+    // Uses words of the arena without Python's lock.
+    template <class Use>
+    auto use_unlocked(Use words) {
+        Part& part = **this;
+        // SAFETY: another thread may call release() meanwhile; mapping and part stay until this returns.
+        const std::shared_ptr<ArenaView> view = view_;
+        const std::shared_ptr<Part> kept = part_;
+        return view->use([&] {
+            const py::gil_scoped_release released;
+            return words(part);
+        });
+    }
+
   private:
-    std::unique_ptr<ArenaView> view_;  // outlives part_, which points into it
-    std::unique_ptr<Part> part_;
+    std::shared_ptr<ArenaView> view_;  // outlives part_, which points into it
+    std::shared_ptr<Part> part_;
 };
 
 using HeldWriter = Held<RingWriter>;
@@ -86,11 +100,9 @@ class HeldReader : public Held<RingReader> {
 
     // Waits for a record without Python's lock.
     Wait wait(std::uint64_t spin_ns, std::uint64_t yield_ns) {
-        const Wait how = use([&](RingReader& ring) {
-            if (ring.available()) return Wait::ready;
-            const py::gil_scoped_release released;
-            return ring.wait(spin_ns, yield_ns);
-        });
+        Wait how = Wait::ready;
+        if (!use([](RingReader& ring) { return ring.available(); }))
+            how = use_unlocked([&](RingReader& ring) { return ring.wait(spin_ns, yield_ns); });
         // Ctrl-C during the wait is raised before a record is taken; after it, the record would be lost with
         // the result.
         if (PyErr_CheckSignals() != 0) throw py::error_already_set();

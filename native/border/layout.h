@@ -1,6 +1,7 @@
 // The bytes both processes agree on. tsqp_shm/shm/layout.py is the twin; tests/test_layout.py compares them.
 //
 //   byte 0      header      magic, version (stored last), epoch, total bytes, plan digest
+//   byte 64     secret      of the two sides of a session, for proofs over the doorbell's socket
 //   byte 512    invitation  its length, then JSON: what the GPU process has to know to take part
 //   byte 4096   control     one word per pair of cache lines, each written by one side only
 //   byte 6144   progress    counters of the TEE, for whoever watches; no role reads them
@@ -15,7 +16,7 @@
 namespace tsqp {
 
 inline constexpr std::uint64_t kMagic = 0x31304d4853505154;  // "TQPSHM01", little endian
-inline constexpr std::uint64_t kLayoutVersion = 3;
+inline constexpr std::uint64_t kLayoutVersion = 4;
 
 inline constexpr std::size_t kPageBytes = 4096;
 inline constexpr std::size_t kRecordBytes = 64;
@@ -35,12 +36,16 @@ static_assert(offsetof(Header, total_bytes) == 24);
 static_assert(offsetof(Header, digest) == 32);
 static_assert(sizeof(Header) == 64);
 
+// Written where a socket joins the two sides, before the version word.
+inline constexpr std::size_t kSecretOffset = sizeof(Header);
+inline constexpr std::size_t kSecretBytes = 32;
+
 // Written before the version word, which publishes it with the rest of the header. What lies between the
 // header and it is left for others.
 inline constexpr std::size_t kInvitationLengthOffset = 512;
 inline constexpr std::size_t kInvitationOffset = kInvitationLengthOffset + sizeof(std::uint64_t);
 inline constexpr std::size_t kMaxInvitationBytes = 3500;
-static_assert(sizeof(Header) <= kInvitationLengthOffset);
+static_assert(kSecretOffset + kSecretBytes <= kInvitationLengthOffset);
 static_assert(kInvitationOffset + (kMaxInvitationBytes + 7) / 8 * 8 <= kPageBytes);
 
 // A word and the padding that keeps the adjacent-line prefetcher of one side off the word of the other.

@@ -20,7 +20,8 @@ from tsqp_shm.shm import layout
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.invitation import Invitation, invitation_in, take_invitation
 from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.posix.memory import PosixMemory, SharedObject, arena_name
+from tsqp_shm.shm.posix.memory import PosixMemory, SharedObject
+from tsqp_shm.shm.posix.objects import arena_name
 from tsqp_shm.shm.protocol import (
     ECHOED_BYTES,
     LAYERED,

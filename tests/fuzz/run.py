@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import border
 
-from tsqp_shm.shm.posix.memory import arena_name, unlink_arena
+from tsqp_shm.shm.posix.objects import arena_name, unlink_dead
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -148,7 +148,7 @@ def _run(target: Target, arguments: list[str], output: object) -> int:
         ).returncode  # type: ignore[call-overload]
     finally:
         # A target that is killed by a finding leaves its arena.
-        unlink_arena(arena_name(f"fuzz-{os.getpid()}"))
+        unlink_dead(arena_name(f"fuzz-{os.getpid()}"))
 
 
 def _keep(name: str, target: Target) -> None:

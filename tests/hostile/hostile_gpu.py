@@ -32,7 +32,6 @@ from tsqp_shm.shm.doorbell import open_doorbell
 from tsqp_shm.shm.invitation import Invitation
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
 from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.posix.memory import unlink_arena
 from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record, Status, operation_of, pack_identity
 from tsqp_shm.shm.slots import slot_array
@@ -50,7 +49,7 @@ NOT_FINITE = {"nan": {"bfloat16": 0x7FC0, "float32": np.nan}, "infinity": {"bflo
 class HostileGpu:
     """One end of a session, with everything at hand that a process of the same user can reach."""
 
-    def __init__(self, model: Path, session: str) -> None:
+    def __init__(self, model: Path, session: str, *, has_pulse: bool = True) -> None:
         joined = PosixTransport(session).join(30.0, lambda line: None)
         invitation = Invitation.parse(joined.invitation)
         self.plan = Plan.derive(Network.of(ModelSpec.from_folder(model)), invitation.limits)
@@ -58,7 +57,7 @@ class HostileGpu:
         joined.close()
         self.memory = np.frombuffer(self.arena.buffer, np.uint8)
         self.endpoint = invitation.endpoint
-        self.heartbeat = _native.Heartbeat(self.arena.buffer, "gpu", HEARTBEAT_INTERVAL_MS)
+        self.heartbeat = _native.Heartbeat(self.arena.buffer, "gpu", HEARTBEAT_INTERVAL_MS) if has_pulse else None
         self.watch = PeerWatch(self.arena, "tee")
         self.waker: Waker
 
@@ -302,7 +301,7 @@ def punch(offset_bytes: int) -> Misbehaviour:
 
 
 def unlink(gpu: HostileGpu, record: Record) -> None:
-    unlink_arena(gpu.arena.name)
+    Path(f"/dev/shm{gpu.arena.name}").unlink()
     gpu.work(record)
 
 
@@ -333,6 +332,7 @@ def vanish(gpu: HostileGpu, record: Record) -> None:
 FIELDS = tuple(name for name in Record._fields if name not in ("busy_ns", "value"))
 MISBEHAVIOURS: dict[str, tuple[Moment, Misbehaviour]] = {
     "none": (_never, silent),
+    "no-pulse": (_never, silent),
     "late": (_moment("QKV"), late),
     "silent": (_moment("SCORES"), silent),
     "twice": (_moment("QKV"), twice),
@@ -373,7 +373,7 @@ MISBEHAVIOURS: dict[str, tuple[Moment, Misbehaviour]] = {
 
 def main(arguments: Sequence[str]) -> None:
     model, session, name = arguments
-    gpu = HostileGpu(Path(model), session)
+    gpu = HostileGpu(Path(model), session, has_pulse=name != "no-pulse")
     # That the TEE has ended is what it is all for.
     with contextlib.suppress(PeerDied, ProtocolError):
         gpu.serve(*MISBEHAVIOURS[name])

@@ -5,18 +5,20 @@ from __future__ import annotations
 import itertools
 import os
 import resource
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from endpoints import free_tcp_endpoint
-from hostile_gpu import FAULT_STEP, FIELDS, MISBEHAVIOURS
+from hostile_gpu import FAULT_STEP, FIELDS, MISBEHAVIOURS, HostileGpu
 from models import RandomModel, model_folder, random_token_ids
 from processes import ForkServer
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.errors import PeerDied, PeerTimeout, ProtocolError, TsqpError
+from tsqp_shm.shm.protocol import Opcode, Record, pack_identity
 
 # Three tiles, two of them in flight.
 PROMPT = list(random_token_ids(40))
@@ -134,6 +136,19 @@ def test_an_answer_that_is_not_due_is_refused(against, misbehaviour, doorbell, e
     against(misbehaviour, expected, doorbell=doorbell)
 
 
+@pytest.mark.parametrize("doorbell", ALL)
+def test_a_gpu_process_without_a_heartbeat_is_never_ready(server, model, forked, doorbell):
+    """It answers READY in form, and has not written into the arena."""
+
+    def open_llm():
+        with pytest.raises(PeerTimeout, match="heartbeat in the arena"):
+            LLM(model, start_gpu=False, session=session, timeout_s=TIMEOUT_S, max_model_len=100, doorbell=doorbell)
+
+    session = next(SESSION_NAMES)
+    server.start(str(model), session, "no-pulse")
+    forked(open_llm).join()
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_an_answer_that_differs_in_one_field_is_refused(against, field):
     """Another epoch, another layer's result, slots and rows out of range."""
@@ -200,7 +215,7 @@ def test_memory_that_changes_under_the_tee_does_not_crash_it(against, misbehavio
         ("flood", "adaptive", completes),
         ("flood", "zmq", ends_with(ProtocolError, "sequence")),
         ("hang-up", "adaptive", ends_with(PeerTimeout, "QKV")),
-        ("hang-up", "zmq", ends_with(ProtocolError, "sequence")),
+        ("hang-up", "zmq", ends_with(PeerTimeout, "QKV")),
     ],
 )
 def test_junk_in_the_socket_neither_steers_nor_fills_the_tee(against, misbehaviour, doorbell, expected, scheme):
@@ -243,6 +258,39 @@ def test_holes_in_the_arena_are_zeros(against, misbehaviour, doorbell, expected)
 
 def test_an_unlinked_arena_is_still_mapped(against):
     against("unlink", completes)
+
+
+@pytest.mark.parametrize("doorbell", IN_ARENA)
+def test_a_close_during_a_long_operation_tells_a_gpu_process_of_somebody_elses_to_stop(model, forked, doorbell):
+    """Where the TEE cannot wait for its answer either."""
+    session = next(SESSION_NAMES)
+    begun, tell = os.pipe()
+
+    def serve_slowly():
+        gpu = HostileGpu(model, session)
+        gpu.answer(gpu.receive(), value=pack_identity(os.getpid(), None, "in place"))
+        while (record := gpu.receive()).opcode != Opcode.QKV:
+            gpu.answer(record)
+        os.write(tell, b"x")
+        with pytest.raises(PeerDied):
+            gpu.until_the_tee_ends()
+        submitted = [Record.unpack(data).opcode for data in iter(gpu.doorbell.take, None)]
+        assert submitted[-1] == Opcode.STOP
+
+    def ask():
+        with pytest.raises(TsqpError, match="closed"):
+            llm.generate([PROMPT])
+
+    child = forked(serve_slowly)
+    os.close(tell)
+    llm = LLM(model, start_gpu=False, session=session, timeout_s=30.0, max_model_len=100, doorbell=doorbell)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    os.read(begun, 1)
+    os.close(begun)
+    llm.close()
+    asking.join()
+    child.join()
 
 
 def test_every_misbehaviour_has_a_test():

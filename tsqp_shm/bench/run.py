@@ -29,7 +29,7 @@ from tsqp_shm.errors import ConfigError
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.progress import Progress
-from tsqp_shm.shm.posix.folder import sweep_dead_sessions
+from tsqp_shm.shm.posix.folder import swept_afterwards
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def run_bench(options: BenchOptions, demo_model: Callable[[], Path]) -> int:
     contenders = _require_sane(options, case, tokens)
     with ExitStack() as stack:
         # Whatever a killed contender could not remove itself; runs last.
-        stack.callback(sweep_dead_sessions)
+        stack.enter_context(swept_afterwards())
         folder, name = _model(options, stack, demo_model)
         jobs = _jobs(options, case, tokens, folder, contenders)
         network = Network.of(ModelSpec.from_folder(folder))

@@ -1,4 +1,9 @@
-"""Temporary folders of gigabytes, whose owner may be killed: who makes the next one removes them."""
+"""Temporary folders of gigabytes, whose owner may be killed: who makes the next one removes them.
+
+tsqp-shm-shape-XXXXXXXX/
+    lock        says what made the folder, and is held while its owner lives
+    model/      the owner's
+"""
 
 from __future__ import annotations
 
@@ -6,14 +11,15 @@ import fcntl
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tsqp_shm.files import open_own
+
 PREFIX = "tsqp-shm-shape-"
-# A folder that is younger may not have its lock yet.
-YOUNG_S = 60.0
+LOCK_FILE = "lock"
+_MARK = b"tsqp-shm scratch\n"
 
 
 @contextmanager
@@ -24,26 +30,31 @@ def scratch_folder() -> Iterator[Path]:
             if _is_dead(folder):
                 shutil.rmtree(folder)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-    # On the folder itself, which is to hold nothing but a model; the kernel lets go of it at any death.
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    fd = None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield folder
+        fd = open_own(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        # Before the mark, without which nobody takes the folder for one of these.
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(fd, _MARK)
+        (folder / "model").mkdir()
+        yield folder / "model"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(fd)
+        if fd is not None:
+            os.close(fd)
 
 
 def _is_dead(folder: Path) -> bool:
-    """Whether it is a folder of this user's that nobody holds."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """Whether it is such a folder of this user's that nobody holds."""
+    folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        status = os.fstat(fd)
-        if status.st_uid != os.geteuid() or time.time() - status.st_mtime < YOUNG_S:
-            return False
+        fd = open_own(LOCK_FILE, dir_fd=folder_fd, most_bytes=len(_MARK))
+    finally:
+        os.close(folder_fd)
+    try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.read(fd, len(_MARK)) == _MARK
     except BlockingIOError:
         return False
     finally:
         os.close(fd)
-    return True

@@ -114,18 +114,15 @@ def play_gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
         if error.name != "torch":
             raise
         raise ModelFileError("torch", "the GPU process needs it: pip install '.[gpu]' in a clone of tsqp-shm") from None
-    from tsqp_shm.shm.posix.folder import sweep_dead_sessions
+    from tsqp_shm.shm.posix.folder import swept_afterwards
     from tsqp_shm.shm.posix.transport import PosixTransport
     from tsqp_shm.trace.recorder import recording
 
     signal.signal(signal.SIGTERM, handler)
     # Ctrl-C in a shared terminal is for the TEE process, which then stops this one.
-    try:
-        with recording(arguments.trace, "gpu") as recorder:
-            use_threads(config.threads().gpu)
-            serve(model, PosixTransport(config.session), config, reporter(arguments), lifeline.ready, recorder)
-    finally:
-        sweep_dead_sessions()
+    with swept_afterwards(), recording(arguments.trace, "gpu") as recorder:
+        use_threads(config.threads().gpu)
+        serve(model, PosixTransport(config.session), config, reporter(arguments), lifeline.ready, recorder)
     return 0
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tsqp_shm.demo.gguf_import import convert_gguf
 from tsqp_shm.errors import LimitError, ModelFileError, TsqpError
+from tsqp_shm.files import open_regular
 from tsqp_shm.model.json_fields import read_json_object
 
 Progress = Callable[[str], None]
@@ -107,7 +108,7 @@ def _make(folder: Path, progress: Progress) -> None:
 @contextmanager
 def _lock(path: Path, progress: Progress) -> Iterator[None]:
     """Holds an advisory lock that the kernel drops with the process."""
-    with path.open("a") as file:
+    with os.fdopen(open_regular(path, os.O_WRONLY | os.O_CREAT, follows_links=True), "w") as file:
         deadline = time.monotonic() + _LOCK_TIMEOUT_S
         waiting = False
         while True:

@@ -22,8 +22,9 @@ from tsqp_shm.doctor.limits import available_bytes
 from tsqp_shm.doctor.shared_memory import mount_of
 from tsqp_shm.doctor.system import cgroup_cores, cgroup_limit, container, cpuinfo, read_text
 from tsqp_shm.doctor.versions import package_versions
+from tsqp_shm.printable import shown
 from tsqp_shm.roles.resources import ISA_VARIABLE
-from tsqp_shm.shm.posix.memory import SHM_FOLDER
+from tsqp_shm.shm.posix.objects import SHM_FOLDER
 
 LIMITS = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC, "memlock": resource.RLIMIT_MEMLOCK}
 OTHER_VARIABLES = (
@@ -52,7 +53,7 @@ def print_environment() -> int:
         ("settings", _settings()),
     ]
     for name, value in rows:
-        print(f"{name:<11}{value}")
+        print(f"{name:<11}{shown(value, lines=False)}")
     return 0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from tsqp_shm.printable import shown
 
 GOOD, WARNING, BAD = "good", "warning", "bad"
 
@@ -24,6 +26,11 @@ class Finding:
     found: str
     why: str = ""
     cure: str = ""
+
+    def __post_init__(self) -> None:
+        # UNTRUSTED: it may quote names, mounts and files that others have made.
+        for field in fields(self):
+            object.__setattr__(self, field.name, shown(getattr(self, field.name), lines=False))
 
 
 def mib(size_bytes: int) -> str:

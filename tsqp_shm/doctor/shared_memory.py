@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding, mib
 from tsqp_shm.doctor.system import has_capability, read_text
-from tsqp_shm.shm.posix.memory import SHM_FOLDER
+from tsqp_shm.shm.posix.objects import SHM_FOLDER
 
 CHECK = "shared memory"
 # What Docker gives a container that asks for nothing; less than the default arena of all but the smallest models.

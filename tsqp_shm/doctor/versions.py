@@ -15,7 +15,7 @@ from tsqp_shm._version import __version__
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding
 
-PACKAGES = ("numpy", "pyzmq", "posix_ipc", "tokenizers", "jinja2", "torch", "transformers")
+PACKAGES = ("numpy", "pyzmq", "tokenizers", "jinja2", "torch", "transformers")
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
 # Loading torch from a cold disk takes long; a driver that hangs takes for ever.
 PROBE_TIMEOUT_S = 60.0

@@ -12,7 +12,7 @@ from pathlib import Path
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import PeerDied, PeerTimeout, TsqpError
 from tsqp_shm.roles.process import RoleProcess
-from tsqp_shm.shm.posix.folder import sweep_dead_sessions
+from tsqp_shm.shm.posix.folder import sweep_dead_sessions, swept_afterwards
 from tsqp_shm.shm.posix.session import new_session_name
 
 POLL_S = 0.05
@@ -57,7 +57,7 @@ def launch(
 
     with ExitStack() as stack:
         # Whatever a killed role could not remove itself; runs last.
-        stack.callback(sweep_dead_sessions)
+        stack.enter_context(swept_afterwards())
 
         def start_gpu() -> RoleProcess:
             gpu = RoleProcess.start("gpu", [str(model), "--session", session, *gpu_arguments], listen=show)

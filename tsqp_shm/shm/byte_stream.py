@@ -73,6 +73,9 @@ class ByteStream(RecordStream):
         self._has_ended = not chunk
         self._received += chunk
 
+    def stranger(self) -> None:
+        """There is none: both ends were handed out by who made the pair."""
+
     def close(self, linger_ms: int = 0) -> None:
         deadline = time.monotonic() + linger_ms / 1000
         while self._unsent and (left_s := deadline - time.monotonic()) > 0:

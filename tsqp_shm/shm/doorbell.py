@@ -7,6 +7,7 @@ measuring, and for enclaves whose border no socket crosses cheaply.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -14,13 +15,17 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tsqp_shm import _native
-from tsqp_shm.errors import PeerTimeout
+from tsqp_shm.errors import PeerTimeout, TsqpError
+from tsqp_shm.shm import layout
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.liveness import LOOK_INTERVAL_S
 from tsqp_shm.shm.protocol import pack_completion
 from tsqp_shm.shm.transport import Waker
 
 LAST_RECORD_LINGER_MS = 500
+# What wakes a side that sleeps on the waker: as long as a record, and none, for the record lies in the ring.
+WAKE_UP = bytes(layout.RECORD_BYTES)
+_CLOSING_SLICE_NS = 5_000_000
 _SLICE_NS = int(LOOK_INTERVAL_S * 1e9)
 
 
@@ -77,6 +82,10 @@ class Doorbell(ABC):
         """
         return False
 
+    def stranger(self) -> TsqpError | None:
+        """Where the waker has reached somebody who has not proved to be of the session: the error that says so."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Lets go of the waker and of the arena."""
@@ -93,6 +102,7 @@ class Doorbell(ABC):
         Raises:
             PeerDied: the watch says so.
             PeerTimeout: the peer lives but nothing came.
+            ConfigError: nothing came, and somebody else is at the waker's other end.
             ProtocolError: the peer wrote what it must not.
         """
         record = self.poll()
@@ -106,7 +116,7 @@ class Doorbell(ABC):
                 return record
             waited_s = time.monotonic() - started
             if timeout_s is not None and waited_s > timeout_s:
-                raise PeerTimeout(operation, slot, waited_s, watch.heartbeat_age_s)
+                raise self.stranger() or PeerTimeout(operation, slot, waited_s, watch.heartbeat_age_s)
 
 
 class Rings:
@@ -114,7 +124,7 @@ class Rings:
 
     Attributes:
         spin_ns, yield_ns: how long a wait for a record spins, and then yields the processor between looks.
-        wake: rings the other side, with any record, where a write has found that it is parked.
+        wake: rings the other side where a write has found that it is parked; given the record that was written.
     """
 
     def __init__(self, arena: Arena, role: str, spin_ns: int, yield_ns: int, wake: Callable[[bytes], object]) -> None:
@@ -192,7 +202,7 @@ class AdaptiveDoorbell(_RingDoorbell):
         spin_ns = min(spin_us * 1000, _SLICE_NS)
         yield_ns = min(yield_us * 1000, _SLICE_NS - spin_ns)
         # A message that cannot be sent is only a later wake-up: a sleeper looks at the ring by itself too.
-        super().__init__(Rings(arena, role, spin_ns, yield_ns, waker.try_send))
+        super().__init__(Rings(arena, role, spin_ns, yield_ns, lambda record: waker.try_send(WAKE_UP)))
         self._sleep_ns = _SLICE_NS - spin_ns - yield_ns
         self.waker = waker
 
@@ -219,6 +229,9 @@ class AdaptiveDoorbell(_RingDoorbell):
         record = self._rings.read_parked()
         self.is_quiet = record is None
         return record
+
+    def stranger(self) -> TsqpError | None:
+        return self.waker.stranger()
 
     def close(self) -> None:
         self.waker.close()
@@ -252,6 +265,15 @@ class ZmqDoorbell(Doorbell):
     def take(self) -> bytes | None:
         return self._receive(0)
 
+    def receive(self, watch: Watch, timeout_s: float | None, operation: str, slot: str = "") -> bytes:
+        # Else a side whose queue is never empty would not learn that its peer is dead, or that it is to stop.
+        if self._waits["message"] % layout.RING_DEPTH == 0:
+            watch.check()
+        return super().receive(watch, timeout_s, operation, slot)
+
+    def stranger(self) -> TsqpError | None:
+        return self.waker.stranger()
+
     def _receive(self, timeout_ns: int) -> bytes | None:
         self._flush()
         # UNTRUSTED: any 64 bytes; `Submissions` and `SubmissionRules` decide what is believed.
@@ -262,6 +284,13 @@ class ZmqDoorbell(Doorbell):
 
     def close(self) -> None:
         # The last record may say why this side ends, and may be on its way yet.
+        deadline = time.monotonic() + LAST_RECORD_LINGER_MS / 1000
+        with contextlib.suppress(TsqpError):
+            self._flush()
+            while self._unsent and time.monotonic() < deadline:
+                # UNTRUSTED: what comes is dropped; the ends may have to meet first.
+                self.waker.receive(_CLOSING_SLICE_NS)
+                self._flush()
         self.waker.close(LAST_RECORD_LINGER_MS)
 
 

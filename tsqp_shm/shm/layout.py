@@ -1,6 +1,7 @@
 """The fixed bytes of an arena; the twin of native/border/layout.h, and a test holds both against each other.
 
 byte 0      header      magic, version (stored last), epoch, total bytes, plan digest
+byte 64     secret      of the two sides of a session, for proofs over the doorbell's socket
 byte 512    invitation  its length, then JSON: what the GPU process has to know to take part
 byte 4096   control     one word per pair of cache lines, each written by one side only
 byte 6144   progress    counters of the TEE, for whoever watches; no role reads them
@@ -14,7 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 MAGIC = 0x31304D4853505154
-VERSION = 3
+VERSION = 4
 
 PAGE_BYTES = 4096
 RECORD_BYTES = 64
@@ -26,6 +27,10 @@ HEADER_EPOCH_OFFSET_BYTES = 16
 HEADER_TOTAL_BYTES_OFFSET_BYTES = 24
 HEADER_DIGEST_OFFSET_BYTES = 32
 HEADER_BYTES = 64
+
+# Written where a socket joins the two sides, before the version word; whoever may read the arena may know it.
+SECRET_OFFSET_BYTES = HEADER_BYTES
+SECRET_BYTES = 32
 
 # Written before the version word, which publishes it with the rest of the header.
 INVITATION_LENGTH_OFFSET_BYTES = 512

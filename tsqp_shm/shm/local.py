@@ -18,7 +18,8 @@ from tsqp_shm.shm.byte_stream import ByteStream
 from tsqp_shm.shm.rendezvous import Sought, wait_for_tee
 from tsqp_shm.shm.transport import Residency
 
-NAME = "local"
+# None that a session of another transport can have.
+NAME = "(local)"
 
 
 class LocalTransport:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from tsqp_shm.errors import TsqpError
+
 
 @dataclass(frozen=True)
 class Residency:
@@ -65,6 +67,9 @@ class Waker(Protocol):
 
     def discard(self) -> None:
         """Drops what came: it has done its work by waking this side."""
+
+    def stranger(self) -> TsqpError | None:
+        """Where this end has reached somebody who has not proved to be of the session: the error that says so."""
 
     def close(self, linger_ms: int = 0) -> None:
         """Closes the end; what was sent and has not left gets so long to do so."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -11,12 +12,12 @@ from typing import Any, Protocol
 
 from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig, Limits
-from tsqp_shm.errors import TsqpError
+from tsqp_shm.errors import PeerTimeout, TsqpError
 from tsqp_shm.model.network import Network
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
 from tsqp_shm.shm.invitation import Invitation
-from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
+from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, LOOK_INTERVAL_S, PeerWatch
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.protocol import Opcode, unpack_identity
 from tsqp_shm.shm.slots import Slots
@@ -40,12 +41,17 @@ class GpuProcess(Protocol):
 StartGpu = Callable[[Hold], GpuProcess | None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class StoppableWatch:
-    """What is looked at while nothing comes: whether to go on waiting at all, and the peer's life."""
+    """What is looked at while nothing comes: whether to go on waiting at all, and the peer's life.
+
+    Attributes:
+        has_stopped: a wait was ended because it was to stop, and not by anything that the peer did.
+    """
 
     peer: PeerWatch
     must_stop: Callable[[], bool]
+    has_stopped: bool = False
 
     @property
     def heartbeat_age_s(self) -> float | None:
@@ -57,8 +63,26 @@ class StoppableWatch:
         PeerDied: the peer is gone.
         """
         if self.must_stop():
+            self.has_stopped = True
             raise TsqpError("this LLM is closed")
         self.peer.check()
+
+    def require_pulse(self, timeout_s: float) -> None:
+        """Waits until the peer's heartbeat has moved: whoever answers without one has no hold on the arena.
+
+        Raises:
+            PeerTimeout: there is none.
+            TsqpError: as `check`.
+        """
+        started = time.monotonic()
+        while True:
+            self.check()
+            if self.heartbeat_age_s is not None:
+                return
+            waited_s = time.monotonic() - started
+            if waited_s > timeout_s:
+                raise PeerTimeout("a heartbeat in the arena", "", waited_s, None)
+            time.sleep(LOOK_INTERVAL_S)
 
 
 @dataclass
@@ -79,6 +103,7 @@ class Connection:
     statistics: Statistics
     progress: ProgressWriter
     gpu_process: GpuProcess | None
+    watch: StoppableWatch
     gpu_pid: int = 0
     gpu_device: str = ""
     gpu_transfer: str = ""
@@ -143,7 +168,7 @@ class Connection:
             queue = make_queue(slots, doorbell, watch, arena.epoch, config.timeout_s, statistics)
             connection = cls(
                 session, arena, slots, queue, doorbell, config.doorbell, session.endpoint, statistics,
-                ProgressWriter(arena, statistics), gpu_process,
+                ProgressWriter(arena, statistics), gpu_process, watch,
             )  # fmt: skip
             stack.callback(connection._stop_gpu)
             if gpu_process is None:
@@ -152,12 +177,14 @@ class Connection:
             connection.gpu_pid, connection.gpu_device, connection.gpu_transfer = unpack_identity(
                 queue.call(Opcode.READY).value
             )
+            watch.require_pulse(config.timeout_s)
             connection._stack = stack.pop_all()
         return connection
 
     def _stop_gpu(self) -> None:
         """Tells the GPU process to end, if it still listens."""
-        if self._is_broken or not self.gpu_pid:
+        # One that is in the middle of a long operation still listens: it is told, and not waited for.
+        if (self._is_broken and not self.watch.has_stopped) or not self.gpu_pid:
             return
         try:
             self.queue.call(Opcode.STOP, timeout_s=5.0)

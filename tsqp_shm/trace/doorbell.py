@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tsqp_shm.errors import TsqpError
 from tsqp_shm.shm.doorbell import AdaptiveDoorbell, Doorbell, Rings, SpinDoorbell, Watch, ZmqDoorbell
 from tsqp_shm.shm.transport import Waker
 from tsqp_shm.trace.recorder import NO_RECORD, Recorder
@@ -68,6 +69,9 @@ class _TracedWaker:
     def discard(self) -> None:
         self._waker.discard()
 
+    def stranger(self) -> TsqpError | None:
+        return self._waker.stranger()
+
     def close(self, linger_ms: int = 0) -> None:
         self._waker.close(linger_ms)
 
@@ -87,6 +91,9 @@ class _TracedDoorbell(Doorbell):
 
     def poll(self) -> bytes | None:
         return self._bell.poll()
+
+    def stranger(self) -> TsqpError | None:
+        return self._bell.stranger()
 
     def take(self) -> bytes | None:
         return self._bell.take()

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tsqp_shm.errors import ConfigError, TraceError
+from tsqp_shm.files import open_regular
 from tsqp_shm.roles.process import ERROR_PREFIX
 from tsqp_shm.trace.recorder import ROLES
 
@@ -35,12 +36,15 @@ class TraceFile:
     def __init__(self, path: Path, report: Callable[[str], None]) -> None:
         self.path = path
         self._report = report
-        self._is_new = not self.path.exists()
+        is_new = not self.path.exists()
         try:
             # What is there already stays until there is something to take its place.
-            self.path.open("ab").close()
+            fd = open_regular(self.path, os.O_WRONLY | os.O_CREAT, follows_links=True)
         except OSError as error:
             raise ConfigError("trace", str(path), f"a file that can be written ({error.strerror})") from None
+        # What this object has made, and may remove if nothing comes of it.
+        self._made = os.fstat(fd) if is_new else None
+        os.close(fd)
         self._memory = {role: os.memfd_create(f"tsqp-shm-trace-{role}") for role in ROLES}
 
     def recording(self, role: str) -> Path:
@@ -61,9 +65,10 @@ class TraceFile:
         finally:
             for descriptor in self._memory.values():
                 os.close(descriptor)
-        if problem is not None and self._is_new:
+        if problem is not None and self._made is not None:
             with contextlib.suppress(OSError):
-                self.path.unlink()
+                if os.path.samestat(self.path.lstat(), self._made):
+                    self.path.unlink()
         if problem is None and len(written) < len(ROLES):
             problem = f"holds the {written[0]} process alone: the other left no recording"
         # Where the session itself went wrong, that is what has to be said.

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from tsqp_shm.errors import ConfigError, TraceError
+from tsqp_shm.files import open_regular
 from tsqp_shm.shm.plan import MAX_LINEARS, Operation, Plan
 
 # 32 MiB, of which the system backs what is used: some 900 tokens of a decode of 30 layers.
@@ -155,7 +156,7 @@ def recording(path: Path | None, role: str) -> Iterator[Recorder | None]:
 
 def _open(path: Path) -> BinaryIO:
     try:
-        return path.open("wb")
+        return os.fdopen(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, follows_links=True), "wb")
     except OSError as error:
         raise ConfigError("trace", str(path), f"a file that can be written ({error.strerror})") from None
 
@@ -185,7 +186,7 @@ class Recording:
         """
         most_bytes = _HEADER.size + 2 * _MAX_NAMES * _NAME_BYTES + MAX_LINEARS * _LINEAR.size + CAPACITY * _EVENT.size
         try:
-            with path.open("rb") as file:
+            with os.fdopen(open_regular(path, follows_links=True), "rb") as file:
                 content = file.read(most_bytes + 1)
         except OSError as error:
             raise TraceError(path, f"cannot be read: {error.strerror}") from None

@@ -30,6 +30,7 @@ from tsqp_shm.bench.latency.messages import Messages
 from tsqp_shm.bench.latency.payload import check_answer
 from tsqp_shm.bench.latency.peer import Peer
 from tsqp_shm.config import DOORBELLS
+from tsqp_shm.shm.posix.folder import SOCKET_FILE
 
 # Payload in bytes, and round trips in a row within one round.
 PAYLOADS = {8 << 10: 40, 64 << 10: 40, 512 << 10: 20, 4 << 20: 5, 64 << 20: 1}
@@ -98,7 +99,7 @@ def make_cases(stack: ExitStack, quick: bool, max_bytes: int, spin_us: int, yiel
     links = {mode: Link(stack, mode, LinkSettings(mode, spin_us, yield_us, sizes)) for mode in DOORBELLS}
     # Its rings carry the native round trips alone.
     links["native"] = Link(stack, "native", LinkSettings("spin", spin_us, yield_us))
-    endpoint = links[DOORBELLS[0]].socket_path("messages")
+    endpoint = links[DOORBELLS[0]].socket_path(f"{SOCKET_FILE}-messages")
     messages = Messages(stack, endpoint, False, sizes)
     peer = Peer(
         {

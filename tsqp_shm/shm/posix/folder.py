@@ -1,10 +1,15 @@
 """The folder in which sessions lie: whose they are, which are dead, and what is removed of those.
 
-    FOLDER/NAME/            mode 0700
-        lock                held by the TEE process while it lives; the kernel lets go of it at any death
-        doorbell            the ZeroMQ socket, unless another endpoint was chosen; doorbell.2 that of a second arena
+    FOLDER/                 mode 0700, and nothing but sessions is looked for in it
+        .lock               held while a session begins or is swept
+        .passing-HEX/       a session on its way in or out
+        NAME/               a session; it appears with its lock held, and its name is free at once when it goes
+            lock            says that a session made the folder; held by the TEE process while it lives, and the kernel
+                            lets go of it at any death
+            doorbell        the ZeroMQ socket, unless another endpoint was chosen; doorbell.2 that of a second arena
 
-FOLDER is $TSQP_SHM_RUNTIME_DIR, else $XDG_RUNTIME_DIR/tsqp-shm, else /tmp/tsqp-shm-UID.
+FOLDER is $TSQP_SHM_RUNTIME_DIR/tsqp-shm, else $XDG_RUNTIME_DIR/tsqp-shm, else /tmp/tsqp-shm-UID. It is a folder of our
+own, as the one around it may be a home. What no session has made is left alone wherever it lies.
 """
 
 from __future__ import annotations
@@ -12,6 +17,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
+import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -19,17 +26,44 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tsqp_shm.config import SESSION_NAME
-from tsqp_shm.errors import ConfigError, SessionFolderError
-from tsqp_shm.shm.posix.memory import arena_name, unlink_arena
+from tsqp_shm.errors import ConfigError, SessionBusy, SessionFolderError, TsqpError
+from tsqp_shm.files import ForeignFile, open_own
+from tsqp_shm.shm.posix.locks import take_lock, try_lock
+from tsqp_shm.shm.posix.objects import arena_name, unlink_dead
 
 LOCK_FILE = "lock"
+SOCKET_FILE = "doorbell"
+# What the lock of a session begins with; the pid of its TEE process follows.
+_MARK = b"tsqp-shm session\n"
+_MAX_LOCK_BYTES = 64
+_PASSING = re.compile(r"\.passing-[0-9a-f]{16}")
+_SOCKET = re.compile(rf"{SOCKET_FILE}(\.[0-9]+|-[a-z-]+)?")
 
 
 def sweep_dead_sessions() -> list[str]:
-    """Removes what sessions left behind whose TEE process is dead. Returns their names."""
+    """Removes what sessions left behind whose TEE process is dead. Returns their names.
+
+    Raises:
+        ConfigError, SessionFolderError: the folder cannot be used, or somebody keeps it locked.
+    """
     root = sessions_folder()
     with root_lock(root):
         return sweep(root)
+
+
+@contextlib.contextmanager
+def swept_afterwards() -> Iterator[None]:
+    """Sweeps when the block is left; what keeps it from that comes behind the error that the block itself ends with."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            sweep_dead_sessions()
+        except TsqpError as second:
+            if isinstance(error, TsqpError):
+                error.args = (f"{error}; what dead processes left was not removed: {second}",)
+        raise
+    sweep_dead_sessions()
 
 
 @dataclass(frozen=True)
@@ -48,10 +82,8 @@ class FoundSession:
 
 
 def list_sessions() -> list[FoundSession]:
-    """Every session of this user, live or dead, by name; nothing is changed."""
-    root = sessions_folder()
-    with root_lock(root):
-        return list(_sessions(root))
+    """Every session of this user, live or dead, by name; nothing is changed, and no lock is waited for."""
+    return list(_sessions(sessions_folder()))
 
 
 def sessions_folder() -> Path:
@@ -59,29 +91,27 @@ def sessions_folder() -> Path:
 
     Raises:
         SessionFolderError: it cannot be made.
-        ConfigError: it belongs to somebody else or others may write to it.
+        ConfigError: it belongs to somebody else, others may write to it, or might put another in its place.
     """
-    chosen = os.environ.get("TSQP_SHM_RUNTIME_DIR")
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if chosen:
-        root = Path(chosen)
-    elif runtime:
-        root = Path(runtime) / "tsqp-shm"
-    else:
-        root = Path(tempfile.gettempdir()) / f"tsqp-shm-{os.geteuid()}"
+    chosen = os.environ.get("TSQP_SHM_RUNTIME_DIR") or os.environ.get("XDG_RUNTIME_DIR")
+    root = Path(chosen) / "tsqp-shm" if chosen else Path(tempfile.gettempdir()) / f"tsqp-shm-{os.geteuid()}"
     with storing(root):
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        around = root.parent.stat()
+        root.mkdir(mode=0o700, exist_ok=True)
         status = root.lstat()
-    mode = stat.S_IMODE(status.st_mode)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or mode & 0o077:
-        kind = "" if stat.S_ISDIR(status.st_mode) else "no folder, "
-        raise ConfigError(
-            "session folder",
-            str(root),
-            f"a folder of user {os.geteuid()} with mode 0700 (it is {kind}of user {status.st_uid} with mode "
-            f"{mode:04o}); chmod 700 it if it is yours, else set TSQP_SHM_RUNTIME_DIR",
-        )
+    if around.st_uid not in (os.geteuid(), 0) or (around.st_mode & 0o022 and not around.st_mode & stat.S_ISVTX):
+        raise _unsafe(root.parent, around, f"a folder of user {os.geteuid()} that others may not write to")
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        raise _unsafe(root, status, f"a folder of user {os.geteuid()} with mode 0700")
     return root
+
+
+def _unsafe(folder: Path, status: os.stat_result, expected: str) -> ConfigError:
+    kind = "" if stat.S_ISDIR(status.st_mode) else "no folder, "
+    found = f"it is {kind}of user {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}"
+    cure = "chmod 700 it if it is yours, else set TSQP_SHM_RUNTIME_DIR"
+    return ConfigError("session folder", str(folder), f"{expected} ({found}); {cure}")
 
 
 @contextlib.contextmanager
@@ -94,11 +124,16 @@ def storing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def root_lock(root: Path) -> Iterator[None]:
-    """Held while a session begins, ends or is swept, so that none is swept between its folder and its lock."""
-    with storing(root / ".lock"):
-        fd = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Held while a session begins or is swept, so that two do not take one name, nor a sweep what is on its way in.
+
+    Raises:
+        SessionFolderError: it cannot be taken, or somebody else keeps it.
+    """
+    path = root / ".lock"
+    with storing(path):
+        fd = open_own(path, os.O_RDWR | os.O_CREAT, most_bytes=0)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        take_lock(fd, path)
         yield
     finally:
         # Not by closing alone: a child that was forked meanwhile holds the same open file.
@@ -106,90 +141,132 @@ def root_lock(root: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def try_lock(folder: Path) -> int | None:
-    with storing(folder / LOCK_FILE):
-        fd = _open_lock(folder, os.O_RDWR | os.O_CREAT)
+def take_name(root: Path, name: str) -> int:
+    """Makes the folder of a session, which appears with its lock held; under the root's lock.
+
+    Returns:
+        The lock's descriptor.
+
+    Raises:
+        SessionBusy: a live session has the name.
+        SessionFolderError: what no session made has it, or the folder cannot be written.
+    """
+    folder = root / name
+    found = _session(folder)
+    if found is not None and found.is_alive:
+        raise SessionBusy(name, found.tee_pid)
+    if os.path.lexists(folder):
+        raise SessionFolderError(
+            folder, "there is something that no session has made", "move it away, or choose another --session NAME"
+        )
+    passing = _passing(root)
+    lock_fd = None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
+        with storing(passing):
+            passing.mkdir(mode=0o700)
+        with storing(passing / LOCK_FILE):
+            lock_fd = open_own(passing / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            os.write(lock_fd, _MARK + f"{os.getpid()}\n".encode())
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with storing(folder):
+            passing.rename(folder)
+    except BaseException:
+        _remove_passing(passing, by_owner=True)
+        if lock_fd is not None:
+            os.close(lock_fd)
+        raise
+    return lock_fd
+
+
+def _passing(root: Path) -> Path:
+    return root / f".passing-{secrets.token_hex(8)}"
+
+
+def _sessions(root: Path) -> Iterator[FoundSession]:
+    with storing(root):
+        folders = sorted(root.iterdir())
+    for folder in folders:
+        found = _session(folder)
+        if found is not None:
+            yield found
+
+
+def _session(folder: Path) -> FoundSession | None:
+    """The session that made this folder; None: none did, and it is nothing of ours."""
+    if not SESSION_NAME.fullmatch(folder.name):
         return None
-    return fd
-
-
-def _open_lock(folder: Path, flags: int) -> int:
-    # Neither a link nor a pipe that somebody laid there: the one would be written through, the other waited for.
-    flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    return os.open(folder / LOCK_FILE, flags, 0o600)
-
-
-def _is_dead(folder: Path) -> bool:
-    """Whether no process holds the session's lock."""
-    try:
-        fd = _open_lock(folder, os.O_RDONLY)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        # Not a lock of ours, so nothing of ours to remove.
-        return False
-    try:
-        # Shared, so that two lookers do not take each other for the owner.
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(fd)
-    return True
-
-
-def owner_pid(folder: Path) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        fd = _open_lock(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError), _opened(folder) as folder_fd:
+        fd = open_own(LOCK_FILE, dir_fd=folder_fd, most_bytes=_MAX_LOCK_BYTES)
         try:
-            # UNTRUSTED: whatever process wrote it; shown, and nothing follows from it.
-            return int(os.read(fd, 32))
+            # UNTRUSTED: whatever process of this user wrote it; the pid is shown, and nothing follows from it.
+            mark, _, pid = os.read(fd, _MAX_LOCK_BYTES).partition(b"\n")
+            if mark + b"\n" != _MARK:
+                return None
+            # Shared, so that two lookers do not take each other for the owner.
+            is_alive = not try_lock(fd, fcntl.LOCK_SH)
+            return FoundSession(folder.name, folder, is_alive, int(pid) if pid.strip().isdigit() else None)
         finally:
             os.close(fd)
     return None
 
 
-def _sessions(root: Path) -> Iterator[FoundSession]:
-    for folder in sorted(root.iterdir()):
-        if _is_session(folder):
-            yield FoundSession(folder.name, folder, not _is_dead(folder), owner_pid(folder))
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    """A folder of this user, and no link to one."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise ForeignFile(folder, "belongs to another user")
+        yield fd
+    finally:
+        os.close(fd)
 
 
-def sweep(root: Path) -> list[str]:
+def sweep(root: Path, only: str | None = None) -> list[str]:
+    """Removes dead sessions, or that of one name alone; under the root's lock. Returns their names."""
     swept = []
     for session in _sessions(root):
-        if not session.is_alive:
-            unlink_arena(arena_name(session.name))
+        if not session.is_alive and only in (None, session.name):
+            unlink_dead(arena_name(session.name))
             remove_session(session.folder)
             swept.append(session.name)
+    with storing(root):
+        passing = [folder for folder in root.iterdir() if _PASSING.fullmatch(folder.name)]
+    for folder in passing:
+        _remove_passing(folder)
     return swept
 
 
-def _is_session(folder: Path) -> bool:
-    """Whether this is a folder that a session made: the root may be a folder that holds other things too."""
-    if folder.is_symlink() or not folder.is_dir() or not SESSION_NAME.fullmatch(folder.name):
-        return False
-    try:
-        content = list(folder.iterdir())
-    except OSError:
-        # Gone meanwhile, or not to be read by this user.
-        return False
-    # One that was killed before it had its lock has nothing yet.
-    return not content or ((folder / LOCK_FILE) in content and all(map(_is_of_a_session, content)))
-
-
-def _is_of_a_session(path: Path) -> bool:
-    return path.name == LOCK_FILE or path.is_socket()
-
-
 def remove_session(folder: Path) -> None:
-    """Removes what a session makes, the lock last, and nothing else."""
+    """Removes what a session makes, and nothing else; by whoever holds its lock, or sweeps it."""
     with contextlib.suppress(OSError):
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == LOCK_FILE):
-            if _is_of_a_session(path):
-                path.unlink()
+        remove_sockets(folder)
+        if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+            # The name is free from here on, however this ends.
+            passing = _passing(folder.parent)
+            folder.rename(passing)
+            _remove_passing(passing, by_owner=True)
+        else:
+            (folder / LOCK_FILE).unlink()
+
+
+def remove_sockets(folder: Path) -> None:
+    """libzmq leaves the file of a socket whose process was killed."""
+    with contextlib.suppress(OSError), _opened(folder) as fd:
+        for entry in os.scandir(fd):
+            if _SOCKET.fullmatch(entry.name) and stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
+                os.unlink(entry.name, dir_fd=fd)
+
+
+def _remove_passing(folder: Path, *, by_owner: bool = False) -> None:
+    """Removes a session on its way in or out, unless another process is about to do so."""
+    with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError), _opened(folder) as folder_fd:
+            fd = open_own(LOCK_FILE, dir_fd=folder_fd, most_bytes=_MAX_LOCK_BYTES)
+            try:
+                if not by_owner and not try_lock(fd, fcntl.LOCK_SH):
+                    return
+            finally:
+                os.close(fd)
+            os.unlink(LOCK_FILE, dir_fd=folder_fd)
         folder.rmdir()

@@ -1,4 +1,4 @@
-"""POSIX shared memory: backed and mapped before anyone may use it, unlinked by its creator only."""
+"""POSIX shared memory: backed and mapped before anyone may use it, and removed by its maker only."""
 
 from __future__ import annotations
 
@@ -7,78 +7,91 @@ import errno
 import mmap
 import os
 import resource
+import secrets
 import stat
-from pathlib import Path
-
-import posix_ipc
+import sys
 
 from tsqp_shm import _native
 from tsqp_shm.errors import ArenaError, ArenaMismatch, ArenaNotReady, ArenaTooSmall
+from tsqp_shm.files import ForeignFile, open_own
 from tsqp_shm.shm import layout
+from tsqp_shm.shm.posix.objects import SHM_FOLDER, OwnObject, refusal
 from tsqp_shm.shm.transport import Residency
 
-SHM_FOLDER = "/dev/shm"
-
-
-def arena_name(session: str) -> str:
-    """The POSIX shared-memory name of a session's arena; it holds the user id, so users do not meet."""
-    return f"/tsqp-shm-{os.geteuid()}-{session}"
+_WORD_BYTES = 8
 
 
 class PosixMemory:
-    """One mapping of a shared-memory object; use `create`, or `SharedObject.map`."""
+    """One mapping of a shared-memory object; use `create` or `make`, or `SharedObject.map`."""
 
-    def __init__(self, name: str, fd: int, size_bytes: int, *, creator: bool) -> None:
+    def __init__(self, name: str, fd: int, size_bytes: int, made: OwnObject | None = None) -> None:
         self.name = name
         # MAP_POPULATE: every page is entered into the page table now, none while a model runs.
         self.buffer = mmap.mmap(fd, size_bytes, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
-        self.residency = _lock(self.buffer, size_bytes)
-        self._creator = creator
+        self.residency = _lock_pages(self.buffer, size_bytes)
+        self._made = made
         self._is_closed = False
 
     @classmethod
     def create(cls, name: str, size_bytes: int) -> PosixMemory:
-        """Makes, backs and maps an object.
+        """`make` of an object that is made here.
 
         Args:
             name: POSIX shared-memory name, "/" and no further slash.
+        """
+        return cls.make(OwnObject(name), size_bytes)
+
+    @classmethod
+    def make(cls, made: OwnObject, size_bytes: int) -> PosixMemory:
+        """Makes, backs and maps an object.
 
         Raises:
             ArenaTooSmall: /dev/shm has not enough free space.
-            ArenaError: an object of that name exists, or the system refuses.
+            ArenaError: an object of that name exists, the system refuses, or another process changes it meanwhile.
         """
-        _require_space(name, size_bytes)
-        try:
-            memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
-        except posix_ipc.ExistentialError:
-            raise ArenaError(name, _taken(name)) from None
-        except (OSError, ValueError, posix_ipc.Error) as error:
-            raise ArenaError(name, f"cannot be created: {_refusal(error)}") from error
+        _require_space(made.name, size_bytes)
+        made.make()
         try:
             # A tmpfs object that is only ftruncate'd is backed page by page later, and a full tmpfs then kills the
             # process with SIGBUS. fallocate takes every page now or says ENOSPC.
-            os.posix_fallocate(memory.fd, 0, size_bytes)
-            return cls(name, memory.fd, size_bytes, creator=True)
+            os.posix_fallocate(made.fd, 0, size_bytes)
+            memory = cls(made.name, made.fd, size_bytes, made)
+            try:
+                made.require_whole(size_bytes)
+            except BaseException:
+                memory.close()
+                raise
+            return memory
         except BaseException as error:
             # Every kind, as a signal that is to end this process raises one: a large arena takes a while to back.
-            posix_ipc.unlink_shared_memory(name)
-            if not isinstance(error, OSError):
+            if isinstance(error, ValueError):
+                # Python's mmap compares with the size that the object has at that moment.
+                with contextlib.suppress(OSError):
+                    made.require_whole(size_bytes)
+            made.remove()
+            if not isinstance(error, (OSError, ValueError)):
                 raise
-            if error.errno == errno.ENOSPC:
-                _require_space(name, size_bytes)
-                raise _too_small(name, size_bytes, 0) from error
-            raise ArenaError(name, f"cannot be backed by memory: {_refusal(error)}") from error
-        finally:
-            os.close(memory.fd)
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                _require_space(made.name, size_bytes)
+                raise _too_small(made.name, size_bytes, 0) from error
+            raise ArenaError(made.name, f"cannot be backed by memory: {refusal(error)}") from error
+
+    def put_secret(self) -> bytes:
+        """Writes what only this session's two sides are to know into the header page. Returns it."""
+        secret = secrets.token_bytes(layout.SECRET_BYTES)
+        with contextlib.closing(_Guarded(self.buffer)):
+            for start in range(0, layout.SECRET_BYTES, _WORD_BYTES):
+                word = int.from_bytes(secret[start : start + _WORD_BYTES], sys.byteorder)
+                _native.store_word(self.buffer, layout.SECRET_OFFSET_BYTES + start, word)
+        return secret
 
     def close(self) -> None:
-        """Unmaps, and unlinks where this side created it. Closing twice does nothing."""
+        """Unmaps, and removes what this side has made. Closing twice does nothing."""
         if self._is_closed:
             return
         self._is_closed = True
-        if self._creator:
-            with contextlib.suppress(posix_ipc.ExistentialError):
-                posix_ipc.unlink_shared_memory(self.name)
+        if self._made is not None:
+            self._made.remove()
         # A view that somebody still holds keeps the mapping alive; the memory goes with the last view.
         with contextlib.suppress(BufferError):
             self.buffer.close()
@@ -92,21 +105,22 @@ class SharedObject:
         """Raises:
         ArenaNotReady: there is none of that name.
         ArenaMismatch: it belongs to another user, or others may open it.
-        ArenaError: it cannot be opened.
+        ArenaError: it cannot be opened, or is none.
         """
         self.name = name
         self._fd: int | None = None
         try:
-            self._fd = posix_ipc.SharedMemory(name, read_only=read_only).fd
-        except posix_ipc.ExistentialError:
+            self._fd = open_own(SHM_FOLDER + name, os.O_RDONLY if read_only else os.O_RDWR)
+        except FileNotFoundError:
             raise ArenaNotReady(name, "does not exist yet") from None
-        except (OSError, ValueError, posix_ipc.Error) as error:
-            raise ArenaError(name, f"cannot be opened: {_refusal(error)}") from error
-        try:
-            _require_own(name, self.fd)
-        except BaseException:
+        except ForeignFile as error:
+            raise ArenaError(name, f"cannot be opened: {SHM_FOLDER}{name} {error.strerror}") from None
+        except OSError as error:
+            raise ArenaError(name, f"cannot be opened: {refusal(error)}") from error
+        mode = stat.S_IMODE(os.fstat(self.fd).st_mode)
+        if mode & 0o077:
             self.close()
-            raise
+            raise ArenaMismatch(name, "mode", "0o600", oct(mode))
 
     @property
     def fd(self) -> int:
@@ -136,7 +150,7 @@ class SharedObject:
         if found_bytes != size_bytes:
             raise ArenaMismatch(self.name, "size in bytes", size_bytes, found_bytes)
         try:
-            return PosixMemory(self.name, self.fd, size_bytes, creator=False)
+            return PosixMemory(self.name, self.fd, size_bytes)
         except (OSError, ValueError) as error:
             raise ArenaError(self.name, f"cannot be mapped: {error}") from error
 
@@ -147,16 +161,32 @@ class SharedObject:
         self._fd = None
 
 
-def unlink_arena(name: str) -> bool:
-    """Removes the object of a dead session. Returns whether there was one."""
-    try:
-        posix_ipc.unlink_shared_memory(name)
-    except (posix_ipc.ExistentialError, posix_ipc.PermissionsError):
-        return False
-    return True
+def take_secret(buffer: mmap.mmap) -> bytes:
+    """What the TEE has put into a header page with `PosixMemory.put_secret`.
+
+    Raises:
+        ProtocolError: the memory was cut short meanwhile.
+    """
+    with contextlib.closing(_Guarded(buffer)):
+        # UNTRUSTED: each word is copied once; only proofs are made of them.
+        words = (
+            _native.load_word(buffer, layout.SECRET_OFFSET_BYTES + start).to_bytes(_WORD_BYTES, sys.byteorder)
+            for start in range(0, layout.SECRET_BYTES, _WORD_BYTES)
+        )
+        return b"".join(words)
 
 
-def _lock(buffer: mmap.mmap, size_bytes: int) -> Residency:
+class _Guarded:
+    """Keeps this process alive where another one cuts the mapped object short."""
+
+    def __init__(self, buffer: mmap.mmap) -> None:
+        self._guard = _native.ArenaGuard(buffer)
+
+    def close(self) -> None:
+        self._guard.release()
+
+
+def _lock_pages(buffer: mmap.mmap, size_bytes: int) -> Residency:
     error = _native.lock_memory(buffer)
     reason = ""
     if error:
@@ -181,37 +211,3 @@ def _too_small(name: str, needed_bytes: int, free_bytes: int) -> ArenaTooSmall:
         "or mount -o remount,size=SIZE /dev/shm"
     )
     return ArenaTooSmall(name, needed_bytes, free_bytes, advice)
-
-
-def _taken(name: str) -> str:
-    try:
-        owner = Path(SHM_FOLDER + name).stat().st_uid
-    except OSError:
-        owner = os.geteuid()
-    if owner != os.geteuid():
-        return f"exists already and belongs to user {owner}; choose another --session NAME"
-    return f"exists already, and not by this session; choose another --session NAME, or remove {SHM_FOLDER}{name}"
-
-
-def _refusal(error: Exception) -> str:
-    """Why the system refused shared memory, and what to change."""
-    if isinstance(error, posix_ipc.PermissionsError):
-        return f"user {os.geteuid()} may not; {SHM_FOLDER} should have mode 1777, and its objects be the user's own"
-    number = error.errno if isinstance(error, OSError) else None
-    advice = {
-        errno.EROFS: f"mount -o remount,rw {SHM_FOLDER}",
-        errno.ENOSPC: f"no more files fit; remove some, or mount -o remount,nr_inodes=0 {SHM_FOLDER}",
-        errno.EFBIG: "raise the limit on file sizes: ulimit -f",
-        errno.EMFILE: "raise the limit on open files: ulimit -n",
-    }.get(number or 0)
-    reason = os.strerror(number) if number else str(error)
-    return f"{reason}; {advice}" if advice else reason
-
-
-def _require_own(name: str, fd: int) -> None:
-    status = os.fstat(fd)
-    if status.st_uid != os.geteuid():
-        raise ArenaMismatch(name, "owner's user id", os.geteuid(), status.st_uid)
-    mode = stat.S_IMODE(status.st_mode)
-    if mode & 0o077:
-        raise ArenaMismatch(name, "mode", "0o600", oct(mode))

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import weakref
 from pathlib import Path
 
 from tsqp_shm.config import require_session_name
-from tsqp_shm.errors import ArenaError, SessionBusy, SessionFolderError
 from tsqp_shm.shm.posix.folder import (
-    LOCK_FILE,
-    owner_pid,
+    SOCKET_FILE,
     remove_session,
+    remove_sockets,
     root_lock,
     sessions_folder,
-    storing,
     sweep,
-    try_lock,
+    take_name,
 )
-from tsqp_shm.shm.posix.memory import PosixMemory, arena_name, unlink_arena
+from tsqp_shm.shm.posix.memory import PosixMemory
+from tsqp_shm.shm.posix.objects import OwnObject, arena_name
 from tsqp_shm.shm.posix.stream import ZmqStream
-
-SOCKET_FILE = "doorbell"
 
 
 def new_session_name() -> str:
@@ -38,7 +34,10 @@ class Session:
         self.folder = folder
         self._endpoint = endpoint
         self._lock_fd: int | None = lock_fd
-        self._has_arena = False
+        # Of the memory made last: the object under its name, and what proves a process to be of this session.
+        self._object: OwnObject | None = None
+        self._secret = b""
+        self._waker: ZmqStream | None = None
         self._arenas = 0
         _begun.add(self)
 
@@ -49,39 +48,20 @@ class Session:
         Args:
             name: None: a new one.
             endpoint: of every waker, `ipc://PATH` or `tcp://127.0.0.1:PORT`; None: a socket in the session's folder.
-            sweeps: False leaves dead sessions as they are, to be looked at.
+            sweeps: False leaves dead sessions of other names as they are, to be looked at.
 
         Raises:
             SessionBusy: a live session has the name.
             ConfigError: the name is malformed.
-            SessionFolderError: the folder is full or read-only.
+            SessionFolderError: the folder is full, read-only or kept locked, or what no session made has the name.
         """
         name = name or new_session_name()
         require_session_name(name)
         root = sessions_folder()
         with root_lock(root):
-            if sweeps:
-                sweep(root)
-            folder = root / name
-            with storing(folder):
-                folder.mkdir(mode=0o700, exist_ok=True)
-            try:
-                lock_fd = try_lock(folder)
-            except SessionFolderError:
-                # If nothing is in it, it was made just now.
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-                raise
-            if lock_fd is None:
-                raise SessionBusy(name, owner_pid(folder))
-            try:
-                with storing(folder / LOCK_FILE):
-                    os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
-            except SessionFolderError:
-                remove_session(folder)
-                os.close(lock_fd)
-                raise
-        return cls(name, folder, lock_fd, endpoint)
+            sweep(root, only=None if sweeps else name)
+            lock_fd = take_name(root, name)
+        return cls(name, root / name, lock_fd, endpoint)
 
     @property
     def arena_name(self) -> str:
@@ -106,33 +86,35 @@ class Session:
         Raises:
             ArenaError: as `PosixMemory.create`.
         """
-        # libzmq leaves the file of an earlier arena's socket.
-        for socket in self.folder.glob(f"{SOCKET_FILE}*"):
-            if socket.is_socket():
-                socket.unlink()
-        self._has_arena = True
+        remove_sockets(self.folder)
         self._arenas += 1
+        # Noted before anything lies under the name, so that the session's end finds it whenever a signal comes.
+        self._object = OwnObject(self.arena_name)
+        memory = PosixMemory.make(self._object, size_bytes)
         try:
-            return PosixMemory.create(self.arena_name, size_bytes)
-        except ArenaError:
-            # Nothing of this session's is left, and what has the name is somebody else's.
-            self._has_arena = False
+            self._secret = memory.put_secret()
+        except BaseException:
+            memory.close()
             raise
+        return memory
 
     def open_waker(self) -> ZmqStream:
-        return ZmqStream(self.endpoint, "tee")
+        self._waker = ZmqStream(self.endpoint, "tee", self._secret)
+        return self._waker
 
     def end(self) -> None:
         """Removes the folder and lets go of the name. Ending twice does nothing."""
         if self._lock_fd is None:
             return
-        with root_lock(self.folder.parent):
-            if self._has_arena:
-                # As a rule it is gone by now; not if a signal came between its making and whoever was to close it.
-                # Without the folder no sweep would find it.
-                unlink_arena(self.arena_name)
-            remove_session(self.folder)
-            os.close(self._lock_fd)
+        # Without the root's lock, which somebody else may keep: the name is given up in one step, at the last moment.
+        if self._object is not None:
+            # As a rule it is gone by now; not if a signal came between its making and whoever was to close it.
+            self._object.remove()
+        if self._waker is not None:
+            # A GPU process that was killed leaves it, wherever the endpoint is.
+            self._waker.remove_dead_socket()
+        remove_session(self.folder)
+        os.close(self._lock_fd)
         self._lock_fd = None
 
     def _leave_to_parent(self) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
+import stat
+import time
 from pathlib import Path
 
 import zmq
@@ -12,8 +15,10 @@ import zmq
 from tsqp_shm.config import require_endpoint
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.shm import layout
+from tsqp_shm.shm.posix.handshake import Handshake
 from tsqp_shm.shm.record_stream import RecordStream
 
+IPC = "ipc://"
 # The kernel's sockaddr_un holds 108 bytes with the final zero; libzmq refuses more.
 MAX_IPC_PATH_BYTES = 107
 # Of up to 8 KiB each, as libzmq reads them off a connection. As many as an honest peer has records on their way, and
@@ -21,53 +26,84 @@ MAX_IPC_PATH_BYTES = 107
 MAX_CHUNKS = layout.RING_DEPTH + 2
 # How often the TEE looks whether the GPU process has its socket yet.
 RECONNECT_INTERVAL_MS = 20
+# A connection to a port of this machine that nobody listens at may, by chance, be made with itself. Once in some
+# thousand attempts: whoever echoes more often is no accident.
+MAX_ECHOES = 3
+# Connections of the GPU process that have not proved themselves; one more, and the oldest of them is dropped.
+MAX_STRANGERS = 16
 
 
 class ZmqStream(RecordStream):
     """A ZeroMQ STREAM socket: the bytes of one connection. The GPU process binds, the TEE connects.
+
+    Whoever is at the other end counts for nothing until it has proved to be of this session (`handshake`), and nothing
+    but that proof is said to it before.
 
     Not PAIR: libzmq limits a frame and not a message, and would collect the frames of one that never ends. Of a stream
     it holds MAX_CHUNKS at most; the rest stays with the kernel, which stops the sender. And the TEE listens nowhere:
     whoever connects more often than it has file descriptors makes libzmq abort the process that does.
     """
 
-    def __init__(self, endpoint: str, role: str) -> None:
+    def __init__(self, endpoint: str, role: str, secret: bytes) -> None:
         """Opens an end, "tee" or "gpu".
+
+        Args:
+            secret: of the session.
 
         Raises:
             ConfigError: no socket can be made at the endpoint, or somebody else has one there.
         """
         super().__init__()
+        self._endpoint = endpoint
+        self._role = role
+        self._secret = secret
+        # By routing id: the peer, which has proved itself, and those that have not, the oldest first.
+        self._peer: bytes | None = None
+        self._strangers: dict[bytes, Handshake] = {}
+        self._dials = 0
+        self._echoes = 0
+        self._has_met = False
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.STREAM)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.RCVHWM, MAX_CHUNKS)
-        # Routing ids of whoever is connected; the first is the peer, and the others are not heard.
-        self._connections: list[bytes] = []
         try:
             require_usable(endpoint, role)
             if role == "gpu":
-                self._socket.bind(endpoint)
+                self._bind()
             else:
-                # Known beforehand, so that what is sent before the GPU process is there waits in the socket.
-                self._connections.append(b"gpu")
-                self._socket.setsockopt(zmq.STREAM_NOTIFY, 0)
-                self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, self._connections[0])
                 self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_INTERVAL_MS)
-                self._socket.connect(endpoint)
+                self._dial()
         except ConfigError:
             self.close()
             raise
-        except zmq.ZMQError as error:
+        except (zmq.ZMQError, OSError) as error:
             self.close()
             raise ConfigError("endpoint", endpoint, f"an address that can be used ({error.strerror})") from error
 
+    def _bind(self) -> None:
+        self._socket.bind(self._endpoint)
+        if self._endpoint.startswith(IPC):
+            # Whatever the umask is, no other user is to connect.
+            Path(self._endpoint.removeprefix(IPC)).chmod(0o600)
+
+    def _dial(self) -> None:
+        # Under a new name each time: what waits in the socket for one connection must not reach the next.
+        self._dials += 1
+        self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, self._dialled)
+        self._socket.connect(self._endpoint)
+
+    @property
+    def _dialled(self) -> bytes:
+        return b"gpu%d" % self._dials
+
     def try_send(self, record: bytes) -> bool:
-        """Sends without waiting; False: nobody is connected yet, or the queue is full."""
-        if not self.is_connected():
-            return False
+        """Sends without waiting; False: the peer has not proved itself yet, or the queue is full."""
+        return self.is_connected() and self._peer is not None and self._send(self._peer, record)
+
+    def _send(self, connection: bytes, data: bytes) -> bool:
         try:
-            self._socket.send_multipart([self._connections[0], record], zmq.NOBLOCK)
+            self._socket.send_multipart([connection, data], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (errno.EAGAIN, errno.EHOSTUNREACH):
                 raise
@@ -75,35 +111,112 @@ class ZmqStream(RecordStream):
         return True
 
     def is_connected(self) -> bool:
-        """Whether the peer is; of the GPU process, the TEE takes it for granted."""
-        if not self._connections and self.wait(0):
+        """Whether the peer is, and has proved itself."""
+        # No more at a time than an honest peer says: strangers that talk without end must not keep this side here.
+        for _ in range(MAX_STRANGERS):
+            if self._peer is not None or not self._poll(0):
+                break
             self._take()
-        return bool(self._connections)
+        return self._peer is not None
+
+    def stranger(self) -> ConfigError | None:
+        """Where the TEE has reached somebody that has not proved itself: the error that says so."""
+        if self._role == "gpu" or not self._strangers:
+            return None
+        expected = "an address at which this session's GPU process answers; whoever does has not proved to be of it"
+        return ConfigError("endpoint", self._endpoint, expected)
 
     def wait(self, timeout_ns: int) -> bool:
-        """Sleeps until something is there."""
+        """Sleeps until something is there. What comes before the peer has proved itself only ends the sleep."""
         # Rounded up: a slice that ends before the watch's next look is due would double the time between looks.
-        return bool(self._socket.poll(-(-timeout_ns // 1_000_000), zmq.POLLIN))
+        is_there = self._poll(-(-timeout_ns // 1_000_000))
+        if not is_there or self._peer is not None:
+            return is_there
+        self._take()
+        return self.is_connected() and self._poll(0)
+
+    def _poll(self, timeout_ms: int) -> bool:
+        return bool(self._socket.poll(timeout_ms, zmq.POLLIN))
 
     def _take(self) -> None:
-        # UNTRUSTED: a copy of at most a chunk; what it holds is the caller's to check.
+        # UNTRUSTED: a copy of at most a chunk; what it holds is the caller's to check, once its sender is proven.
         sender, chunk = self._socket.recv_multipart(zmq.NOBLOCK)
-        if not chunk:
-            self._begin_or_end(sender)
-        elif sender == self._connections[0]:
-            self._received += chunk
+        if sender == self._peer:
+            if chunk:
+                self._received += chunk
+            else:
+                self._peer, self._received = None, b""
+                self._part()
+        elif sender not in self._strangers:
+            # Of one that was dropped, bytes may still be on their way.
+            if not chunk:
+                self._meet(sender)
+        elif chunk:
+            self._hear(sender, self._strangers[sender], chunk)
+        else:
+            del self._strangers[sender]
+            self._part()
 
-    def _begin_or_end(self, connection: bytes) -> None:
-        if connection not in self._connections:
-            self._connections.append(connection)
+    def _meet(self, connection: bytes) -> None:
+        if self._role == "tee" and connection != self._dialled:
             return
-        if connection == self._connections[0]:
-            self._received = b""
-        self._connections.remove(connection)
+        if self._peer is not None:
+            self._drop(connection)
+            return
+        if len(self._strangers) == MAX_STRANGERS:
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            self._drop(oldest)
+        handshake = self._strangers[connection] = Handshake(self._secret, self._role)
+        self._send(connection, handshake.hello)
+
+    def _hear(self, connection: bytes, handshake: Handshake, chunk: bytes) -> None:
+        """Raises:
+        ConfigError: the TEE has reached somebody else's socket.
+        """
+        reply = handshake.push(chunk)
+        if reply:
+            self._send(connection, reply)
+        if handshake.is_refused:
+            self._echoes += handshake.is_echo
+            error = self.stranger()
+            if error is not None and (not handshake.is_echo or self._echoes > MAX_ECHOES):
+                raise error
+            del self._strangers[connection]
+            self._drop(connection)
+            self._part()
+        elif handshake.is_proven:
+            self._has_met = True
+            self._peer, self._received = connection, handshake.rest
+            for other in self._strangers:
+                if other != connection:
+                    self._drop(other)
+            self._strangers.clear()
+
+    def _drop(self, connection: bytes) -> None:
+        self._send(connection, b"")
+
+    def _part(self) -> None:
+        """After a connection has ended: the TEE makes another."""
+        if self._role == "tee":
+            # Whoever accepts and hangs up at once is not dialled without pause.
+            time.sleep(RECONNECT_INTERVAL_MS / 1000)
+            with contextlib.suppress(zmq.ZMQError):
+                self._socket.disconnect(self._endpoint)
+            self._dial()
 
     def close(self, linger_ms: int = 0) -> None:
         self._socket.close(linger=linger_ms)
         self._context.term()
+
+    def remove_dead_socket(self) -> None:
+        """Removes the file of the socket at which the peer has been met, where nobody listens any more."""
+        path = Path(self._endpoint.removeprefix(IPC))
+        if self._has_met and self._endpoint.startswith(IPC):
+            with contextlib.suppress(OSError):
+                status = path.lstat()
+                if stat.S_ISSOCK(status.st_mode) and status.st_uid == os.geteuid() and not _has_listener(path):
+                    path.unlink()
 
 
 def require_usable(endpoint: str, role: str) -> None:
@@ -113,19 +226,42 @@ def require_usable(endpoint: str, role: str) -> None:
         ConfigError: it is no address, no socket can be made at the path, or somebody else has one there.
     """
     require_endpoint(endpoint)
-    path = Path(endpoint.removeprefix("ipc://"))
-    if not endpoint.startswith("ipc://"):
+    path = Path(endpoint.removeprefix(IPC))
+    if not endpoint.startswith(IPC):
         return
     if len(str(path).encode()) > MAX_IPC_PATH_BYTES:
         shorter = f"at most {MAX_IPC_PATH_BYTES} bytes after ipc://; set TSQP_SHM_RUNTIME_DIR to a shorter path"
         raise ConfigError("endpoint", endpoint, shorter)
-    if not path.parent.is_dir():
+    try:
+        around = path.parent.stat()
+        status = path.lstat() if os.path.lexists(path) else None
+    except OSError:
+        raise ConfigError("endpoint", endpoint, "a path in a folder that exists") from None
+    if not stat.S_ISDIR(around.st_mode):
         raise ConfigError("endpoint", endpoint, "a path in a folder that exists")
-    if not path.exists():
+    if around.st_uid not in (os.geteuid(), 0) or (around.st_mode & 0o022 and not around.st_mode & stat.S_ISVTX):
+        raise ConfigError(
+            "endpoint", endpoint, "a path in a folder in which no other user may put another in its place"
+        )
+    if status is None:
         return
-    if not path.is_socket():
+    if not stat.S_ISSOCK(status.st_mode):
         raise ConfigError("endpoint", endpoint, "a path that does not exist yet; there is a file that is no socket")
-    if role == "gpu":
-        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(ConnectionRefusedError):
+    if status.st_uid != os.geteuid():
+        theirs = f"a path of user {os.geteuid()}; the socket there belongs to user {status.st_uid}"
+        raise ConfigError("endpoint", endpoint, theirs)
+    if role == "gpu" and _has_listener(path):
+        raise ConfigError("endpoint", endpoint, "a path that no live session uses")
+
+
+def _has_listener(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        # One whose queue is full, or of another kind, is somebody's too.
+        probe.setblocking(False)
+        try:
             probe.connect(str(path))
-            raise ConfigError("endpoint", endpoint, "a path that no live session uses")
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+        return True

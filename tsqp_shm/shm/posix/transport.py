@@ -9,7 +9,8 @@ from collections.abc import Callable
 from tsqp_shm.config import require_session_name
 from tsqp_shm.errors import ArenaError, ArenaNotReady, ConfigError
 from tsqp_shm.shm import layout
-from tsqp_shm.shm.posix.memory import PosixMemory, SharedObject, arena_name
+from tsqp_shm.shm.posix.memory import PosixMemory, SharedObject, take_secret
+from tsqp_shm.shm.posix.objects import arena_name
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.posix.stream import ZmqStream
 from tsqp_shm.shm.rendezvous import Sought, wait_for_tee
@@ -46,8 +47,13 @@ class PosixTransport:
             f"start it with: tsqp-shm tee MODEL --session {name}",
         )
         candidate, invitation = wait_for_tee(lambda: _find(arena_name(name)), sought, timeout_s, notify)
-        candidate.buffer.close()
-        return PosixJoined(candidate.shared, invitation)
+        try:
+            secret = take_secret(candidate.buffer)
+            candidate.buffer.close()
+        except BaseException:
+            candidate.close()
+            raise
+        return PosixJoined(candidate.shared, invitation, secret)
 
     def glance(self) -> PosixGlance:
         name = self._name
@@ -77,16 +83,17 @@ class PosixCandidate:
 class PosixJoined:
     """The GPU process's side of a session."""
 
-    def __init__(self, shared: SharedObject, invitation: bytes) -> None:
+    def __init__(self, shared: SharedObject, invitation: bytes, secret: bytes) -> None:
         self.name = shared.name
         self.invitation = invitation
+        self._secret = secret
         self._shared = shared
 
     def map_memory(self, size_bytes: int) -> PosixMemory:
         return self._shared.map(size_bytes)
 
     def open_waker(self, endpoint: str) -> ZmqStream:
-        return ZmqStream(endpoint, "gpu")
+        return ZmqStream(endpoint, "gpu", self._secret)
 
     def close(self) -> None:
         self._shared.close()

@@ -1,0 +1,81 @@
+"""Opening by name where another process may have laid what lies there: nothing is waited for, and no link followed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+# Of what `os.open` says where no regular file lies, in words that fit behind a path.
+_KINDS = {errno.ELOOP: "is a symbolic link", errno.ENXIO: "is no regular file", errno.EISDIR: "is a folder"}
+
+
+class ForeignFile(OSError):
+    """What has the name is not what this process looks for: a link, a pipe, a device, or another user's."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(errno.EPERM, reason, str(path))
+
+
+def open_regular(
+    path: str | os.PathLike[str], flags: int = os.O_RDONLY, *, dir_fd: int | None = None, follows_links: bool = False
+) -> int:
+    """A descriptor of a regular file.
+
+    A pipe without a writer or a device would keep an ordinary `open` or `read` waiting; here it is refused at once.
+
+    Args:
+        flags: as of `os.open`; a file that is made has mode 0600.
+        dir_fd: of the folder that `path` is relative to.
+        follows_links: for a path that a person has chosen.
+
+    Raises:
+        ForeignFile: something else lies there.
+        OSError: as `os.open`.
+    """
+    flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (0 if follows_links else os.O_NOFOLLOW)
+    try:
+        fd = os.open(path, flags, 0o600, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno in _KINDS and not follows_links:
+            raise ForeignFile(path, _KINDS[error.errno]) from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ForeignFile(path, "is no regular file")
+    return fd
+
+
+def open_own(
+    path: str | os.PathLike[str],
+    flags: int = os.O_RDONLY,
+    *,
+    dir_fd: int | None = None,
+    most_bytes: int | None = None,
+) -> int:
+    """`open_regular` of a file of this user, which holds so much at most.
+
+    Raises:
+        ForeignFile: it is none, or another user's, or too large.
+        OSError: as `os.open`.
+    """
+    fd = open_regular(path, flags, dir_fd=dir_fd)
+    status = os.fstat(fd)
+    reason = ""
+    if status.st_uid != os.geteuid():
+        reason = f"belongs to user {status.st_uid}, not to user {os.geteuid()}"
+    elif most_bytes is not None and status.st_size > most_bytes:
+        reason = f"holds {status.st_size:,} bytes, more than the {most_bytes:,} that it may"
+    if reason:
+        os.close(fd)
+        raise ForeignFile(path, reason)
+    return fd
+
+
+def is_named(path: str | os.PathLike[str], fd: int) -> bool:
+    """Whether the open file is still what lies under that name."""
+    try:
+        named, opened = os.lstat(path), os.fstat(fd)
+    except OSError:
+        return False
+    return os.path.samestat(named, opened)
