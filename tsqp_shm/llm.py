@@ -158,7 +158,7 @@ class LLM:
 
         with self._running([completion for _, completion in completions], told):
             for _ in completions:
-                error = ended.get().error
+                error = self._runtime.next_update(ended).error
                 if error is not None:
                     try:
                         raise error
@@ -216,7 +216,7 @@ class LLM:
         updates: SimpleQueue[Update] = SimpleQueue()
         with self._running([completion], updates.put):
             while True:
-                update = updates.get()
+                update = self._runtime.next_update(updates)
                 if update.error is not None:
                     error, update = update.error, Update(completion)
                     try:
@@ -224,7 +224,8 @@ class LLM:
                     finally:
                         # As in `generate`.
                         del error
-                if update.text:
+                # Of what was cancelled, by a fault above all, nothing more is given out, however much is there already.
+                if update.text and completion.finish_reason != "cancelled":
                     yield update.text
                 if update.is_last:
                     return

@@ -41,11 +41,11 @@ StartGpu = Callable[[Hold], GpuProcess | None]
 
 
 @dataclass(frozen=True)
-class StoppableWatch:
-    """What is looked at while nothing comes: whether to go on waiting at all, and the peer's life."""
+class SessionWatch:
+    """What is looked at now and then while the peer is waited for: the session's own affairs, and the peer's life."""
 
     peer: PeerWatch
-    must_stop: Callable[[], bool]
+    look: Callable[[], None]
 
     @property
     def heartbeat_age_s(self) -> float | None:
@@ -53,11 +53,10 @@ class StoppableWatch:
 
     def check(self) -> None:
         """Raises:
-        TsqpError: it is to stop.
+        TsqpError: what `look` does.
         PeerDied: the peer is gone.
         """
-        if self.must_stop():
-            raise TsqpError("this LLM is closed")
+        self.look()
         self.peer.check()
 
 
@@ -96,7 +95,8 @@ class Connection:
         start_gpu: StartGpu | None,
         report: Callable[[str], None] = lambda line: None,
         recorder: Recorder | None = None,
-        must_stop: Callable[[], bool] = lambda: False,
+        look: Callable[[], None] = lambda: None,
+        ready_timeout_s: float | None = None,
     ) -> Connection:
         """Publishes an arena with an epoch of its own, and waits until the GPU process is ready.
 
@@ -105,7 +105,8 @@ class Connection:
             start_gpu: starts a GPU process for the session; None: somebody else does.
             report: takes a line about what is waited for.
             recorder: takes what this process does and when; None: nothing does.
-            must_stop: asked while nothing comes; True ends the wait, and with it the session.
+            look: called now and then while the peer is waited for; what it raises ends the wait, and the session.
+            ready_timeout_s: how long the GPU process may take to be ready; None: as long as a step.
 
         Raises:
             TsqpError: what kept it from coming up; nothing is left behind but the session.
@@ -138,7 +139,7 @@ class Connection:
                 tee_pid=os.getpid(),
             )
             arena.publish(invitation.pack())
-            watch = StoppableWatch(PeerWatch(arena, "gpu", gpu_process), must_stop)
+            watch = SessionWatch(PeerWatch(arena, "gpu", gpu_process), look)
             make_queue = FiniteSubmissionQueue if config.check_finite else SubmissionQueue
             queue = make_queue(slots, doorbell, watch, arena.epoch, config.timeout_s, statistics)
             connection = cls(
@@ -148,9 +149,9 @@ class Connection:
             stack.callback(connection._stop_gpu)
             if gpu_process is None:
                 command = " ".join(("tsqp-shm gpu MODEL", *session.gpu_flags))
-                report(f"waiting up to {config.timeout_s:.0f} s for the GPU process: {command}")
+                report(f"waiting up to {ready_timeout_s or config.timeout_s:.0f} s for the GPU process: {command}")
             connection.gpu_pid, connection.gpu_device, connection.gpu_transfer = unpack_identity(
-                queue.call(Opcode.READY).value
+                queue.call(Opcode.READY, ready_timeout_s).value
             )
             connection._stack = stack.pop_all()
         return connection

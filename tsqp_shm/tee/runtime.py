@@ -15,10 +15,12 @@ import atexit
 import os
 import signal
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, NoReturn, TypeVar
 
 from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig
@@ -31,11 +33,11 @@ from tsqp_shm.tee.completion import Completion, checked_token_ids
 from tsqp_shm.tee.connection import Connection, StartGpu
 from tsqp_shm.tee.modes import ENGINES
 from tsqp_shm.tee.ops import Float32
-from tsqp_shm.tee.orders import Orders
+from tsqp_shm.tee.orders import Ending, Orders
 from tsqp_shm.tee.scheduler import Reservation
 from tsqp_shm.tee.statistics import Statistics, TracedStatistics
 from tsqp_shm.tee.stepper import Load, Stepper
-from tsqp_shm.tee.updates import Told
+from tsqp_shm.tee.updates import Told, Update
 from tsqp_shm.trace.recorder import Recorder
 
 T = TypeVar("T")
@@ -54,18 +56,20 @@ class Runtime:
     """
 
     def __init__(
-        self, statistics: Statistics, stack: ExitStack, make_stepper: Callable[[Callable[[], bool]], Stepper]
+        self, statistics: Statistics, stack: ExitStack, make_stepper: Callable[[Callable[[], None]], Stepper]
     ) -> None:
         self.statistics = statistics
         self._pid = os.getpid()
-        self._orders = Orders()
+        self._ending = Ending()
+        self._orders = Orders(self._ending)
         self._thread: threading.Thread | None = None
         self._is_leaving = False
-        self._is_over = threading.Event()
         self._closed_by: BaseException | None = None
+        # Whether somebody waits for the end, who is told what goes wrong at it.
+        self._is_awaited = False
         self._error_at_end: Exception | None = None
         self._reserved: set[int] = set()
-        self._stepper = make_stepper(lambda: self._is_leaving)
+        self._stepper = make_stepper(self._require_going_on)
         self._limits = self._stepper.connection.arena.plan.limits
         self._stack = stack
         _open.add(self)
@@ -105,13 +109,15 @@ class Runtime:
             session = transport.begin()
             stack.callback(session.end)
 
-            def make_stepper(must_stop: Callable[[], bool]) -> Stepper:
-                def connect() -> Connection:
+            def make_stepper(require_going_on: Callable[[], None]) -> Stepper:
+                def connect(look: Callable[[], None], timeout_s: float) -> Connection:
                     return Connection.open(
-                        session, network, config, limits, statistics, start_gpu, report, recorder, must_stop
+                        session, network, config, limits, statistics, start_gpu, report, recorder, look, timeout_s
                     )
 
-                stepper = Stepper(make_engine, statistics, connect, config.restart_gpu, report)
+                stepper = Stepper(
+                    make_engine, statistics, connect, config.restart_gpu, config.timeout_s, report, require_going_on
+                )
                 # Not the connection of this moment: a restart puts another in its place.
                 stack.callback(lambda: stepper.connection.close())
                 return stepper
@@ -165,6 +171,7 @@ class Runtime:
 
         Args:
             told: takes an `Update` after each step that made a token of one, the last of which says how it ended.
+                Where it is a queue's `put`, `next_update` waits for them.
 
         Raises:
             TsqpError: the session is over; where it ends after this, the updates say so.
@@ -183,8 +190,22 @@ class Runtime:
 
         self._order(order)
 
+    def next_update(self, updates: SimpleQueue[Update]) -> Update:
+        """The next of a queue whose `put` was handed in with completions; waits for it.
+
+        Raises:
+            TsqpError: there will be none: the session is over, or this is a forked child, in which nobody runs steps.
+        """
+        if self._pid != os.getpid():
+            self.require_working()
+        try:
+            return self._orders.wait_for(updates)
+        except Empty:
+            self._raise_over()
+
     def cancel(self, completions: Sequence[Completion]) -> None:
-        """Ends completions before the next step; does not wait for it. Those that have ended are left as they are."""
+        """Ends completions before the next step, and has it told; does not wait for it. Those that have ended are left
+        as they are."""
         taken = list(completions)
         self._order(lambda: self._stepper.cancel(taken))
 
@@ -201,9 +222,9 @@ class Runtime:
             self._ask(lambda: self._stepper.reserve(reservation))
             while self._thread is None and not reservation.is_given:
                 self.step()
-            sequence = reservation.wait()
+            sequence = self._orders.wait_for(reservation.given)
             if sequence is None:
-                raise self.fault or TsqpError(CLOSED)
+                self._raise_over()
             self._reserved.add(sequence)
             yield sequence
         finally:
@@ -254,7 +275,7 @@ class Runtime:
     @property
     def has_ended(self) -> bool:
         """Whether there is nothing left of the session, here at least: a forked child has none of it."""
-        return self._is_over.is_set() or self._pid != os.getpid()
+        return self._ending.is_said or self._pid != os.getpid()
 
     def load(self) -> Load:
         """What is in progress between two steps."""
@@ -291,12 +312,13 @@ class Runtime:
             return
         if not self._is_leaving:
             self._closed_by = by
+        self._is_awaited = self._thread is not threading.current_thread()
         self.leave()
         if self._thread is None:
             self._end()
         elif self._thread is not threading.current_thread():
             # Not by joining: a join that is interrupted takes the thread for ended.
-            self._is_over.wait()
+            self._ending.wait()
         error, self._error_at_end = self._error_at_end, None
         if error is not None:
             try:
@@ -321,6 +343,14 @@ class Runtime:
         finally:
             self._end()
 
+    def _require_going_on(self) -> None:
+        if self._is_leaving:
+            raise TsqpError(CLOSED)
+
+    def _raise_over(self) -> NoReturn:
+        self.require_working()
+        raise TsqpError(CLOSED)
+
     def _order(self, order: Callable[[], None]) -> None:
         if self._pid == os.getpid():
             self._orders.give(order)
@@ -339,20 +369,28 @@ class Runtime:
                 self.require_working()
             return act()
 
-        return self._orders.ask(checked)
+        try:
+            return self._orders.ask(checked)
+        except Empty:
+            self._raise_over()
 
     def _end(self) -> None:
-        if self._is_over.is_set():
+        if self._ending.is_said:
             return
         error, self._closed_by = self._closed_by, None
         try:
             self._stepper.end(TsqpError(CLOSED))
             self._stack.__exit__(type(error) if error else None, error, None)
         except Exception as failure:
-            self._error_at_end = failure
+            if self._is_awaited:
+                self._error_at_end = failure
+            else:
+                # Nobody is there to be told: its holder has let go of it.
+                with suppress(Exception):
+                    warnings.warn(str(failure), RuntimeWarning, stacklevel=1)
         finally:
             self._orders.end()
-            self._is_over.set()
+            self._ending.say()
 
 
 # Those that nobody has closed at the interpreter's exit, when threads still run and finalisers do not yet.
@@ -370,5 +408,9 @@ def _close_all() -> None:
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_IGN)
     for runtime in left:
-        with suppress(Exception):
+        try:
             runtime.close()
+        except Exception as error:
+            # Nobody asks for it any more, and it must not be unsaid.
+            with suppress(Exception):
+                warnings.warn(str(error), RuntimeWarning, stacklevel=1)
