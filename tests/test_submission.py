@@ -161,7 +161,7 @@ def test_the_waits_of_a_step_are_bounded_by_their_sum(slots, ends, mode):
         sides.queue.submit(Opcode.EMBED)
     peer = threading.Thread(target=lambda: [(time.sleep(0.04), sides.answer()) for _ in range(20)])
     peer.start()
-    with pytest.raises(PeerTimeout, match="in one step, .* of 20 operations answered, .* --max-batch-tokens") as caught:
+    with pytest.raises(PeerTimeout, match=r"one step, .* of 20 operations answered, .* --max-batch-tokens") as caught:
         sides.queue.wait(20)
     peer.join()
     answered, asked = caught.value.answered

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -100,11 +100,16 @@ class LLM:
                 start_gpu = partial(_start_gpu, self.model, self.config, traced, report)
             with Checkpoint.open(self.model) as checkpoint:
                 transport = transport or PosixTransport(self.config.session, self.config.endpoint)
-                self._runtime = Runtime.open(
+                self._runtime = Runtime(
                     self.spec, checkpoint, self.config, transport, start_gpu or None, report, recorder, before=stack
                 )
         weakref.finalize(self, self._runtime.leave).atexit = False
         self._runtime.start()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an LLM is a session of this process and cannot be copied or pickled; make one where it is used"
+        )
 
     def __enter__(self) -> LLM:
         return self

@@ -47,36 +47,26 @@ FAULTS = {signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
 
 
 class Runtime:
-    """One model's session; use `Runtime.open`, then `start` its thread or call `step`, and `close` at the end.
+    """One model's session; `start` it, or `open` it and call `step`, and `close` it at the end.
 
     Every method but `step` may be called by any thread.
 
+    Args:
+        transport: what joins the two sides.
+        start_gpu: starts a GPU process for the session; None: somebody else does.
+        report: takes a line about what is waited for, and about each restart of the GPU process.
+        recorder: takes what this process does and when; None: nothing does.
+        before: what is to end after this session has; its own from here on.
+
     Attributes:
         statistics: what the session has done so far.
+
+    Raises:
+        ModelFileError: the checkpoint lacks what this process wants of it.
     """
 
     def __init__(
-        self, statistics: Statistics, stack: ExitStack, make_stepper: Callable[[Callable[[], None]], Stepper]
-    ) -> None:
-        self.statistics = statistics
-        self._pid = os.getpid()
-        self._ending = Ending()
-        self._orders = Orders(self._ending)
-        self._thread: threading.Thread | None = None
-        self._is_leaving = False
-        self._closed_by: BaseException | None = None
-        # Whether somebody waits for the end, who is told what goes wrong at it.
-        self._is_awaited = False
-        self._error_at_end: Exception | None = None
-        self._reserved: set[int] = set()
-        self._stepper = make_stepper(self._require_going_on)
-        self._limits = self._stepper.connection.arena.plan.limits
-        self._stack = stack
-        _open.add(self)
-
-    @classmethod
-    def open(
-        cls,
+        self,
         spec: ModelSpec,
         checkpoint: Checkpoint,
         config: EngineConfig,
@@ -85,60 +75,102 @@ class Runtime:
         report: Callable[[str], None] = lambda line: None,
         recorder: Recorder | None = None,
         before: ExitStack | None = None,
-    ) -> Runtime:
-        """Begins a session and brings a GPU process up.
+    ) -> None:
+        network = Network.of(spec)
+        self._limits = limits = config.limits(spec.max_position_embeddings, network.layer_parameters)
+        make_engine = ENGINES[limits.mode](network, checkpoint)
+        _native.set_num_threads(config.threads().tee)
+        self.statistics = statistics = Statistics() if recorder is None else TracedStatistics(recorder)
+        self._vocab_size = spec.vocab_size
+        self._pid = os.getpid()
+        self._ending = Ending()
+        self._orders = Orders(self._ending)
+        self._thread: threading.Thread | None = None
+        self._has_begun = False
+        self._is_leaving = False
+        self._closed_by: BaseException | None = None
+        # Whether somebody waits for the end, who is told what goes wrong at it.
+        self._is_awaited = False
+        self._error_at_end: Exception | None = None
+        self._reserved: set[int] = set()
+        self._stack = before.pop_all() if before is not None else ExitStack()
 
-        Args:
-            transport: what joins the two sides.
-            start_gpu: starts a GPU process for the session; None: somebody else does.
-            report: takes a line about what is waited for, and about each restart of the GPU process.
-            recorder: takes what this process does and when; None: nothing does.
-            before: what is to end after this session has; its own from here on.
+        def bring_up() -> Stepper:
+            session = transport.begin()
+            self._stack.callback(session.end)
+
+            def connect(look: Callable[[], None], timeout_s: float) -> Connection:
+                return Connection.open(
+                    session, network, config, limits, statistics, start_gpu, report, recorder, look, timeout_s
+                )
+
+            stepper = Stepper(
+                make_engine, statistics, connect, config.restart_gpu, config.timeout_s, report, self._require_going_on
+            )
+            # Not the connection of this moment: a restart puts another in its place.
+            self._stack.callback(lambda: stepper.connection.close())
+            return stepper
+
+        self._bring_up = bring_up
+        self._brought_up: Stepper | None = None
+        _open.add(self)
+
+    def open(self) -> None:
+        """Begins the session and brings a GPU process up, in the calling thread, which is to run the steps.
 
         Raises:
             TsqpError: what kept it from coming up; nothing is left behind.
         """
-        network = Network.of(spec)
-        limits = config.limits(spec.max_position_embeddings, network.layer_parameters)
-        make_engine = ENGINES[limits.mode](network, checkpoint)
-        _native.set_num_threads(config.threads().tee)
-        statistics = Statistics() if recorder is None else TracedStatistics(recorder)
-        with ExitStack() as stack:
-            if before is not None:
-                stack.enter_context(before.pop_all())
-            session = transport.begin()
-            stack.callback(session.end)
-
-            def make_stepper(require_going_on: Callable[[], None]) -> Stepper:
-                def connect(look: Callable[[], None], timeout_s: float) -> Connection:
-                    return Connection.open(
-                        session, network, config, limits, statistics, start_gpu, report, recorder, look, timeout_s
-                    )
-
-                stepper = Stepper(
-                    make_engine, statistics, connect, config.restart_gpu, config.timeout_s, report, require_going_on
-                )
-                # Not the connection of this moment: a restart puts another in its place.
-                stack.callback(lambda: stepper.connection.close())
-                return stepper
-
-            runtime = cls(statistics, stack, make_stepper)
-            runtime._stack = stack.pop_all()
-        return runtime
+        try:
+            self._brought_up = self._bring_up()
+        except BaseException as error:
+            self._closed_by = error
+            self._end()
+            raise
 
     def start(self) -> None:
-        """Starts the thread that runs the steps; it sleeps while there is nothing to do."""
-        # Before the first request, and not at it: a finaliser, which may find that none was made, starts no thread.
-        self._thread = threading.Thread(target=self._run, name="tsqp-shm runtime", daemon=True)
-        self._thread.start()
+        """Begins the session and brings a GPU process up, unless it is open already, in a thread that runs the steps
+        from then on; it sleeps while there is nothing to do. Interrupted, it leaves nothing behind either.
+
+        Raises:
+            TsqpError: what kept it from coming up; nothing is left behind.
+            RuntimeError: the system grants no thread.
+        """
+        came_up: SimpleQueue[BaseException | None] = SimpleQueue()
+        # A thread for this too: what a signal handler raises in the middle of it would lose what was just made.
+        self._thread = threading.Thread(target=self._run, args=[came_up], name="tsqp-shm runtime", daemon=True)
+        try:
+            self._thread.start()
+            error = self._orders.wait_for(came_up)
+        except BaseException:
+            self.leave()
+            # SYNC POINT: pairs with `_run`, which says that it has begun before it looks whether it may.
+            if self._has_begun:
+                self._ending.wait()
+            else:
+                self._thread = None
+                self._end()
+            raise
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # Or this frame and the error would keep each other.
+                del error
+
+    @property
+    def _stepper(self) -> Stepper:
+        if self._brought_up is None:
+            raise TsqpError("this LLM has not come up")
+        return self._brought_up
 
     @property
     def fault(self) -> TsqpError | None:
         """What has ended this session, being closed included; None while it works. An error of the caller's own."""
         if self._pid != os.getpid():
             return TsqpError(f"this LLM belongs to process {self._pid}; a forked child has to make its own")
-        if self._stepper.fault is not None:
-            return self._stepper.fault.again()
+        if self._brought_up is not None and self._brought_up.fault is not None:
+            return self._brought_up.fault.again()
         return TsqpError(CLOSED) if self._is_leaving else None
 
     def require_working(self) -> None:
@@ -253,8 +285,7 @@ class Runtime:
         return self._ask(lambda: self._stepper.forward(sequence, ids))
 
     def _checked(self, token_ids: Sequence[int], most: int) -> list[int]:
-        vocab_size = self._stepper.connection.arena.plan.geometry.vocab_size
-        return checked_token_ids(token_ids, most, self._limits.max_model_len, vocab_size)
+        return checked_token_ids(token_ids, most, self._limits.max_model_len, self._vocab_size)
 
     def step(self) -> bool:
         """Takes what was handed in, and runs one step in the calling thread: for who has not called `start`.
@@ -326,22 +357,37 @@ class Runtime:
             finally:
                 del error
 
-    def _run(self) -> None:
+    def _run(self, came_up: SimpleQueue[BaseException | None]) -> None:
         try:
             # A signal that the kernel gave to this thread would not interrupt the main thread's wait.
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - FAULTS)
-            while not self._is_leaving:
-                if self._stepper.is_idle:
-                    self._orders.take(wait=True, timeout_s=self._stepper.patience_s)
-                    self._stepper.expire()
-                else:
-                    self._orders.take()
-                    self._stepper.step()
+            self._has_begun = True
+            self._require_going_on()
+            if self._brought_up is None:
+                self._brought_up = self._bring_up()
+        except BaseException as error:
+            # When nothing is left, and whatever it is: somebody waits for it.
+            self._closed_by = error
+            self._end()
+            came_up.put(error)
+            return
+        came_up.put(None)
+        try:
+            self._run_steps(self._stepper)
         except BaseException as error:
             # None is expected; whoever waits must not do so for ever.
             self._stepper.end(TsqpError(f"the thread that runs the steps has failed: {type(error).__name__}: {error}"))
         finally:
             self._end()
+
+    def _run_steps(self, stepper: Stepper) -> None:
+        while not self._is_leaving:
+            if stepper.is_idle:
+                self._orders.take(wait=True, timeout_s=stepper.patience_s)
+                stepper.expire()
+            else:
+                self._orders.take()
+                stepper.step()
 
     def _require_going_on(self) -> None:
         if self._is_leaving:
@@ -379,7 +425,8 @@ class Runtime:
             return
         error, self._closed_by = self._closed_by, None
         try:
-            self._stepper.end(TsqpError(CLOSED))
+            if self._brought_up is not None:
+                self._brought_up.end(TsqpError(CLOSED))
             self._stack.__exit__(type(error) if error else None, error, None)
         except Exception as failure:
             if self._is_awaited:
@@ -389,6 +436,8 @@ class Runtime:
                 with suppress(Exception):
                     warnings.warn(str(failure), RuntimeWarning, stacklevel=1)
         finally:
+            # Or it would keep the frames in which it came up.
+            del error
             self._orders.end()
             self._ending.say()
 
