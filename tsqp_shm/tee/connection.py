@@ -29,6 +29,10 @@ from tsqp_shm.trace.doorbell import SubmittingDoorbell
 from tsqp_shm.trace.recorder import Recorder
 
 
+# How long the answer to STOP is waited for.
+STOP_S = 5.0
+
+
 class GpuProcess(Protocol):
     """A hold on the GPU process; `process.RoleProcess` and `lifeline.ParentsGpu` are two."""
 
@@ -40,11 +44,13 @@ class GpuProcess(Protocol):
 StartGpu = Callable[[Hold], GpuProcess | None]
 
 
-@dataclass(frozen=True)
-class SessionWatch:
-    """What is looked at now and then while the peer is waited for: the session's own affairs, and the peer's life."""
+@dataclass
+class StoppableWatch:
+    """What is looked at now and then while the peer is waited for: whether to go on waiting at all, what else is due,
+    and the peer's life."""
 
     peer: PeerWatch
+    must_stop: Callable[[], bool]
     look: Callable[[], None]
 
     @property
@@ -53,9 +59,11 @@ class SessionWatch:
 
     def check(self) -> None:
         """Raises:
-        TsqpError: what `look` does.
+        TsqpError: it is to stop.
         PeerDied: the peer is gone.
         """
+        if self.must_stop():
+            raise TsqpError("this LLM is closed")
         self.look()
         self.peer.check()
 
@@ -78,6 +86,7 @@ class Connection:
     statistics: Statistics
     progress: ProgressWriter
     gpu_process: GpuProcess | None
+    watch: StoppableWatch
     gpu_pid: int = 0
     gpu_device: str = ""
     gpu_transfer: str = ""
@@ -95,6 +104,7 @@ class Connection:
         start_gpu: StartGpu | None,
         report: Callable[[str], None] = lambda line: None,
         recorder: Recorder | None = None,
+        must_stop: Callable[[], bool] = lambda: False,
         look: Callable[[], None] = lambda: None,
         ready_timeout_s: float | None = None,
     ) -> Connection:
@@ -105,7 +115,8 @@ class Connection:
             start_gpu: starts a GPU process for the session; None: somebody else does.
             report: takes a line about what is waited for.
             recorder: takes what this process does and when; None: nothing does.
-            look: called now and then while the peer is waited for; what it raises ends the wait, and the session.
+            must_stop: asked now and then while the peer is waited for; True ends the wait, and with it the session.
+            look: called as often; does what is due meanwhile.
             ready_timeout_s: how long the GPU process may take to be ready; None: as long as a step.
 
         Raises:
@@ -139,12 +150,12 @@ class Connection:
                 tee_pid=os.getpid(),
             )
             arena.publish(invitation.pack())
-            watch = SessionWatch(PeerWatch(arena, "gpu", gpu_process), look)
+            watch = StoppableWatch(PeerWatch(arena, "gpu", gpu_process), must_stop, look)
             make_queue = FiniteSubmissionQueue if config.check_finite else SubmissionQueue
             queue = make_queue(slots, doorbell, watch, arena.epoch, config.timeout_s, statistics)
             connection = cls(
                 session, arena, slots, queue, doorbell, config.doorbell, session.endpoint, statistics,
-                ProgressWriter(arena, statistics), gpu_process,
+                ProgressWriter(arena, statistics), gpu_process, watch,
             )  # fmt: skip
             stack.callback(connection._stop_gpu)
             if gpu_process is None:
@@ -160,8 +171,10 @@ class Connection:
         """Tells the GPU process to end, if it still listens."""
         if self._is_broken or not self.gpu_pid:
             return
+        # That the session is closed is why it is asked, and no reason not to hear the answer.
+        self.watch.must_stop = lambda: False
         try:
-            self.queue.call(Opcode.STOP, timeout_s=5.0)
+            self.queue.call(Opcode.STOP, timeout_s=STOP_S)
         except TsqpError:
             # It is stopped firmly by whoever started it.
             self._is_broken = True

@@ -101,12 +101,11 @@ class Runtime:
 
             def connect(look: Callable[[], None], timeout_s: float) -> Connection:
                 return Connection.open(
-                    session, network, config, limits, statistics, start_gpu, report, recorder, look, timeout_s
-                )
+                    session, network, config, limits, statistics, start_gpu, report, recorder,
+                    lambda: self._is_leaving, look, timeout_s,
+                )  # fmt: skip
 
-            stepper = Stepper(
-                make_engine, statistics, connect, config.restart_gpu, config.timeout_s, report, self._require_going_on
-            )
+            stepper = Stepper(make_engine, statistics, connect, config.restart_gpu, config.timeout_s, report)
             # Not the connection of this moment: a restart puts another in its place.
             self._stack.callback(lambda: stepper.connection.close())
             return stepper
@@ -362,7 +361,8 @@ class Runtime:
             # A signal that the kernel gave to this thread would not interrupt the main thread's wait.
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - FAULTS)
             self._has_begun = True
-            self._require_going_on()
+            if self._is_leaving:
+                raise TsqpError(CLOSED)
             if self._brought_up is None:
                 self._brought_up = self._bring_up()
         except BaseException as error:
@@ -388,10 +388,6 @@ class Runtime:
             else:
                 self._orders.take()
                 stepper.step()
-
-    def _require_going_on(self) -> None:
-        if self._is_leaving:
-            raise TsqpError(CLOSED)
 
     def _raise_over(self) -> NoReturn:
         self.require_working()

@@ -64,13 +64,11 @@ class Stepper:
         max_restarts: int,
         timeout_s: float,
         report: Callable[[str], None],
-        require_going_on: Callable[[], None],
     ) -> None:
         """
         Args:
             max_restarts: how many GPU processes may take the place of one that died.
             timeout_s: how long it may take until there is one, however many die meanwhile.
-            require_going_on: raises what is to end a wait for the GPU process, and with it the session.
         """
         self.fault: TsqpError | None = None
         self._make_engine = make_engine
@@ -79,7 +77,6 @@ class Stepper:
         self._max_restarts = max_restarts
         self._timeout_s = timeout_s
         self._report = report
-        self._require_going_on = require_going_on
         self._outlets: dict[Completion, Outlet] = {}
         # Of connections whose GPU process has died.
         self._earlier_waits: Counter[str] = Counter()
@@ -141,7 +138,6 @@ class Stepper:
     def _look(self) -> None:
         """Called now and then while the GPU process is waited for: a deadline ends the wait of who has asked, and not
         the step, whose caches it leaves as they are."""
-        self._require_going_on()
         if self._outlets:
             self.expire()
 
