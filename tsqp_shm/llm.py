@@ -43,14 +43,17 @@ class LLM:
     """A model split between this process and a GPU process.
 
     Any thread may call any method, several at once: their requests share batches, and each gets what it would get
-    alone. Ctrl-C, or whatever else interrupts a caller, ends what that caller waits for and nothing else. An LLM that
-    nobody holds is closed, at the interpreter's exit too. In a forked child every request is an error: the LLM stays
-    its parent's.
+    alone; one stream is for one thread at a time. Whatever interrupts a caller (Ctrl-C, a signal handler that raises,
+    a task that is cancelled) ends what that caller waits for and nothing else, and leaves nothing of an LLM that was
+    just coming up. A deadline ends the wait of who has asked, in the middle of a step too. A fault of the session is
+    an equal error for each caller, and nothing of the step in which it lies is given out. An LLM that nobody holds is
+    closed, at the interpreter's exit too. In a forked child every call is an error, and whatever the child does leaves
+    the LLM its parent's; it may make its own. An LLM cannot be copied or pickled.
 
     Args:
         model: a Hugging Face folder.
         start_gpu: False where somebody else starts `tsqp-shm gpu MODEL --session NAME`; or what starts it, which is
-            called with the session's hold, whose `name` it has.
+            called with the session's hold, whose `name` it has, by a thread of this LLM.
         report: takes lines about what is waited for, what the GPU process says, and its restarts; called by threads
             of this LLM.
         trace: a file for a trace of both processes, written at the end, of the GPU processes the last one; unless

@@ -28,7 +28,6 @@ from tsqp_shm.tee.submission import SubmissionQueue
 from tsqp_shm.trace.doorbell import SubmittingDoorbell
 from tsqp_shm.trace.recorder import Recorder
 
-
 # How long the answer to STOP is waited for.
 STOP_S = 5.0
 
