@@ -502,6 +502,12 @@ def ask():
 for number in range(4): threading.Thread(target=ask, daemon=True).start()
 stream = llm.stream([1], params); next(stream, 0)
 """,
+    "at exit, while another comes up": """
+def make():
+    try: LLM(model, device="cpu", session=session + "3", max_model_len=64)
+    except Exception: pass
+threading.Thread(target=make, daemon=True).start(); time.sleep(0.4)
+""",
     "in a finaliser of another thread": """
 class Holder:
     def __del__(self): self.llm.close()

@@ -22,13 +22,16 @@ class Reservation:
         give_back: called with the reservation when nobody holds it any more, at any moment and on any thread.
 
     Attributes:
-        given: gets the cache's index, once; None where the session has ended instead.
+        sequence: the cache's index, while it is promised.
+        given: gets it, once; None where the session has ended instead.
     """
+
+    # Of the class, as one whose maker was interrupted is finalised too.
+    sequence: int | None = None
 
     def __init__(self, give_back: Callable[[Reservation], None]) -> None:
         self.given: SimpleQueue[int | None] = SimpleQueue()
         self._give_back = give_back
-        self.sequence: int | None = None
 
     def __del__(self) -> None:
         # However early a caller was interrupted: a cache that is lost would be so for the rest of the session.
