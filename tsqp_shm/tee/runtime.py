@@ -91,6 +91,7 @@ class Runtime:
         self._closed_by: BaseException | None = None
         # Whether somebody waits for the end, who is told what goes wrong at it.
         self._is_awaited = False
+        self._error_at_begin: BaseException | None = None
         self._error_at_end: Exception | None = None
         self._reserved: set[int] = set()
         self._stack = before.pop_all() if before is not None else ExitStack()
@@ -135,12 +136,13 @@ class Runtime:
             TsqpError: what kept it from coming up; nothing is left behind.
             RuntimeError: the system grants no thread.
         """
-        came_up: SimpleQueue[BaseException | None] = SimpleQueue()
+        came_up: SimpleQueue[None] = SimpleQueue()
         # A thread for this too: what a signal handler raises in the middle of it would lose what was just made.
         self._thread = threading.Thread(target=self._run, args=[came_up], name="tsqp-shm runtime", daemon=True)
         try:
             self._thread.start()
-            error = self._orders.wait_for(came_up)
+            with suppress(Empty):
+                self._orders.wait_for(came_up)
         except BaseException:
             self.leave()
             # SYNC POINT: pairs with `_run`, which says that it has begun before it looks whether it may.
@@ -150,6 +152,7 @@ class Runtime:
                 self._thread = None
                 self._end()
             raise
+        error, self._error_at_begin = self._error_at_begin, None
         if error is not None:
             try:
                 raise error
@@ -356,7 +359,7 @@ class Runtime:
             finally:
                 del error
 
-    def _run(self, came_up: SimpleQueue[BaseException | None]) -> None:
+    def _run(self, came_up: SimpleQueue[None]) -> None:
         try:
             # A signal that the kernel gave to this thread would not interrupt the main thread's wait.
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - FAULTS)
@@ -366,10 +369,10 @@ class Runtime:
             if self._brought_up is None:
                 self._brought_up = self._bring_up()
         except BaseException as error:
-            # When nothing is left, and whatever it is: somebody waits for it.
-            self._closed_by = error
+            # Whatever it is, somebody waits for it, and is told when nothing is left.
+            self._closed_by = self._error_at_begin = error
             self._end()
-            came_up.put(error)
+            came_up.put(None)
             return
         came_up.put(None)
         try:
