@@ -54,8 +54,9 @@ class LocalGpus:
         """A session whose steps the test runs itself, by `step`."""
         with Checkpoint.open(self._model) as checkpoint:
             settings = EngineConfig(timeout_s=30.0, **config)
-            runtime = Runtime.open(ModelSpec.from_folder(self._model), checkpoint, settings, self.transport, self.start)
+            runtime = Runtime(ModelSpec.from_folder(self._model), checkpoint, settings, self.transport, self.start)
         with contextlib.closing(runtime):
+            runtime.open()
             yield runtime
 
 

@@ -211,8 +211,9 @@ class FastStart:
         with Checkpoint.open(model) as checkpoint:
             start_gpu = functools.partial(self.start_gpu, model)
             transport = PosixTransport(settings.session)
-            runtime = Runtime.open(ModelSpec.from_folder(model), checkpoint, settings, transport, start_gpu)
+            runtime = Runtime(ModelSpec.from_folder(model), checkpoint, settings, transport, start_gpu)
         with contextlib.closing(runtime):
+            runtime.open()
             yield runtime
 
     def start_gpu(

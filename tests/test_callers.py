@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import copy
+import ctypes
 import functools
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -235,6 +240,221 @@ def test_a_forked_child_gets_one_error_for_each_call_and_leaves_its_parent_s_alo
     assert token_ids(llm.generate(PROMPTS[:2], PARAMS)) == alone[:2]
 
 
+def test_a_hundred_threads_of_which_some_give_up(llm, alone):
+    def ask(number: int) -> bool:
+        prompt = PROMPTS[number % len(PROMPTS)]
+        completion = llm.start(prompt, PARAMS)
+        if number % 5 == 0:
+            return token_ids(llm.generate([prompt], PARAMS)) == [alone[number % len(PROMPTS)]]
+        if number % 5 == 1:
+            return (
+                list(llm.stream_completion(completion)) == [] and completion.token_ids == alone[number % len(PROMPTS)]
+            )
+        if number % 5 == 2:
+            return llm.logits(prompt).shape == (len(prompt), 257)
+        if number % 5 == 3:
+            llm.runtime.add([completion], lambda update: None)
+            llm.runtime.cancel([completion])
+            return True
+        late = llm.generate([prompt], SamplingParams(deadline_s=0.001))[0].outputs[0]
+        return late.finish_reason == "deadline"
+
+    with ThreadPoolExecutor(100) as pool:
+        assert all(pool.map(ask, range(100)))
+
+
+def test_cancelling_in_one_thread_ends_what_another_waits_for(llm):
+    """By nothing that is wrong: it has asked for more than this caller wants."""
+    completions = [llm.start(PROMPTS[0], SamplingParams(max_tokens=100, ignore_eos=True)) for _ in range(2)]
+    with ThreadPoolExecutor(1) as pool, llm.runtime.sequence():
+        # Behind a batch that fills all caches, so that it is cancelled while it waits or runs, as it happens.
+        pieces = pool.submit(list, llm.stream_completion(completions[0]))
+        updates: SimpleQueue[Update] = SimpleQueue()
+        llm.runtime.add([completions[1]], updates.put)
+        while not pieces.done():
+            llm.runtime.cancel(completions)
+        assert pieces.result() == []
+        assert completions[0].finish_reason == "cancelled"
+        while not (update := llm.runtime.next_update(updates)).is_last:
+            pass
+        assert update.finish_reason == "cancelled"
+
+
+def test_a_deadline_in_the_far_future_is_as_good_as_none(fast, model):
+    with fast.llm(model, max_model_len=64, max_num_seqs=1) as llm:
+        for deadline_s in (1e10, 1e300):
+            with ThreadPoolExecutor(1) as pool, llm.runtime.sequence():
+                late = pool.submit(llm.generate, [[1]], SamplingParams(max_tokens=3, deadline_s=deadline_s))
+                assert llm.stats()["doorbell"]["rung"] > 0
+            assert len(late.result()[0].outputs[0].token_ids) == 3
+
+
+def test_a_forked_child_gets_nothing_of_a_stream_of_its_parent_s(llm, alone, forked):
+    completion = llm.start(PROMPTS[0], PARAMS)
+    updates: SimpleQueue[Update] = SimpleQueue()
+    llm.runtime.add([completion], updates.put)
+    stream = llm.stream(PROMPTS[1], PARAMS)
+
+    def child() -> None:
+        with pytest.raises(TsqpError, match="forked child"):
+            llm.runtime.next_update(updates)
+        with pytest.raises(TsqpError, match="forked child"):
+            next(stream)
+
+    forked(child).join()
+    assert list(stream) == []
+    while not llm.runtime.next_update(updates).is_last:
+        pass
+    assert completion.token_ids == alone[0]
+
+
+def test_a_forked_child_makes_one_of_its_own_and_so_does_its_child(llm, fast, model, alone, forked):
+    def child(generations: int) -> None:
+        with fast.llm(model, dtype="float32", max_model_len=128, tee_threads=2) as own:
+            assert token_ids(own.generate(PROMPTS[:3], PARAMS)) == alone[:3]
+            if generations:
+                pid = os.fork()
+                if pid == 0:
+                    code = 1
+                    try:
+                        child(generations - 1)
+                        code = 0
+                    finally:
+                        os._exit(code)
+                assert os.waitpid(pid, 0)[1] == 0
+                assert token_ids(own.generate(PROMPTS[:3], PARAMS)) == alone[:3]
+
+    forked(child, 1).join()
+
+
+def test_a_fork_in_the_middle_of_a_step_disturbs_nobody(llm, alone, forked):
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(llm.generate, [prompt], PARAMS) for prompt in PROMPTS]
+        children = [forked(llm.close) for _ in range(5)]
+        assert [token_ids(future.result())[0] for future in asking] == alone
+    for child in children:
+        child.join()
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_it_can_be_neither_copied_nor_pickled_and_says_so(llm, how):
+    with pytest.raises(TypeError, match="an LLM is a session of this process and cannot be copied or pickled"):
+        how(llm)
+
+
+def raise_in(thread: threading.Thread, kind: type[BaseException]) -> None:
+    """Has another thread raise it, at its next instruction of Python."""
+    assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(kind)) == 1
+
+
+def test_an_exception_that_is_set_for_a_caller_s_thread_gets_there_while_it_waits(llm, alone):
+    caught: SimpleQueue[BaseException] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            llm.generate([[1]])
+        except Interrupted as error:
+            caught.put(error)
+
+    with contextlib.ExitStack() as stack:
+        # No cache is left, so it waits until it is interrupted.
+        for _ in range(llm.config.max_num_seqs):
+            stack.enter_context(llm.runtime.sequence())
+        waiting = threading.Thread(target=ask)
+        waiting.start()
+        while not llm.runtime.load().waiting:
+            pass
+        raise_in(waiting, Interrupted)
+        waiting.join()
+    assert isinstance(caught.get(), Interrupted)
+
+
+@pytest.mark.parametrize("kind", [SystemExit, MemoryError])
+@pytest.mark.parametrize("is_idle", [True, False])
+def test_what_goes_wrong_in_the_thread_of_the_steps_is_told_to_all(fast, model, kind, is_idle):
+    others = set(threading.enumerate())
+    with fast.llm(model, max_model_len=512) as llm:
+        (thread,) = [thread for thread in set(threading.enumerate()) - others if "runtime" in thread.name]
+        with ThreadPoolExecutor(3) as pool:
+            asking = []
+            if not is_idle:
+                asking += [pool.submit(llm.generate, [[number]], SamplingParams(max_tokens=400)) for number in range(2)]
+                while not llm.runtime.load().running:
+                    pass
+            raise_in(thread, kind)
+            # The one that wakes it, and what it finds in its queue.
+            asking.append(pool.submit(llm.logits, [1, 2]))
+            for future in asking:
+                with pytest.raises(TsqpError, match=f"failed: {kind.__name__}"):
+                    future.result()
+        with pytest.raises(TsqpError, match=f"failed: {kind.__name__}"):
+            llm.generate([[1]])
+
+
+def test_a_handler_may_close_what_is_being_closed(fast, model):
+    for delay in range(6):
+        llm = fast.llm(model, max_model_len=64)
+        previous = signal.signal(signal.SIGUSR1, lambda number, frame, llm=llm: llm.close())
+        try:
+            timer = threading.Timer(delay / 5000, os.kill, (os.getpid(), signal.SIGUSR1))
+            timer.start()
+            llm.close()
+            timer.join()
+        finally:
+            signal.signal(signal.SIGUSR1, previous)
+        assert llm.runtime.has_ended
+
+
+# Of what makes an LLM: a signal handler may raise between any two lines of it.
+MAKERS = ("/tsqp_shm/llm.py", "/tsqp_shm/tee/", "/tsqp_shm/shm/", "/tsqp_shm/roles/", "/contextlib.py")
+
+
+class RaiseAtLine:
+    """Raises before the line of that number, counted from the first that is traced."""
+
+    def __init__(self, number: int) -> None:
+        self._lines = 0
+        self._number = number
+
+    def __call__(self, frame, event, argument):
+        if not any(part in frame.f_code.co_filename for part in MAKERS):
+            return None
+        if event == "line":
+            self._lines += 1
+            if self._lines == self._number:
+                sys.settrace(None)
+                raise Interrupted
+        return self
+
+
+def test_whoever_is_interrupted_while_an_llm_comes_up_leaves_nothing(fast, model):
+    def is_interrupted_at(number: int) -> bool:
+        sys.settrace(RaiseAtLine(number))
+        try:
+            with fast.llm(model, max_model_len=64):
+                sys.settrace(None)
+        except Interrupted:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    def held() -> set[object]:
+        return {path for path in sessions_folder().iterdir() if path.is_dir()} | set(threading.enumerate())
+
+    others = held()
+    # A few in an ordinary run, each line once in a while.
+    number = 1 + int(time.time()) % 23
+    while is_interrupted_at(number):
+        number += 23
+        # At once, but where the interrupted had it already, and has let go of it.
+        end_s = time.monotonic() + 10
+        while left := held() - others:
+            assert time.monotonic() < end_s, (number, left)
+            time.sleep(0.01)
+    assert number > 100
+
+
 # What a program does with an LLM before it goes on or ends; it prints what is left.
 SCRIPT = """
 import gc, os, sys, threading, time
@@ -248,6 +468,15 @@ model, ARENA, session = sys.argv[1:4]
 llm = LLM(model, device="cpu", session=session, max_model_len=64)
 tokens = llm.generate([[5, 6]], SamplingParams(max_tokens=3))[0].outputs[0].token_ids
 gpu = llm.bring_up()["processes"]["gpu"]["pid"]
+def works():
+    return llm.generate([[5, 6]], SamplingParams(max_tokens=3))[0].outputs[0].token_ids == tokens
+def child(act):
+    pid = os.fork()
+    if pid == 0:
+        act()
+        sys.exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert works()
 """
 DROPPED = {
     "dropped": "del llm; wait_until_gone()",
@@ -268,6 +497,29 @@ x = [{i: [i]} for i in range(200000)]; gc.collect(); wait_until_gone()
 assert llm.generate([[5, 6]], SamplingParams(max_tokens=3))[0].outputs[0].token_ids == tokens
 """,
     "at exit": "pass",
+    "at exit, from a hook": "import atexit; atexit.register(llm.close)",
+    "at exit, as another module's": "sys.held = llm; del llm",
+    "at exit, while daemons wait": """
+params = SamplingParams(max_tokens=50, ignore_eos=True)
+def ask():
+    try: llm.generate([[1]], params)
+    except Exception: pass
+for number in range(4): threading.Thread(target=ask, daemon=True).start()
+stream = llm.stream([1], params); next(stream, 0)
+""",
+    "at exit, while another comes up": """
+def make():
+    try: LLM(model, device="cpu", session=session + "3", max_model_len=64)
+    except Exception: pass
+threading.Thread(target=make, daemon=True).start(); time.sleep(0.4)
+""",
+    "in a finaliser of another thread": """
+class Holder:
+    def __del__(self): self.llm.close()
+holder = Holder(); holder.llm = llm; holder.me = holder
+del llm, holder
+thread = threading.Thread(target=gc.collect); thread.start(); thread.join(); wait_until_gone()
+""",
     "at exit, in a thread": """
 threading.Thread(target=llm.generate, args=([[1]], SamplingParams(max_tokens=50, ignore_eos=True))).start()
 """,
@@ -278,22 +530,22 @@ signals = subprocess.Popen(["sh", "-c", f"for i in 1 2 3 4 5 6; do sleep 0.2; ki
 try: llm.close()
 except KeyboardInterrupt: pass
 """,
-    "a child that ends": """
-child = os.fork()
-if child == 0: sys.exit(7)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-assert llm.generate([[5, 6]], SamplingParams(max_tokens=3))[0].outputs[0].token_ids == tokens
-""",
+    "a child that ends": "child(lambda: None)",
+    "a child that ends at once": "child(lambda: os._exit(7))",
+    "a child that leaves the block": "child(lambda: llm.__exit__(None, None, None))",
     "a child that drops it": """
-child = os.fork()
-if child == 0: del llm; gc.collect(); sys.exit(7)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-assert llm.generate([[5, 6]], SamplingParams(max_tokens=3))[0].outputs[0].token_ids == tokens
+def drop():
+    global llm
+    del llm; gc.collect()
+child(drop)
 """,
     "a worker of multiprocessing": """
 import multiprocessing
-with multiprocessing.get_context("fork").Pool(2) as pool: assert pool.map(abs, [-1, -2]) == [1, 2]
-assert llm.generate([[5, 6]], SamplingParams(max_tokens=3))[0].outputs[0].token_ids == tokens
+for method in ("fork", "spawn", "forkserver"):
+    with multiprocessing.get_context(method).Pool(2) as pool: assert pool.map(abs, [-1, -2]) == [1, 2]
+    try: multiprocessing.get_context(method).Process(target=id, args=[llm]).start()
+    except TypeError as error: assert method != "fork" and "cannot be copied or pickled" in str(error)
+assert works()
 """,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tsqp_shm import SamplingParams
 from tsqp_shm.errors import ProtocolError
 from tsqp_shm.gpu.device import Device
-from tsqp_shm.gpu.kv_cache import BlockTable, KVCache
+from tsqp_shm.gpu.kv_cache import BlockTable, KVCache, Run
 from tsqp_shm.shm.tiling import KEY_BLOCK, Segment, key_range, padded_length
 
 MODEL = SimpleNamespace(num_layers=2, num_kv_heads=3, head_dim=4)
@@ -195,3 +196,14 @@ def test_a_short_completion_after_a_long_one_is_what_it_is_in_a_fresh_cache():
         for prompt, completion in zip(prompts[1:4], reused[1:4], strict=True):
             with fast.llm(folder, **limits) as llm:
                 assert llm.generate(prompt, params)[0].outputs[0].token_ids == completion
+
+
+def test_a_table_of_many_long_sequences_takes_no_more_than_its_entries():
+    tracemalloc.start()
+    try:
+        table = BlockTable.identity(1024, 1 << 20)
+        assert table.runs(1023, 5, 1 << 20) == [Run(1023, 5, (1 << 20) - 5)]
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < table.entries.nbytes + (4 << 20)

@@ -117,6 +117,19 @@ def test_a_child_says_itself_why_it_ended(arena):
     assert caught.value is death
 
 
+def test_a_child_that_has_stopped_to_beat_may_take_its_time_to_end(arena, clock):
+    """It says why it ends when it has: on a busy machine that takes longer than a stranger's silence may last."""
+    death = None
+    watch = PeerWatch(arena, "gpu", SimpleNamespace(death=lambda: death))
+    beat(arena, 1)
+    for _ in range(50):
+        clock.now += LOOK_S
+        watch.check()
+    death = ModelFileError("/model", "gone")
+    with pytest.raises(ModelFileError):
+        watch.check()
+
+
 def test_a_child_that_lives_but_does_not_beat_is_dead(arena, clock):
     watch = PeerWatch(arena, "gpu", SimpleNamespace(death=lambda: None))
     beat(arena, 1)

@@ -19,7 +19,7 @@ from tsqp_shm.errors import ArenaMismatch, DeviceError, PeerDied
 from tsqp_shm.gpu import worker
 from tsqp_shm.gpu.step import Step
 from tsqp_shm.roles.thread import RoleThread
-from tsqp_shm.shm import layout
+from tsqp_shm.shm import layout, liveness
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.local import LocalTransport
 from tsqp_shm.shm.observer import Observer
@@ -162,6 +162,8 @@ def test_a_gpu_role_that_falls_silent_is_a_death(gpus, monkeypatch):
 
     monkeypatch.setattr(worker._native, "Heartbeat", beat_once)
     monkeypatch.setattr(worker.Worker, "run", lambda worker: woken.wait(20))
+    # A holder of the role would be told of its end, and gives its silence longer.
+    monkeypatch.setattr(liveness, "TOLD_SILENCE_S", liveness.SILENCE_S)
     try:
         with pytest.raises(PeerDied, match="no heartbeat"):
             gpus.llm(**SMALL)

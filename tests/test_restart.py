@@ -142,6 +142,16 @@ def test_without_a_restart_left_the_session_ends_by_the_last_death(fast, model):
         assert llm.stats()["processes"]["gpu"]["restarts"] == 2
 
 
+@pytest.mark.long
+def test_however_many_die_while_they_come_up_there_is_one_in_time_or_none(fast, model):
+    start, started = first_well_then(fast, model, Doomed)
+    with LLM(model, start_gpu=start, **LIMITS, restart_gpu=1_000_000, timeout_s=4.0) as llm:
+        kill_gpu(llm)
+        with pytest.raises(PeerDied, match="exit code 9"):
+            llm.generate(PROMPTS, GREEDY)
+        assert 3 < len(started) < 1_000_000
+
+
 def test_ctrl_c_while_another_is_waited_for_ends_the_caller_s_wait_alone(fast, model):
     """Nobody answers the second time until the test has one started; whoever asks then is served by it."""
     start, started = first_well_then(fast, model, lambda: os.kill(os.getpid(), signal.SIGINT))

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import gc
+import mmap
+import os
+import time
+import types
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 from models import FastStart, RandomModel, fast_start, model_folder, random_token_ids
 
-from tsqp_shm.errors import RequestError, TsqpError
+from tsqp_shm.config import EngineConfig
+from tsqp_shm.errors import RequestError, TraceError, TsqpError
+from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.model.weights import Checkpoint
+from tsqp_shm.shm.liveness import LOOK_INTERVAL_S
+from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.runtime import Runtime
 from tsqp_shm.tee.sampling_params import SamplingParams
@@ -177,6 +189,14 @@ def test_a_mistake_of_one_caller_is_an_error_of_its_own(runtime):
     assert run(runtime, completion((4, 5))) == alone
 
 
+def test_closing_hears_the_gpu_process_out(fast):
+    """It says that it ends; only then is it let go of, or it would be told to end in the middle of that."""
+    with fast.runtime(model_folder(RandomModel("llama")), **LIMITS) as runtime:
+        run(runtime, completion())
+        time.sleep(LOOK_INTERVAL_S)
+    assert runtime.statistics.gpu["STOP"].calls == 1
+
+
 def test_a_closed_runtime_tells_whoever_waits_and_refuses_the_rest(fast):
     updates: list[Update] = []
     with fast.runtime(model_folder(RandomModel("llama")), **LIMITS) as runtime:
@@ -189,6 +209,64 @@ def test_a_closed_runtime_tells_whoever_waits_and_refuses_the_rest(fast):
     with pytest.raises(TsqpError, match="closed"), runtime.sequence():
         pass
     assert runtime.facts()["doorbell"]["rung"] > 0
+
+
+def beneath(array: np.ndarray) -> object:
+    """Whose memory its elements lie in."""
+    owner: object = array
+    while isinstance(owner, np.ndarray) and owner.base is not None:
+        owner = owner.base
+    return owner.obj if isinstance(owner, memoryview) else owner
+
+
+def reachable_arrays(root: object) -> list[np.ndarray]:
+    """Every array that an object holds, however deep; not what is the whole interpreter's."""
+    arrays, seen, left = [], set(), [root]
+    while left:
+        found = left.pop()
+        if id(found) in seen or isinstance(found, (types.ModuleType, type)):
+            continue
+        seen.add(id(found))
+        if isinstance(found, np.ndarray):
+            arrays.append(found)
+        elif isinstance(found, types.FunctionType):
+            left += [found.__closure__, found.__defaults__, found.__kwdefaults__]
+        else:
+            left += gc.get_referents(found)
+    return arrays
+
+
+@pytest.mark.parametrize("stored_as", ["float32", "bfloat16"])
+def test_nothing_that_a_session_holds_is_a_view_of_a_file(fast, stored_as):
+    """Who may write the model's files could change it, or end the process by cutting them short."""
+    model = RandomModel("llama", stored_as=stored_as)
+    with fast.runtime(model_folder(model), **LIMITS) as runtime:
+        run(runtime, completion())
+        arrays = reachable_arrays(runtime)
+        private = [array for array in arrays if beneath(array) is not runtime.connection.arena.buffer]
+        # Five norms, a pair of tables of rope, the residual.
+        assert len(private) >= 8
+        assert not [array.shape for array in private if isinstance(beneath(array), mmap.mmap)]
+
+
+def test_an_error_at_the_end_of_one_that_was_dropped_is_a_warning(fast):
+    def fail() -> None:
+        raise TraceError("/trace", "cannot be made")
+
+    model, before = model_folder(RandomModel("llama")), ExitStack()
+    before.callback(fail)
+    with Checkpoint.open(model) as checkpoint:
+        transport = PosixTransport(f"warned{os.getpid()}")
+        runtime = Runtime(
+            ModelSpec.from_folder(model), checkpoint, EngineConfig(max_model_len=64), transport,
+            functools.partial(fast.start_gpu, model), before=before,
+        )  # fmt: skip
+    runtime.start()
+    with pytest.warns(RuntimeWarning, match="trace /trace: cannot be made"):
+        runtime.leave()
+        while not runtime.has_ended:
+            time.sleep(0.01)
+    runtime.close()
 
 
 def test_steps_are_run_by_one_thread_or_by_the_caller_never_by_both(fast):

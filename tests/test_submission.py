@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import signal
+import threading
+import time
 from contextlib import closing
 from functools import partial
 from types import SimpleNamespace
@@ -40,11 +42,11 @@ u16, u32, u64 = (st.integers(0, (1 << bits) - 1) for bits in (16, 32, 64))
 class Sides:
     """A queue, and the end that a GPU process would have."""
 
-    def __init__(self, slots, tee, gpu, kind=SubmissionQueue, watch=ALIVE):
+    def __init__(self, slots, tee, gpu, kind=SubmissionQueue, watch=ALIVE, timeout_s=30.0):
         self.slots = slots
         self.gpu = gpu
         self.statistics = Statistics()
-        self.queue = kind(slots, tee, watch, EPOCH, 30.0, self.statistics)
+        self.queue = kind(slots, tee, watch, EPOCH, timeout_s, self.statistics)
 
     def submission(self) -> bytes:
         return self.gpu.receive(ALIVE, 30.0, "a submission")
@@ -139,14 +141,59 @@ def test_nothing_is_waited_for_that_was_not_submitted(sides):
     sides.queue.drain()
 
 
-def test_a_wait_ends_with_what_it_waited_for(sides):
+@pytest.mark.parametrize("mode", MODES)
+def test_a_wait_ends_with_what_it_waited_for(slots, ends, mode):
+    sides = Sides(slots, *ends(mode), timeout_s=0.1)
     sequence = sides.queue.submit(Opcode.QKV, **QKV)
     with pytest.raises(PeerTimeout) as caught:
-        sides.queue.wait(sequence, timeout_s=0.1)
-    assert (caught.value.operation, caught.value.slot) == ("QKV", "qk")
+        sides.queue.wait(sequence)
+    assert (caught.value.operation, caught.value.slot, caught.value.answered) == ("QKV", "qk", None)
     # It can be taken up again.
     sides.answer()
+    sides.queue.begin_step()
     sides.queue.wait(sequence)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_waits_of_a_step_are_bounded_by_their_sum(slots, ends, mode):
+    """Each answer comes well before the limit, and all of them would take four times as long."""
+    sides = Sides(slots, *ends(mode), timeout_s=0.2)
+    sides.queue.begin_step()
+    for _ in range(20):
+        sides.queue.submit(Opcode.EMBED)
+    peer = threading.Thread(target=lambda: [(time.sleep(0.04), sides.answer()) for _ in range(20)])
+    peer.start()
+    with pytest.raises(PeerTimeout, match=r"one step, .* of 20 operations answered, .* --max-batch-tokens") as caught:
+        sides.queue.wait(20)
+    peer.join()
+    answered, asked = caught.value.answered
+    assert 0 < answered < 12
+    assert asked == 20
+    # The next step's are its own.
+    sides.queue.begin_step()
+    sequence = sides.queue.submit(Opcode.EMBED)
+    sides.answer()
+    sides.queue.wait(sequence)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_watch_is_asked_however_fast_completions_come(slots, ends, mode):
+    class Stop(Exception):
+        pass
+
+    def check():
+        nonlocal asked
+        asked += 1
+        if asked == 4:
+            raise Stop
+
+    asked = 0
+    sides = Sides(slots, *ends(mode), watch=SimpleNamespace(heartbeat_age_s=0.5, check=check))
+    with pytest.raises(Stop):
+        while True:
+            sequence = sides.queue.submit(Opcode.EMBED)
+            sides.answer()
+            sides.queue.wait(sequence)
 
 
 def test_a_wait_asks_whether_the_peer_lives(slots, ends):

@@ -279,16 +279,30 @@ class PeerTimeout(TsqpError):
         operation: what was waited for.
         slot: the slot involved, or "".
         waited_s: how long.
+        answered: where it is a step that took too long, how many of its operations were answered, and of how many asked
+            by then.
     """
 
     exit_code = 3
 
-    def __init__(self, operation: str, slot: str, waited_s: float, heartbeat_age_s: float | None) -> None:
-        self.operation, self.slot, self.waited_s = operation, slot, waited_s
+    def __init__(
+        self,
+        operation: str,
+        slot: str,
+        waited_s: float,
+        heartbeat_age_s: float | None,
+        answered: tuple[int, int] | None = None,
+    ) -> None:
+        self.operation, self.slot, self.waited_s, self.answered = operation, slot, waited_s, answered
         where = f" on slot {slot}" if slot else ""
         pulse = "never seen" if heartbeat_age_s is None else f"{heartbeat_age_s:.1f} s ago"
+        step = advice = ""
+        if answered is not None:
+            step = " in one step, {} of {} operations answered,".format(*answered)
+            advice = "; raise --timeout, or lower --max-batch-tokens"
         super().__init__(
-            f"timed out after {waited_s:.1f} s waiting for {operation}{where}; the peer's last heartbeat: {pulse}"
+            f"timed out after {waited_s:.1f} s{step} waiting for {operation}{where}; "
+            f"the peer's last heartbeat: {pulse}{advice}"
         )
 
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -51,16 +51,19 @@ class LLM:
     """A model split between this process and a GPU process.
 
     Any thread may call any method, several at once: their requests share batches, and each gets what it would get
-    alone. Ctrl-C, or whatever else interrupts a caller, ends what that caller waits for and nothing else. An LLM that
-    nobody holds is closed, at the interpreter's exit too. In a forked child every request is an error: the LLM stays
-    its parent's.
+    alone; one stream is for one thread at a time. Whatever interrupts a caller (Ctrl-C, a signal handler that raises,
+    a task that is cancelled) ends what that caller waits for and nothing else, and leaves nothing of an LLM that was
+    just coming up. A deadline ends the wait of who has asked, in the middle of a step too. A fault of the session is
+    an equal error for each caller, and nothing of the step in which it lies is given out. An LLM that nobody holds is
+    closed, at the interpreter's exit too. In a forked child every call is an error, and whatever the child does leaves
+    the LLM its parent's; it may make its own. An LLM cannot be copied or pickled.
 
     Args:
         model: a Hugging Face folder, or the id of a model in the local Hugging Face cache; None: the demo model, which
             is fetched where it is not cached.
         revision: of a Hugging Face id: a branch, tag or commit; None: main.
         start_gpu: False where somebody else starts `tsqp-shm gpu MODEL --session NAME`; or what starts it, which is
-            called with the session's hold, whose `name` it has.
+            called with the session's hold, whose `name` it has, by a thread of this LLM.
         report: takes lines about what is waited for, what the GPU process says, and its restarts; called by threads
             of this LLM. None: only the fetching of the demo model is told, on stderr.
         trace: a file for a trace of both processes, written at the end, of the GPU processes the last one; unless
@@ -122,11 +125,16 @@ class LLM:
                 start_gpu = partial(_start_gpu, self.model, self.config, traced, report)
             with Checkpoint.open(self.model) as checkpoint:
                 transport = transport or PosixTransport(self.config.session, self.config.endpoint)
-                self._runtime = Runtime.open(
+                self._runtime = Runtime(
                     self.spec, checkpoint, self.config, transport, start_gpu or None, report, recorder, before=stack
                 )
         weakref.finalize(self, self._runtime.leave).atexit = False
         self._runtime.start()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an LLM is a session of this process and cannot be copied or pickled; make one where it is used"
+        )
 
     def __enter__(self) -> LLM:
         return self
@@ -266,7 +274,7 @@ class LLM:
         updates: SimpleQueue[Update] = SimpleQueue()
         with self._running([completion], updates.put):
             while True:
-                update = updates.get()
+                update = self._runtime.next_update(updates)
                 if update.error is not None:
                     error, update = update.error, Update(completion)
                     try:
@@ -274,7 +282,8 @@ class LLM:
                     finally:
                         # As in `generate`.
                         del error
-                if update.text:
+                # Of what was cancelled, by a fault above all, nothing more is given out, however much is there already.
+                if update.text and completion.finish_reason != "cancelled":
                     yield update.text
                 if update.is_last:
                     return
@@ -318,7 +327,7 @@ class LLM:
         with progress, self._running(completions, told):
             going = len(completions)
             while going:
-                update = updates.get()
+                update = self._runtime.next_update(updates)
                 error = update.error
                 if error is not None:
                     try:

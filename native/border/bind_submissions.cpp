@@ -61,20 +61,24 @@ class HeldSubmissions {
     }
 
     // Completes what comes, up to a sequence number. False: the next one will take longer, or passes by
-    // Python.
+    // Python, or it is time for Python to look at what else there is (`look_at`).
     bool wait(std::uint64_t sequence) {
         if (sequence > submissions_.submitted())
             throw py::value_error("nothing was submitted under that number");
         while (submissions_.completed() < sequence) {
-            if (!reader_) return false;
+            const std::uint64_t now = now_ns();
+            if (!reader_ || now >= look_at_ns_) return false;
             const bool is_there = reader_->use([](RingReader& ring) { return ring.available(); });
-            if (submissions_.begin_wait(now_ns()) > 0 && !is_there) return false;
+            if (submissions_.begin_wait(now) > 0 && !is_there) return false;
             const Wait how = reader_->wait(spin_ns_, yield_ns_);
             if (how == Wait::timeout) return false;
             submissions_.complete(reader_->take(how), now_ns());
         }
         return true;
     }
+
+    // From when on `wait` leaves the next completion to Python, however fast completions come.
+    void look_at(std::uint64_t at_ns) { look_at_ns_ = at_ns; }
 
     std::uint64_t nap_ns() { return submissions_.begin_wait(now_ns()); }
     void napped() { submissions_.napped(now_ns()); }
@@ -109,6 +113,7 @@ class HeldSubmissions {
     std::shared_ptr<HeldWriter> writer_;
     std::shared_ptr<HeldReader> reader_;
     std::uint64_t spin_ns_, yield_ns_;
+    std::uint64_t look_at_ns_ = 0;
 };
 
 py::list operations_of(const Tallies& tallies) {
@@ -159,6 +164,7 @@ void bind_submissions(py::module_& module) {
              "reader"_a = nullptr, "spin_ns"_a = 0, "yield_ns"_a = 0)
         .def("submit", &HeldSubmissions::submit)
         .def("wait", &HeldSubmissions::wait, "sequence"_a)
+        .def("look_at", &HeldSubmissions::look_at, "at_ns"_a)
         .def("nap_ns", &HeldSubmissions::nap_ns)
         .def("napped", &HeldSubmissions::napped)
         .def("complete", &HeldSubmissions::complete, "record"_a)

@@ -187,6 +187,33 @@ def not_finite(kind: str) -> Misbehaviour:
     return misbehave
 
 
+def not_finite_in_row(row: int) -> Misbehaviour:
+    """All other rows are numbers, of which a token could be drawn."""
+
+    def misbehave(gpu: HostileGpu, record: Record) -> None:
+        gpu.fill(record)
+        slot = gpu.plan.slots[record.out_slot]
+        slot_array(gpu.arena, slot)[range(record.rows)[row]] = NOT_FINITE["nan"][slot.dtype]
+        gpu.answer(record)
+
+    return misbehave
+
+
+def drip(pause_s: float) -> Misbehaviour:
+    """From now on each answer comes late, and none so late that its wait would end."""
+
+    def misbehave(gpu: HostileGpu, record: Record) -> None:
+        def work(record: Record) -> None:
+            time.sleep(pause_s)
+            gpu.fill(record)
+            gpu.answer(record)
+
+        gpu.work = work  # type: ignore[method-assign]
+        gpu.work(record)
+
+    return misbehave
+
+
 def scribble(first_byte: int, end_byte: int | None) -> Misbehaviour:
     """Random bytes, without end, while the TEE reads."""
 
@@ -335,6 +362,8 @@ MISBEHAVIOURS: dict[str, tuple[Moment, Misbehaviour]] = {
     "no-pulse": (_never, silent),
     "late": (_moment("QKV"), late),
     "silent": (_moment("SCORES"), silent),
+    "drip": (_moment("EMBED"), drip(0.4)),
+    "drip-slowly": (_moment("EMBED"), drip(3.0)),
     "twice": (_moment("QKV"), twice),
     "out-of-order": (_moment("SCORES", step=1), out_of_order),
     **{f"wrong-{field}": (_moment("CONTEXT"), wrong(field)) for field in FIELDS},
@@ -346,6 +375,8 @@ MISBEHAVIOURS: dict[str, tuple[Moment, Misbehaviour]] = {
     "infinity": (_moment("GATE_UP"), not_finite("infinity")),
     "infinity-later": (_moment("DOWN", layer=1), not_finite("infinity")),
     "nan-logits": (_moment("LM_HEAD"), not_finite("nan")),
+    "nan-first-row": (_moment("LM_HEAD"), not_finite_in_row(0)),
+    "nan-last-row": (_moment("LM_HEAD"), not_finite_in_row(-1)),
     "scribble-slots": (_moment("EMBED"), scribble(layout.SLOTS_OFFSET_BYTES, None)),
     "scribble-rings": (_moment("EMBED"), scribble(layout.CONTROL_OFFSET_BYTES, layout.SLOTS_OFFSET_BYTES)),
     "scribble-header": (_moment("EMBED"), scribble(0, layout.CONTROL_OFFSET_BYTES)),

@@ -112,6 +112,7 @@ def test_false_results_are_not_noticed(against, doorbell):
     [
         ("late", "adaptive", ends_with(PeerTimeout, "waiting for QKV on slot qk")),
         ("silent", "zmq", ends_with(PeerTimeout, "waiting for SCORES on slot scores.")),
+        ("drip", "adaptive", ends_with(PeerTimeout, "one step, ")),
         ("failed", "adaptive", ends_with(PeerDied, "DOWN failed")),
         ("vanish", "adaptive", ends_with(PeerDied, "no heartbeat")),
         ("stop", "zmq", ends_with(PeerDied, "was stopped")),
@@ -294,7 +295,7 @@ def test_a_close_during_a_long_operation_tells_a_gpu_process_of_somebody_elses_t
 
 
 def test_every_misbehaviour_has_a_test():
-    source = Path(__file__).read_text()
+    source = "".join(path.read_text() for path in Path(__file__).parent.glob("test_hostile_gpu*.py"))
     missing = [name for name in MISBEHAVIOURS if f'"{name}"' not in source and not name.startswith("wrong-")]
     assert missing == []
 

@@ -49,7 +49,7 @@ def common_flags() -> Parser:
         dest="timeout_s",
         type=float,
         metavar="S",
-        help=f"longest wait for the other process ({defaults.timeout_s:.0f} s)",
+        help=f"longest that a step, or a start, waits for the other process ({defaults.timeout_s:.0f} s)",
     )
     group.add_argument("-q", "--quiet", action="store_true", help="print the completion and errors only")
     return parser

@@ -74,10 +74,9 @@ class BlockTable:
 
     def __init__(self, entries: npt.NDArray[np.int32]) -> None:
         self.entries = entries
-        self._blocks = entries.tolist()
         self._blocks_each = entries.shape[1]
-        # For each block of a sequence, the first one behind it that does not follow on it in its row.
-        self._run_ends = [self._ends_of_runs(blocks) for blocks in self._blocks]
+        # Of the sequences that were used: a thousand of a million tokens would take gigabytes.
+        self._rows: dict[int, tuple[list[int], list[int]]] = {}
 
     @classmethod
     def identity(cls, max_num_seqs: int, max_model_len: int) -> BlockTable:
@@ -86,14 +85,21 @@ class BlockTable:
 
     def runs(self, sequence: int, start: int, end: int) -> list[Run]:
         """The positions [start, end) of a sequence, in order: one run where the table is the identity."""
+        blocks, run_ends = self._rows.get(sequence) or self._row(sequence)
         found = []
         while start < end:
             block, within = divmod(start, KEY_BLOCK)
-            run_end = min(end, self._run_ends[sequence][block] * KEY_BLOCK)
-            row, column = divmod(self._blocks[sequence][block], self._blocks_each)
+            run_end = min(end, run_ends[block] * KEY_BLOCK)
+            row, column = divmod(blocks[block], self._blocks_each)
             found.append(Run(row, column * KEY_BLOCK + within, run_end - start))
             start = run_end
         return found
+
+    def _row(self, sequence: int) -> tuple[list[int], list[int]]:
+        """A sequence's blocks, and for each the first one behind it that does not follow on it in its row."""
+        blocks = self.entries[sequence].tolist()
+        row = self._rows[sequence] = blocks, self._ends_of_runs(blocks)
+        return row
 
     def _ends_of_runs(self, blocks: list[int]) -> list[int]:
         ends = list(range(1, len(blocks) + 1))

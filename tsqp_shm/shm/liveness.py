@@ -15,6 +15,9 @@ HEARTBEAT_INTERVAL_MS = 100
 # heartbeat counts as stopped where it was missing for SILENCE_S and over SILENT_LOOKS looks: while the machine stands
 # still, this process does not look either.
 SILENCE_S = 0.7
+# One whose exit is told, a child or a sibling, is dead by that; silence is its end only where it was stopped. While it
+# ends it beats no more, which on a busy machine takes longer than SILENCE_S, and then it says why it did.
+TOLD_SILENCE_S = 5.0
 SILENT_LOOKS = 6
 LOOK_INTERVAL_S = 0.08
 
@@ -38,6 +41,7 @@ class PeerWatch:
         self.role = role
         self._arena = arena
         self._child = child
+        self._silence_s = SILENCE_S if child is None else TOLD_SILENCE_S
         self._beat = 0
         self._beat_at: float | None = None
         self._looks = 0
@@ -69,7 +73,7 @@ class PeerWatch:
             return
         self._looks += 1
         age = self.heartbeat_age_s
-        if age is not None and age > SILENCE_S and self._looks >= SILENT_LOOKS:
+        if age is not None and age > self._silence_s and self._looks >= SILENT_LOOKS:
             # A peer that was stopped (SIGSTOP) is given up too: from here it cannot be told from a dead one, and
             # waiting for it would delay the report of a death.
             raise PeerDied(self.role, f"no heartbeat for {age:.1f} s: it has ended, or was stopped")

@@ -29,6 +29,9 @@ from tsqp_shm.tee.submission import SubmissionQueue
 from tsqp_shm.trace.doorbell import SubmittingDoorbell
 from tsqp_shm.trace.recorder import Recorder
 
+# How long the answer to STOP is waited for.
+STOP_S = 5.0
+
 
 class GpuProcess(Protocol):
     """A hold on the GPU process; `process.RoleProcess` and `lifeline.ParentsGpu` are two."""
@@ -43,7 +46,8 @@ StartGpu = Callable[[Hold], GpuProcess | None]
 
 @dataclass
 class StoppableWatch:
-    """What is looked at while nothing comes: whether to go on waiting at all, and the peer's life.
+    """What is looked at now and then while the peer is waited for: whether to go on waiting at all, what else is due,
+    and the peer's life.
 
     Attributes:
         has_stopped: a wait was ended because it was to stop, and not by anything that the peer did.
@@ -51,6 +55,7 @@ class StoppableWatch:
 
     peer: PeerWatch
     must_stop: Callable[[], bool]
+    look: Callable[[], None]
     has_stopped: bool = False
 
     @property
@@ -65,6 +70,7 @@ class StoppableWatch:
         if self.must_stop():
             self.has_stopped = True
             raise TsqpError("this LLM is closed")
+        self.look()
         self.peer.check()
 
     def require_pulse(self, timeout_s: float) -> None:
@@ -122,6 +128,8 @@ class Connection:
         report: Callable[[str], None] = lambda line: None,
         recorder: Recorder | None = None,
         must_stop: Callable[[], bool] = lambda: False,
+        look: Callable[[], None] = lambda: None,
+        ready_timeout_s: float | None = None,
     ) -> Connection:
         """Publishes an arena with an epoch of its own, and waits until the GPU process is ready.
 
@@ -130,7 +138,9 @@ class Connection:
             start_gpu: starts a GPU process for the session; None: somebody else does.
             report: takes a line about what is waited for.
             recorder: takes what this process does and when; None: nothing does.
-            must_stop: asked while nothing comes; True ends the wait, and with it the session.
+            must_stop: asked now and then while the peer is waited for; True ends the wait, and with it the session.
+            look: called as often; does what is due meanwhile.
+            ready_timeout_s: how long the GPU process may take to be ready; None: as long as a step.
 
         Raises:
             TsqpError: what kept it from coming up; nothing is left behind but the session.
@@ -163,7 +173,7 @@ class Connection:
                 tee_pid=os.getpid(),
             )
             arena.publish(invitation.pack())
-            watch = StoppableWatch(PeerWatch(arena, "gpu", gpu_process), must_stop)
+            watch = StoppableWatch(PeerWatch(arena, "gpu", gpu_process), must_stop, look)
             make_queue = FiniteSubmissionQueue if config.check_finite else SubmissionQueue
             queue = make_queue(slots, doorbell, watch, arena.epoch, config.timeout_s, statistics)
             connection = cls(
@@ -173,9 +183,9 @@ class Connection:
             stack.callback(connection._stop_gpu)
             if gpu_process is None:
                 command = " ".join(("tsqp-shm gpu MODEL", *session.gpu_flags))
-                report(f"waiting up to {config.timeout_s:.0f} s for the GPU process: {command}")
+                report(f"waiting up to {ready_timeout_s or config.timeout_s:.0f} s for the GPU process: {command}")
             connection.gpu_pid, connection.gpu_device, connection.gpu_transfer = unpack_identity(
-                queue.call(Opcode.READY).value
+                queue.call(Opcode.READY, ready_timeout_s).value
             )
             watch.require_pulse(config.timeout_s)
             connection._stack = stack.pop_all()
@@ -186,8 +196,10 @@ class Connection:
         # One that is in the middle of a long operation still listens: it is told, and not waited for.
         if (self._is_broken and not self.watch.has_stopped) or not self.gpu_pid:
             return
+        # That the session is closed is why it is asked, and no reason not to hear the answer.
+        self.watch.must_stop = lambda: False
         try:
-            self.queue.call(Opcode.STOP, timeout_s=5.0)
+            self.queue.call(Opcode.STOP, timeout_s=STOP_S)
         except TsqpError:
             # It is stopped firmly by whoever started it.
             self._is_broken = True

@@ -34,14 +34,14 @@ class Ports:
 
     Attributes:
         wait: returns when the submission of that number is complete, and all before it.
-        drain: returns when nothing is in flight any more.
+        begin: a step begins; returns when nothing of an earlier one is in flight any more.
     """
 
     embedding: EmbeddingPort
     attention: AttentionPort
     linears: LinearsPort
     wait: Callable[[int], object]
-    drain: Callable[[], None]
+    begin: Callable[[], None]
 
 
 class Engine:
@@ -66,8 +66,7 @@ class Engine:
             PeerDied, PeerTimeout, ProtocolError: the session is over.
         """
         ports = self._ports
-        # An interrupted forward pass may have left something in flight.
-        ports.drain()
+        ports.begin()
         step = Step.cut(chunks, self._limits)
         interleave([ports.embedding.begin(step)], ports.wait)
         ports.attention.begin(step)

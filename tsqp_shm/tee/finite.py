@@ -43,15 +43,15 @@ class FiniteSubmissionQueue(SubmissionQueue):
             self._results.append(_Result(sequence, opcode, request.get("target", 0), slot, offset, count))
         return sequence
 
-    def wait(self, sequence: int, timeout_s: float | None = None) -> None:
+    def wait(self, sequence: int) -> None:
         """Raises:
         ProtocolError: naming the first result with a NaN or an infinity.
         """
         # One by one: a later operation may write over what an earlier one has completed.
         while self._results and self._results[0].sequence <= sequence:
-            super().wait(self._results[0].sequence, timeout_s)
+            super().wait(self._results[0].sequence)
             self._require_finite(self._results.popleft())
-        super().wait(sequence, timeout_s)
+        super().wait(sequence)
 
     def _require_finite(self, result: _Result) -> None:
         # UNTRUSTED: names the culprit and guards nothing, as the slot may change after it; the sampler does.

@@ -20,7 +20,10 @@ class NormWeights:
         """Raises:
         ModelFileError: a tensor is missing or has another shape.
         """
-        return cls({norm.weight: checkpoint.tensor(norm.weight, (norm.size,)).to_float32() for norm in network.norms})
+        tensors = [checkpoint.tensor(norm.weight, (norm.size,)) for norm in network.norms]
+        # Copies, always: whoever may write the model's file would change a view of it while the session runs, and end
+        # this process by truncating it.
+        return cls({tensor.name: np.array(tensor.to_float32(), np.float32, copy=True) for tensor in tensors})
 
     def __getitem__(self, norm: Norm) -> npt.NDArray[np.float32]:
         return self._weights[norm.weight]

@@ -15,10 +15,12 @@ import atexit
 import os
 import signal
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, NoReturn, TypeVar
 
 from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig
@@ -31,11 +33,11 @@ from tsqp_shm.tee.completion import Completion, checked_token_ids
 from tsqp_shm.tee.connection import Connection, StartGpu
 from tsqp_shm.tee.modes import ENGINES
 from tsqp_shm.tee.ops import Float32
-from tsqp_shm.tee.orders import Orders
+from tsqp_shm.tee.orders import Ending, Orders
 from tsqp_shm.tee.scheduler import Reservation
 from tsqp_shm.tee.statistics import Statistics, TracedStatistics
 from tsqp_shm.tee.stepper import Load, Stepper
-from tsqp_shm.tee.updates import Told
+from tsqp_shm.tee.updates import Told, Update
 from tsqp_shm.trace.recorder import Recorder
 
 T = TypeVar("T")
@@ -45,34 +47,26 @@ FAULTS = {signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
 
 
 class Runtime:
-    """One model's session; use `Runtime.open`, then `start` its thread or call `step`, and `close` at the end.
+    """One model's session; `start` it, or `open` it and call `step`, and `close` it at the end.
 
     Every method but `step` may be called by any thread.
 
+    Args:
+        transport: what joins the two sides.
+        start_gpu: starts a GPU process for the session; None: somebody else does.
+        report: takes a line about what is waited for, and about each restart of the GPU process.
+        recorder: takes what this process does and when; None: nothing does.
+        before: what is to end after this session has; its own from here on.
+
     Attributes:
         statistics: what the session has done so far.
+
+    Raises:
+        ModelFileError: the checkpoint lacks what this process wants of it.
     """
 
     def __init__(
-        self, statistics: Statistics, stack: ExitStack, make_stepper: Callable[[Callable[[], bool]], Stepper]
-    ) -> None:
-        self.statistics = statistics
-        self._pid = os.getpid()
-        self._orders = Orders()
-        self._thread: threading.Thread | None = None
-        self._is_leaving = False
-        self._is_over = threading.Event()
-        self._closed_by: BaseException | None = None
-        self._error_at_end: Exception | None = None
-        self._reserved: set[int] = set()
-        self._stepper = make_stepper(lambda: self._is_leaving)
-        self._limits = self._stepper.connection.arena.plan.limits
-        self._stack = stack
-        _open.add(self)
-
-    @classmethod
-    def open(
-        cls,
+        self,
         spec: ModelSpec,
         checkpoint: Checkpoint,
         config: EngineConfig,
@@ -81,60 +75,106 @@ class Runtime:
         report: Callable[[str], None] = lambda line: None,
         recorder: Recorder | None = None,
         before: ExitStack | None = None,
-    ) -> Runtime:
-        """Begins a session and brings a GPU process up.
-
-        Args:
-            transport: what joins the two sides.
-            start_gpu: starts a GPU process for the session; None: somebody else does.
-            report: takes a line about what is waited for, and about each restart of the GPU process.
-            recorder: takes what this process does and when; None: nothing does.
-            before: what is to end after this session has; its own from here on.
-
-        Raises:
-            TsqpError: what kept it from coming up; nothing is left behind.
-        """
+    ) -> None:
         network = Network.of(spec)
-        limits = config.limits(spec.max_positions, network.layer_parameters)
+        self._limits = limits = config.limits(spec.max_positions, network.layer_parameters)
         # Sizes are the config's word until the weights bear them out.
         checkpoint.require(network.tensors())
         make_engine = ENGINES[limits.mode](network, checkpoint)
         _native.set_num_threads(config.threads().tee)
-        statistics = Statistics() if recorder is None else TracedStatistics(recorder)
-        with ExitStack() as stack:
-            if before is not None:
-                stack.enter_context(before.pop_all())
+        self.statistics = statistics = Statistics() if recorder is None else TracedStatistics(recorder)
+        self._vocab_size = spec.vocab_size
+        self._pid = os.getpid()
+        self._ending = Ending()
+        self._orders = Orders(self._ending)
+        self._thread: threading.Thread | None = None
+        self._has_begun = False
+        self._is_leaving = False
+        self._closed_by: BaseException | None = None
+        # Whether somebody waits for the end, who is told what goes wrong at it.
+        self._is_awaited = False
+        self._error_at_begin: BaseException | None = None
+        self._error_at_end: Exception | None = None
+        self._reserved: set[int] = set()
+        self._stack = before.pop_all() if before is not None else ExitStack()
+
+        def bring_up() -> Stepper:
             session = transport.begin()
-            stack.callback(session.end)
+            self._stack.callback(session.end)
 
-            def make_stepper(must_stop: Callable[[], bool]) -> Stepper:
-                def connect() -> Connection:
-                    return Connection.open(
-                        session, network, config, limits, statistics, start_gpu, report, recorder, must_stop
-                    )
+            def connect(look: Callable[[], None], timeout_s: float) -> Connection:
+                return Connection.open(
+                    session, network, config, limits, statistics, start_gpu, report, recorder,
+                    lambda: self._is_leaving, look, timeout_s,
+                )  # fmt: skip
 
-                stepper = Stepper(make_engine, statistics, connect, config.restart_gpu, report)
-                # Not the connection of this moment: a restart puts another in its place.
-                stack.callback(lambda: stepper.connection.close())
-                return stepper
+            stepper = Stepper(make_engine, statistics, connect, config.restart_gpu, config.timeout_s, report)
+            # Not the connection of this moment: a restart puts another in its place.
+            self._stack.callback(lambda: stepper.connection.close())
+            return stepper
 
-            runtime = cls(statistics, stack, make_stepper)
-            runtime._stack = stack.pop_all()
-        return runtime
+        self._bring_up = bring_up
+        self._brought_up: Stepper | None = None
+        _open.add(self)
+
+    def open(self) -> None:
+        """Begins the session and brings a GPU process up, in the calling thread, which is to run the steps.
+
+        Raises:
+            TsqpError: what kept it from coming up; nothing is left behind.
+        """
+        try:
+            self._brought_up = self._bring_up()
+        except BaseException as error:
+            self._closed_by = error
+            self._end()
+            raise
 
     def start(self) -> None:
-        """Starts the thread that runs the steps; it sleeps while there is nothing to do."""
-        # Before the first request, and not at it: a finaliser, which may find that none was made, starts no thread.
-        self._thread = threading.Thread(target=self._run, name="tsqp-shm runtime", daemon=True)
-        self._thread.start()
+        """Begins the session and brings a GPU process up, unless it is open already, in a thread that runs the steps
+        from then on; it sleeps while there is nothing to do. Interrupted, it leaves nothing behind either.
+
+        Raises:
+            TsqpError: what kept it from coming up; nothing is left behind.
+            RuntimeError: the system grants no thread.
+        """
+        came_up: SimpleQueue[None] = SimpleQueue()
+        # A thread for this too: what a signal handler raises in the middle of it would lose what was just made.
+        self._thread = threading.Thread(target=self._run, args=[came_up], name="tsqp-shm runtime", daemon=True)
+        try:
+            self._thread.start()
+            with suppress(Empty):
+                self._orders.wait_for(came_up)
+        except BaseException:
+            self.leave()
+            # SYNC POINT: pairs with `_run`, which says that it has begun before it looks whether it may.
+            if self._has_begun:
+                self._ending.wait()
+            else:
+                self._thread = None
+                self._end()
+            raise
+        error, self._error_at_begin = self._error_at_begin, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # Or this frame and the error would keep each other.
+                del error
+
+    @property
+    def _stepper(self) -> Stepper:
+        if self._brought_up is None:
+            raise TsqpError("this LLM has not come up")
+        return self._brought_up
 
     @property
     def fault(self) -> TsqpError | None:
         """What has ended this session, being closed included; None while it works. An error of the caller's own."""
         if self._pid != os.getpid():
             return TsqpError(f"this LLM belongs to process {self._pid}; a forked child has to make its own")
-        if self._stepper.fault is not None:
-            return self._stepper.fault.again()
+        if self._brought_up is not None and self._brought_up.fault is not None:
+            return self._brought_up.fault.again()
         return TsqpError(CLOSED) if self._is_leaving else None
 
     def require_working(self) -> None:
@@ -167,6 +207,7 @@ class Runtime:
 
         Args:
             told: takes an `Update` after each step that made a token of one, the last of which says how it ended.
+                Where it is a queue's `put`, `next_update` waits for them.
 
         Raises:
             TsqpError: the session is over; where it ends after this, the updates say so.
@@ -185,8 +226,22 @@ class Runtime:
 
         self._order(order)
 
+    def next_update(self, updates: SimpleQueue[Update]) -> Update:
+        """The next of a queue whose `put` was handed in with completions; waits for it.
+
+        Raises:
+            TsqpError: there will be none: the session is over, or this is a forked child, in which nobody runs steps.
+        """
+        if self._pid != os.getpid():
+            self.require_working()
+        try:
+            return self._orders.wait_for(updates)
+        except Empty:
+            self._raise_over()
+
     def cancel(self, completions: Sequence[Completion]) -> None:
-        """Ends completions before the next step; does not wait for it. Those that have ended are left as they are."""
+        """Ends completions before the next step, and has it told; does not wait for it. Those that have ended are left
+        as they are."""
         taken = list(completions)
         self._order(lambda: self._stepper.cancel(taken))
 
@@ -203,9 +258,9 @@ class Runtime:
             self._ask(lambda: self._stepper.reserve(reservation))
             while self._thread is None and not reservation.is_given:
                 self.step()
-            sequence = reservation.wait()
+            sequence = self._orders.wait_for(reservation.given)
             if sequence is None:
-                raise self.fault or TsqpError(CLOSED)
+                self._raise_over()
             self._reserved.add(sequence)
             yield sequence
         finally:
@@ -234,8 +289,7 @@ class Runtime:
         return self._ask(lambda: self._stepper.forward(sequence, ids))
 
     def _checked(self, token_ids: Sequence[int], most: int) -> list[int]:
-        vocab_size = self._stepper.connection.arena.plan.geometry.vocab_size
-        return checked_token_ids(token_ids, most, self._limits.max_model_len, vocab_size)
+        return checked_token_ids(token_ids, most, self._limits.max_model_len, self._vocab_size)
 
     def step(self) -> bool:
         """Takes what was handed in, and runs one step in the calling thread: for who has not called `start`.
@@ -256,7 +310,7 @@ class Runtime:
     @property
     def has_ended(self) -> bool:
         """Whether there is nothing left of the session, here at least: a forked child has none of it."""
-        return self._is_over.is_set() or self._pid != os.getpid()
+        return self._ending.is_said or self._pid != os.getpid()
 
     def load(self) -> Load:
         """What is in progress between two steps."""
@@ -293,12 +347,13 @@ class Runtime:
             return
         if not self._is_leaving:
             self._closed_by = by
+        self._is_awaited = self._thread is not threading.current_thread()
         self.leave()
         if self._thread is None:
             self._end()
         elif self._thread is not threading.current_thread():
             # Not by joining: a join that is interrupted takes the thread for ended.
-            self._is_over.wait()
+            self._ending.wait()
         error, self._error_at_end = self._error_at_end, None
         if error is not None:
             try:
@@ -306,22 +361,42 @@ class Runtime:
             finally:
                 del error
 
-    def _run(self) -> None:
+    def _run(self, came_up: SimpleQueue[None]) -> None:
         try:
             # A signal that the kernel gave to this thread would not interrupt the main thread's wait.
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - FAULTS)
-            while not self._is_leaving:
-                if self._stepper.is_idle:
-                    self._orders.take(wait=True, timeout_s=self._stepper.patience_s)
-                    self._stepper.expire()
-                else:
-                    self._orders.take()
-                    self._stepper.step()
+            self._has_begun = True
+            if self._is_leaving:
+                raise TsqpError(CLOSED)
+            if self._brought_up is None:
+                self._brought_up = self._bring_up()
+        except BaseException as error:
+            # Whatever it is, somebody waits for it, and is told when nothing is left.
+            self._closed_by = self._error_at_begin = error
+            self._end()
+            came_up.put(None)
+            return
+        came_up.put(None)
+        try:
+            self._run_steps(self._stepper)
         except BaseException as error:
             # None is expected; whoever waits must not do so for ever.
             self._stepper.end(TsqpError(f"the thread that runs the steps has failed: {type(error).__name__}: {error}"))
         finally:
             self._end()
+
+    def _run_steps(self, stepper: Stepper) -> None:
+        while not self._is_leaving:
+            if stepper.is_idle:
+                self._orders.take(wait=True, timeout_s=stepper.patience_s)
+                stepper.expire()
+            else:
+                self._orders.take()
+                stepper.step()
+
+    def _raise_over(self) -> NoReturn:
+        self.require_working()
+        raise TsqpError(CLOSED)
 
     def _order(self, order: Callable[[], None]) -> None:
         if self._pid == os.getpid():
@@ -341,20 +416,31 @@ class Runtime:
                 self.require_working()
             return act()
 
-        return self._orders.ask(checked)
+        try:
+            return self._orders.ask(checked)
+        except Empty:
+            self._raise_over()
 
     def _end(self) -> None:
-        if self._is_over.is_set():
+        if self._ending.is_said:
             return
         error, self._closed_by = self._closed_by, None
         try:
-            self._stepper.end(TsqpError(CLOSED))
+            if self._brought_up is not None:
+                self._brought_up.end(TsqpError(CLOSED))
             self._stack.__exit__(type(error) if error else None, error, None)
         except Exception as failure:
-            self._error_at_end = failure
+            if self._is_awaited:
+                self._error_at_end = failure
+            else:
+                # Nobody is there to be told: its holder has let go of it.
+                with suppress(Exception):
+                    warnings.warn(str(failure), RuntimeWarning, stacklevel=1)
         finally:
+            # Or it would keep the frames in which it came up.
+            del error
             self._orders.end()
-            self._is_over.set()
+            self._ending.say()
 
 
 # Those that nobody has closed at the interpreter's exit, when threads still run and finalisers do not yet.
@@ -372,5 +458,9 @@ def _close_all() -> None:
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_IGN)
     for runtime in left:
-        with suppress(Exception):
+        try:
             runtime.close()
+        except Exception as error:
+            # Nobody asks for it any more, and it must not be unsaid.
+            with suppress(Exception):
+                warnings.warn(str(error), RuntimeWarning, stacklevel=1)

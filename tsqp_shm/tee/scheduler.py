@@ -20,12 +20,18 @@ class Reservation:
 
     Args:
         give_back: called with the reservation when nobody holds it any more, at any moment and on any thread.
+
+    Attributes:
+        sequence: the cache's index, while it is promised.
+        given: gets it, once; None where the session has ended instead.
     """
 
+    # Of the class, as one whose maker was interrupted is finalised too.
+    sequence: int | None = None
+
     def __init__(self, give_back: Callable[[Reservation], None]) -> None:
-        self._given: SimpleQueue[int | None] = SimpleQueue()
+        self.given: SimpleQueue[int | None] = SimpleQueue()
         self._give_back = give_back
-        self.sequence: int | None = None
 
     def __del__(self) -> None:
         # However early a caller was interrupted: a cache that is lost would be so for the rest of the session.
@@ -34,16 +40,12 @@ class Reservation:
 
     @property
     def is_given(self) -> bool:
-        return not self._given.empty()
+        return not self.given.empty()
 
     def give(self, sequence: int | None) -> None:
         """None: there will be none."""
         self.sequence = sequence
-        self._given.put(sequence)
-
-    def wait(self) -> int | None:
-        """The cache's index; None where the session has ended instead."""
-        return self._given.get()
+        self.given.put(sequence)
 
 
 class Scheduler:
@@ -117,7 +119,7 @@ class Scheduler:
         return max(0.0, min(left)) if left else None
 
     def expire(self) -> None:
-        """Ends the completions whose deadline has passed."""
+        """Ends the completions whose deadline has passed; in the middle of a step too, which goes on without them."""
         for completion in self._completions:
             if completion.left_s is not None and completion.left_s < 0:
                 self.cancel(completion, "deadline")
@@ -144,7 +146,8 @@ class Scheduler:
         for completion, chunk in batch:
             self._statistics.tokens += len(chunk.token_ids)
             completion.cached += len(chunk.token_ids)
-            if completion in chosen:
+            # What ended while the step lasted takes nothing of it.
+            if completion in chosen and completion.finish_reason is None:
                 completion.grow(chosen[completion])
                 self._statistics.generated += 1
             if completion.finish_reason is not None:

@@ -27,6 +27,11 @@ from tsqp_shm.tee.updates import Outlet, Told
 T = TypeVar("T")
 
 
+# Opens a connection. Called with what it is to call now and then while the GPU process is waited for, and with how long
+# that may take to be ready.
+Connect = Callable[[Callable[[], None], float], Connection]
+
+
 class Load(NamedTuple):
     """What is in progress between two steps.
 
@@ -55,22 +60,29 @@ class Stepper:
         self,
         make_engine: MakeEngine,
         statistics: Statistics,
-        connect: Callable[[], Connection],
+        connect: Connect,
         max_restarts: int,
+        timeout_s: float,
         report: Callable[[str], None],
     ) -> None:
+        """
+        Args:
+            max_restarts: how many GPU processes may take the place of one that died.
+            timeout_s: how long it may take until there is one, however many die meanwhile.
+        """
         self.fault: TsqpError | None = None
         self._make_engine = make_engine
         self._statistics = statistics
         self._connect = connect
         self._max_restarts = max_restarts
+        self._timeout_s = timeout_s
         self._report = report
+        self._outlets: dict[Completion, Outlet] = {}
         # Of connections whose GPU process has died.
         self._earlier_waits: Counter[str] = Counter()
-        self.connection = connect()
+        self.connection = connect(self._look, timeout_s)
         self._engine = self._new_engine()
         self._scheduler = Scheduler(self._engine, self.connection.arena.plan, statistics)
-        self._outlets: dict[Completion, Outlet] = {}
 
     @property
     def is_idle(self) -> bool:
@@ -84,10 +96,12 @@ class Stepper:
             self._scheduler.add(completion)
 
     def cancel(self, completions: Sequence[Completion]) -> None:
-        """Ends completions; nothing more is told of them. Those that have ended are left as they are."""
+        """Ends completions, and tells it. Those that have ended are left as they are."""
         for completion in completions:
-            if self._outlets.pop(completion, None) is not None:
+            outlet = self._outlets.pop(completion, None)
+            if outlet is not None:
                 self._scheduler.cancel(completion)
+                outlet.tell()
         if self.fault is None:
             self._tell_progress()
 
@@ -107,8 +121,9 @@ class Stepper:
         for completion, outlet in list(self._outlets.items()):
             if completion.finish_reason is not None:
                 del self._outlets[completion]
-            if not outlet.tell():
-                self.cancel([completion])
+            if not outlet.tell() and completion.finish_reason is None:
+                del self._outlets[completion]
+                self._scheduler.cancel(completion)
 
     @property
     def patience_s(self) -> float | None:
@@ -119,6 +134,12 @@ class Stepper:
         """Ends completions whose deadline has passed, and tells it: for who is idle, as a step does it too."""
         self._scheduler.expire()
         self._tell()
+
+    def _look(self) -> None:
+        """Called now and then while the GPU process is waited for: a deadline ends the wait of who has asked, and not
+        the step, whose caches it leaves as they are."""
+        if self._outlets:
+            self.expire()
 
     def forward(self, sequence: int, token_ids: Sequence[int]) -> Float32:
         """The logits after every token of a sequence.
@@ -173,9 +194,13 @@ class Stepper:
         if self.fault is None:
             # Without its traceback, which holds the frames of a step.
             self.fault = fault.again()
+        # Whose deadline has passed as well gets what there is.
+        self.expire()
         outlets, self._outlets = self._outlets, {}
-        for completion, outlet in outlets.items():
+        # All of them before any is told: no caller may go on with one while another knows of the fault.
+        for completion in outlets:
             self._scheduler.cancel(completion)
+        for outlet in outlets.values():
             outlet.fail(self.fault.again())
         self._scheduler.refuse_reservations()
 
@@ -216,19 +241,20 @@ class Stepper:
         """Puts another GPU process in the place of one that died; every completion goes on from the tokens it has.
 
         Raises:
-            PeerDied: no restart is left.
+            PeerDied: no restart is left, or no time.
             TsqpError: what kept the other from coming up.
         """
         died_s = time.monotonic()
         self._earlier_waits += self.connection.doorbell.waits
         while True:
-            if self._statistics.gpu_restarts >= self._max_restarts:
+            left_s = died_s + self._timeout_s - time.monotonic()
+            if self._statistics.gpu_restarts >= self._max_restarts or left_s <= 0:
                 raise death
             self._statistics.gpu_restarts += 1
             self._say(f"{death}\nrestart {self._statistics.gpu_restarts} of {self._max_restarts}")
             self.connection.abandon()
             try:
-                self.connection = self._connect()
+                self.connection = self._connect(self._look, left_s)
                 break
             except PeerDied as another:
                 death = another

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from tsqp_shm import _native
-from tsqp_shm.errors import PeerDied, ProtocolError
+from tsqp_shm.errors import PeerDied, PeerTimeout, ProtocolError
 from tsqp_shm.shm.doorbell import Doorbell, Watch
+from tsqp_shm.shm.liveness import LOOK_INTERVAL_S
 from tsqp_shm.shm.plan import Operation, Slot
 from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Status, check_completion, operation_of
 from tsqp_shm.shm.slots import Slots
@@ -22,6 +23,8 @@ from tsqp_shm.tee.statistics import Statistics
 
 # How long the exit of a GPU process that reported a failure is waited for, to quote its last words.
 LAST_WORDS_TIMEOUT_S = 2.0
+# The watch is asked so often while a step lasts, however fast its completions come.
+_LOOK_INTERVAL_NS = int(LOOK_INTERVAL_S * 1e9)
 
 _NO_SEGMENTS = Tile(0, 0)
 
@@ -50,6 +53,13 @@ class SubmissionQueue:
     """Submissions in flight; the GPU process executes and completes them in their order.
 
     A slot named in a submission is handed over until that submission's completion was waited for. One thread at a time.
+
+    Waits are bounded by their sum and not one by one: a peer that answers each operation at the last moment would hold
+    a step of hundreds as long as it likes.
+
+    Args:
+        watch: asked now and then while a step lasts; what it raises ends the wait.
+        timeout_s: how long a step's waits may take, all together.
     """
 
     def __init__(
@@ -65,6 +75,8 @@ class SubmissionQueue:
         self._doorbell = doorbell
         self._watch = watch
         self._timeout_s = timeout_s
+        self._tallies = statistics.submissions
+        self._look_ns = 0
         self._operations = _OperationNumbers(statistics.submissions, slots.plan.linear_operations)
         rows = [(slot.num_rows, slot.row_bytes, slot.kind == "tile") for slot in slots.plan.shared_slots]
         rings = doorbell.rings
@@ -75,6 +87,17 @@ class SubmissionQueue:
                 epoch, rows, slots.loans, statistics.submissions, rings.wake,
                 rings.writer, rings.reader, rings.spin_ns, rings.yield_ns,
             )  # fmt: skip
+        self._bound(timeout_s)
+
+    def begin_step(self) -> None:
+        """A step begins, when whatever was left in flight has come back: what its waits may take is counted anew."""
+        self._bound(self._timeout_s, is_step=True)
+        self.drain()
+
+    def _bound(self, limit_s: float, *, is_step: bool = False) -> None:
+        self._limit_s, self._is_step = limit_s, is_step
+        self._waited_before_ns = self._tallies.waiting_ns
+        self._completed_before = self._submissions.completed
 
     def submit(
         self,
@@ -121,7 +144,7 @@ class SubmissionQueue:
             self.wait(submissions.completed + 1)
         return sequence
 
-    def wait(self, sequence: int, timeout_s: float | None = None) -> None:
+    def wait(self, sequence: int) -> None:
         """Waits until a submission and all before it are complete; their slots are this side's again.
 
         Returns at once if it was waited for before.
@@ -131,30 +154,66 @@ class SubmissionQueue:
         """
         try:
             while not self._submissions.wait(sequence):
-                self._submissions.complete(self._receive(self._timeout_s if timeout_s is None else timeout_s))
+                self._submissions.complete(self._receive())
         except _native.UnexpectedCompletion as unexpected:
             self._raise_refusal(*unexpected.args)
 
     def drain(self) -> None:
-        """Waits for whatever an interrupted forward pass left in flight."""
+        """Waits for whatever is in flight."""
         self.wait(self._submissions.submitted)
 
     def call(self, opcode: Opcode, timeout_s: float | None = None) -> Outcome:
-        """Submits an operation without slots and waits for it and for all before it."""
-        self.wait(self.submit(opcode), timeout_s)
+        """Submits an operation without slots and waits for it and for all before it.
+
+        Args:
+            timeout_s: how long at most; None: as long as a step.
+        """
+        self._bound(self._timeout_s if timeout_s is None else timeout_s)
+        self.wait(self.submit(opcode))
         return Outcome(*self._submissions.outcome())
 
-    def _receive(self, timeout_s: float) -> bytes:
-        """The completion of the oldest submission, where it was not there at once."""
+    def _look(self) -> None:
+        """Asks the watch, and whether the step's waits have taken too long; native code completes on until the next."""
+        self._watch.check()
+        if self._left_s <= 0:
+            raise self._overdue()
+        self._look_ns = time.perf_counter_ns() + _LOOK_INTERVAL_NS
+        self._submissions.look_at(self._look_ns)
+
+    @property
+    def _left_s(self) -> float:
+        """Of what may be waited."""
+        return self._limit_s - (self._tallies.waiting_ns - self._waited_before_ns) / 1e9
+
+    def _overdue(self) -> PeerTimeout:
+        operation, slot_name = self._awaited
+        answered = None
+        if self._is_step:
+            before, submissions = self._completed_before, self._submissions
+            answered = submissions.completed - before, submissions.submitted - before
+        return PeerTimeout(operation, slot_name, self._limit_s, self._watch.heartbeat_age_s, answered)
+
+    @property
+    def _awaited(self) -> tuple[str, str]:
+        """The oldest in flight: its operation, and the slot that it concerns or ""."""
+        operation, slot = self._submissions.oldest()
+        return operation, "" if slot == NO_SLOT else self._plan.slots[slot].name
+
+    def _receive(self) -> bytes:
+        """The completion of the oldest submission, where native code has not found it."""
+        # The wait begins here, if it has not yet.
         nap_ns = self._submissions.nap_ns()
-        if not nap_ns:
+        if time.perf_counter_ns() >= self._look_ns:
+            self._look()
+        elif not nap_ns:
             # Native code has spun and yielded in vain.
             self._doorbell.is_quiet = True
         elif self._doorbell.nap(nap_ns):
             self._submissions.napped()
-        operation, slot = self._submissions.oldest()
-        slot_name = "" if slot == NO_SLOT else self._plan.slots[slot].name
-        return self._doorbell.receive(self._watch, timeout_s, operation, slot_name)
+        try:
+            return self._doorbell.receive(self._watch, self._left_s, *self._awaited)
+        except PeerTimeout:
+            raise self._overdue() from None
 
     def _raise_refusal(self, submitted: bytes, completed: bytes) -> NoReturn:
         status = check_completion(submitted, completed)
