@@ -1,0 +1,72 @@
+"""Text of another's making, made fit for a terminal: what a terminal would obey, or would not show, is spelled out.
+
+A terminal obeys more than letters: an escape sequence moves the cursor, sets the clipboard, renames the window; a
+bidirectional control turns a line around; a zero-width character hides in a name. Whatever a model says, a file is
+called or another process prints may hold them.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import unicodedata
+from typing import Any, TextIO, cast
+
+# Controls, formats (bidirectional and zero-width characters among them), surrogates, private use, unassigned, and the
+# separators of lines and paragraphs. Spaces of every width are shown as they are.
+_UNSHOWN_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+# Letters and marks by their category, but blank or without width: fillers, and selectors that hide bytes in a name.
+_UNSHOWN_LETTERS = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\U000e0100-\U000e01ef]")
+
+
+def shown(text: str, *, lines: bool = True) -> str:
+    """The text with every character that does not print spelled out, as `\\x1b` or `\\u202e`.
+
+    Args:
+        lines: newlines and tabs are left as they are; else they are spelled out too, and the result is one line.
+    """
+    if text.isprintable() and not _UNSHOWN_LETTERS.search(text):
+        return text
+    return "".join(map(_shown_in_lines if lines else _shown_character, text))
+
+
+def _shown_in_lines(character: str) -> str:
+    return character if character in "\n\t" else _shown_character(character)
+
+
+def _shown_character(character: str) -> str:
+    if unicodedata.category(character) in _UNSHOWN_CATEGORIES or _UNSHOWN_LETTERS.match(character):
+        return character.encode("unicode_escape", "surrogatepass").decode()
+    return character
+
+
+class ShownStream(io.TextIOWrapper):
+    """A text stream to a terminal that shows what it is given, and has the terminal obey newlines and tabs alone.
+
+    An escape sequence that comes in pieces is shown too: each character is looked at for itself.
+    """
+
+    def write(self, text: str, /) -> int:
+        super().write(shown(text))
+        return len(text)
+
+    def write_obeyed(self, text: str) -> int:
+        return super().write(text)
+
+
+class ObeyedStream:
+    """What `obeyed` makes of a `ShownStream`; everything but writing is that stream's."""
+
+    def __init__(self, stream: ShownStream) -> None:
+        self._stream = stream
+
+    def write(self, text: str, /) -> int:
+        return self._stream.write_obeyed(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def obeyed(stream: TextIO) -> TextIO:
+    """The same stream for who draws on it: the terminal obeys what this program itself has made up."""
+    return cast(TextIO, ObeyedStream(stream)) if isinstance(stream, ShownStream) else stream
