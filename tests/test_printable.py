@@ -38,7 +38,7 @@ def test_of_every_character_nothing_is_left_that_is_no_letter_mark_sign_or_space
 
 
 def test_one_line_stays_one():
-    assert shown("a\nb\tc", lines=False) == r"a\nb\tc"
+    assert shown("a\nb\tc", lines=False) == "a\\nb\tc"
 
 
 def test_a_stream_shows_an_escape_that_comes_in_pieces_and_what_it_draws_itself_is_obeyed():

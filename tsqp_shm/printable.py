@@ -17,24 +17,29 @@ from typing import Any, TextIO, cast
 _UNSHOWN_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 # Letters and marks by their category, but blank or without width: fillers, and selectors that hide bytes in a name.
 _UNSHOWN_LETTERS = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\U000e0100-\U000e01ef]")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def shown(text: str, *, lines: bool = True) -> str:
     """The text with every character that does not print spelled out, as `\\x1b` or `\\u202e`.
 
     Args:
-        lines: newlines and tabs are left as they are; else they are spelled out too, and the result is one line.
+        lines: newlines are left as they are, as tabs are; else they are spelled out too, and the result is one line.
     """
     if text.isprintable() and not _UNSHOWN_LETTERS.search(text):
         return text
-    return "".join(map(_shown_in_lines if lines else _shown_character, text))
+    seen = "".join(map(_shown_character, text))
+    return seen if lines else seen.replace("\n", "\\n")
 
 
-def _shown_in_lines(character: str) -> str:
-    return character if character in "\n\t" else _shown_character(character)
+def is_text(text: str) -> bool:
+    """Whether it can be UTF-8: bytes that no decoder understood are in it as lone surrogates."""
+    return not _SURROGATES.search(text)
 
 
 def _shown_character(character: str) -> str:
+    if character in "\n\t":
+        return character
     if unicodedata.category(character) in _UNSHOWN_CATEGORIES or _UNSHOWN_LETTERS.match(character):
         return character.encode("unicode_escape", "surrogatepass").decode()
     return character

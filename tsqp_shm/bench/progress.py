@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from tsqp_shm.printable import obeyed
+
 
 class Progress:
     def __init__(self, quiet: bool = False) -> None:
@@ -17,4 +19,4 @@ class Progress:
 
     def show(self, text: str) -> None:
         if self._shown:
-            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+            print(f"\r\033[K{text}", end="", file=obeyed(sys.stderr), flush=True)

@@ -33,6 +33,7 @@ class GpuProcess(Protocol):
     """A hold on the GPU process; `process.RoleProcess` and `lifeline.ParentsGpu` are two."""
 
     def death(self) -> TsqpError | None: ...
+    def came_up(self) -> object: ...
     def stop(self) -> object: ...
     def kill(self) -> object: ...
 
@@ -152,6 +153,8 @@ class Connection:
             connection.gpu_pid, connection.gpu_device, connection.gpu_transfer = unpack_identity(
                 queue.call(Opcode.READY).value
             )
+            if gpu_process is not None:
+                gpu_process.came_up()
             connection._stack = stack.pop_all()
         return connection
 
