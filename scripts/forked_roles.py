@@ -26,6 +26,7 @@ import tsqp_shm.roles.launch
 import tsqp_shm.roles.process
 from tsqp_shm import cli
 from tsqp_shm.roles.lifeline import Lifeline
+from tsqp_shm.roles.private_arguments import handed_over
 from tsqp_shm.shm import doorbell
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.posix.folder import sessions_folder
@@ -126,7 +127,7 @@ class ForkedPopen(subprocess.Popen[bytes]):
             os.write(self.marks, f"began {role} {os.getpid()} {time.monotonic()}\n".encode())
             if role == self.moment.victim and self.moment.step:
                 _doom(self.moment, self.marks)
-            code = cli.main(arguments)
+            code = cli.main([*arguments, *handed_over()])
         except SystemExit as exit_:
             code = exit_.code
         except BaseException:

@@ -270,6 +270,18 @@ def with_tokenizer(folder: Path, tokenizer_of: Path) -> Path:
     return folder
 
 
+def with_bytes_as_tokens(folder: Path) -> Path:
+    """Gives a folder a tokenizer in which each byte is a token, so that any text can be said and counted."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
 def relative_distance(logits: np.ndarray, truth: np.ndarray) -> float:
     """The largest difference, in standard deviations of the true logits."""
     return float(np.abs(logits - truth).max() / truth.std())

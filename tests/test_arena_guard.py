@@ -1,16 +1,18 @@
 """An arena whose pages somebody takes away: an error that says so, and never a signal that ends the process."""
 
+import faulthandler
+import mmap
 import os
 import secrets
 import signal
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from arenas import attach_arena, new_arena
+from models import RandomModel, fast_start, model_folder
 
-from tsqp_shm import _native
+from tsqp_shm import SamplingParams, _native
 from tsqp_shm.errors import ProtocolError
 from tsqp_shm.gpu import _products
 from tsqp_shm.shm import layout
@@ -159,28 +161,143 @@ def test_whoever_attaches_to_an_arena_that_shrinks_gets_an_error(name, forked, m
         forked(attach).join()
 
 
-FAULT_ELSEWHERE = """
-import mmap, os, sys
-from pathlib import Path
-from tsqp_shm.shm.arena import Arena
-from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.posix.memory import PosixMemory
-name, path = sys.argv[1:]
-plan = Plan.of_slots([("a", "float32", 1, 1)])
-with Arena.create(PosixMemory.create(name, plan.total_bytes), plan, 1):
-    Path("/dev/shm" + name).unlink()
-    with open(path, "w+b") as file:
+def assert_guarded(arena: Arena) -> None:
+    truncate(arena.name)
+    with pytest.raises(ProtocolError, match="cut the object short"):
+        _native.load_word(arena.buffer, 0)
+
+
+def touch_what_is_gone(path: str) -> None:
+    """A fault that is no arena's."""
+    with Path(path).open("w+b") as file:
         file.truncate(4096)
         other = mmap.mmap(file.fileno(), 4096)
         file.truncate(0)
         other[0]
-"""
 
 
-@pytest.mark.parametrize("handler", [[], ["-X", "faulthandler"]])
-def test_a_fault_elsewhere_finds_the_handler_that_was_there_before(name, tmp_path, handler):
-    ended = subprocess.run(
-        [sys.executable, *handler, "-c", FAULT_ELSEWHERE, name, str(tmp_path / "other")], stderr=subprocess.PIPE
-    )
-    assert ended.returncode == -signal.SIGBUS
-    assert (b"Bus error" in ended.stderr) == bool(handler)
+def is_caught() -> bool:
+    """Whether this process has a handler for SIGBUS at all."""
+    status = Path("/proc/self/status").read_text()
+    caught = int(status.split("SigCgt:")[1].split()[0], 16)
+    return bool(caught & 1 << signal.SIGBUS - 1)
+
+
+@pytest.mark.parametrize("meanwhile", ["enabled", "disabled", "both", "default"])
+def test_another_handler_that_comes_or_goes_does_not_take_the_guard_away(name, forked, meanwhile):
+    def use():
+        faulthandler.disable()
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)
+        if meanwhile == "disabled":
+            faulthandler.enable()
+        with new_arena(PLAN, name) as arena:
+            {"enabled": faulthandler.enable, "disabled": faulthandler.disable}.get(meanwhile, int)()
+            if meanwhile == "both":
+                faulthandler.enable()
+                arena.renew_guard()
+                faulthandler.disable()
+            if meanwhile == "default":
+                signal.signal(signal.SIGBUS, signal.SIG_DFL)
+            arena.renew_guard()
+            assert_guarded(arena)
+
+    forked(use).join()
+
+
+@pytest.mark.parametrize("meanwhile", [faulthandler.enable, faulthandler.disable])
+def test_an_arena_is_guarded_whatever_was_done_since_the_last_one(name, forked, meanwhile):
+    def use():
+        for _ in range(3):
+            with new_arena(PLAN, name) as arena:
+                assert_guarded(arena)
+            meanwhile()
+
+    forked(use).join()
+
+
+def enable() -> None:
+    faulthandler.enable(2)
+
+
+# What is done before there is an arena, while there is one, and whether faulthandler then tells of a fault.
+HISTORIES = {
+    "none": ([], [], False),
+    "enabled before": ([enable], [], True),
+    "enabled meanwhile": ([], [enable], True),
+    "disabled meanwhile": ([enable], [faulthandler.disable], False),
+    "enabled and disabled meanwhile": ([], [enable, faulthandler.disable], False),
+    "disabled and enabled meanwhile": ([enable], [faulthandler.disable, enable], True),
+}
+
+
+@pytest.mark.parametrize("is_over", [False, True], ids=["with an arena", "when there is none any more"])
+@pytest.mark.parametrize("history", HISTORIES)
+def test_a_fault_elsewhere_ends_the_process_once_whoever_is_told_of_it(name, forked, tmp_path, history, is_over):
+    before, meanwhile, is_told = HISTORIES[history]
+    said = tmp_path / "said"
+
+    def fault():
+        faulthandler.disable()
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)
+        os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY), 2)
+        for act in before:
+            act()
+        arena = new_arena(PLAN, name)
+        for act in meanwhile:
+            act()
+            arena.renew_guard()
+        if is_over:
+            arena.close()
+        else:
+            Path(f"/dev/shm{name}").unlink()
+        touch_what_is_gone(str(tmp_path / "other"))
+
+    assert forked(fault).wait() == -signal.SIGBUS
+    assert said.read_text().count("Fatal Python error: Bus error") == is_told
+
+
+def test_a_signal_that_is_sent_is_the_embedding_program_s(name, forked):
+    def use():
+        received = []
+        signal.signal(signal.SIGBUS, lambda number, frame: received.append(number))
+        with new_arena(PLAN, name) as arena:
+            os.kill(os.getpid(), signal.SIGBUS)
+            assert received == [signal.SIGBUS]
+            signal.signal(signal.SIGBUS, signal.SIG_IGN)
+            arena.renew_guard()
+            os.kill(os.getpid(), signal.SIGBUS)
+            assert received == [signal.SIGBUS]
+            assert_guarded(arena)
+
+    forked(use).join()
+
+
+def test_the_handler_goes_with_the_last_arena(name, forked):
+    def use():
+        faulthandler.disable()
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)
+        with new_arena(PLAN, name), new_arena(PLAN, name + "b"):
+            assert is_caught()
+        assert not is_caught()
+        # What another has put there meanwhile is its own.
+        with new_arena(PLAN, name):
+            signal.signal(signal.SIGBUS, signal.default_int_handler)
+        assert is_caught()
+        with new_arena(PLAN, name):
+            signal.signal(signal.SIGBUS, signal.SIG_DFL)
+        assert not is_caught()
+
+    forked(use).join()
+
+
+def test_a_session_is_guarded_though_faulthandler_was_disabled_after_it_came_up(forked):
+    def use():
+        faulthandler.enable()
+        with fast.llm(model_folder(RandomModel("llama")), max_model_len=64) as llm:
+            faulthandler.disable()
+            truncate(llm.bring_up()["arena"]["name"])
+            with pytest.raises(ProtocolError, match="cut the object short"):
+                llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2))
+
+    with fast_start() as fast:
+        forked(use).join()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from models import RandomModel, with_tokenizer
+from pseudo_terminal import OnTerminal
 
 from tsqp_shm.errors import ArenaNotReady
 from tsqp_shm.shm.observer import Observer
@@ -170,6 +171,7 @@ ENDINGS = {
     "ctrl-c of launch": (lambda running: running.process.send_signal(signal.SIGINT), 130),
     "ctrl-c in the terminal": (lambda running: os.killpg(running.process.pid, signal.SIGINT), 130),
     "termination of launch": (lambda running: running.process.terminate(), 143),
+    "quit in the terminal": (lambda running: os.killpg(running.process.pid, signal.SIGQUIT), 131),
     "hang-up of the terminal": (lambda running: os.killpg(running.process.pid, signal.SIGHUP), 129),
     "death of launch": (lambda running: running.process.kill(), -signal.SIGKILL),
     "death of the gpu role": (lambda running: os.kill(running.roles["gpu"], signal.SIGKILL), 3),
@@ -216,6 +218,46 @@ def test_nothing_is_left_after_an_early(start, ending):
     assert running.leavings() == []
     if "role" in ending:
         assert "SIGKILL" in errors
+
+
+def states(*pids: int) -> set[str]:
+    return {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in pids}
+
+
+# A shell with job control: it goes on when its job stops, and has it go on in turn.
+SHELL = ("bash", "--norc", "-mc", '"$@"; read resumed; fg; exit $?', "bash")
+
+
+@pytest.mark.slow
+def test_ctrl_z_stops_the_whole_session_and_it_goes_on_and_ctrl_c_ends_it(model):
+    flags = ["-q", "--session", "typed", "--max-new-tokens", "8000", "--ignore-eos", "--prompt", "the third oak"]
+    with OnTerminal("launch", model, *flags, under=SHELL) as shell:
+        shell.read_until(lambda: "launch" in children(shell.pid))
+        launch = children(shell.pid)["launch"]
+        shell.read_until(lambda: children(launch).keys() == {"tee", "gpu"} and shell.seen)
+        roles = children(launch)
+        for pid in (launch, *roles.values()):
+            assert b"third oak" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        shell.type(b"\x1a")
+        shell.read_until(lambda: states(launch, *roles.values()) == {"T"})
+        seen = len(shell.seen)
+        shell.type(b"\n")
+        shell.read_until(lambda: len(shell.seen) > seen + 300)
+        assert children(launch) == roles
+        shell.type(b"\x03")
+        assert shell.wait() == 130
+    assert not any(is_alive(pid) for pid in roles.values())
+
+
+@pytest.mark.slow
+def test_closing_the_terminal_ends_both_roles(model):
+    flags = ["-q", "--session", "closed", "--max-new-tokens", "8000", "--ignore-eos"]
+    with OnTerminal("launch", model, *flags) as launch:
+        launch.read_until(lambda: children(launch.pid).keys() == {"tee", "gpu"} and launch.seen)
+        roles = children(launch.pid)
+        launch.hang_up()
+        assert launch.wait() == 129
+    assert not any(is_alive(pid) for pid in roles.values())
 
 
 @pytest.mark.slow

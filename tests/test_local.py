@@ -147,6 +147,13 @@ def refuse(*arguments: object) -> None:
     raise DeviceError("cpu", "too small for a test")
 
 
+def test_when_the_session_has_come_up_it_is_a_death_whatever_it_is_called(gpus, monkeypatch):
+    break_in_a_step(DeviceError("cpu", "by a test"), monkeypatch)
+    with gpus.llm(**SMALL) as llm, pytest.raises(PeerDied, match="DeviceError") as caught:
+        llm.generate(PROMPTS, GREEDY)
+    assert caught.value.last_words == "device cpu: by a test"
+
+
 def test_a_gpu_role_that_falls_silent_is_a_death(gpus, monkeypatch):
     """Its thread hangs, and its heartbeat, which is a native thread's, has ended."""
     woken = threading.Event()

@@ -61,7 +61,7 @@ def test_the_command_line_adds_the_entry_to_the_one_line(monkeypatch, capsys):
 
 def test_last_words_end_before_the_hint(monkeypatch, capsys):
     assert failing(monkeypatch, PeerDied("gpu", "exit code 1", "alas\nfarewell")) == 3
-    assert capsys.readouterr().err.splitlines()[-2:] == ["farewell", "(see docs/troubleshooting.md#peer-died)"]
+    assert capsys.readouterr().err.splitlines()[-2:] == ["gpu: farewell", "(see docs/troubleshooting.md#peer-died)"]
 
 
 def test_a_usage_error_says_all_itself(monkeypatch, capsys):

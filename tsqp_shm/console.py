@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from tsqp_shm.errors import RequestError
 from tsqp_shm.llm import LLM
 from tsqp_shm.modes import MODES
+from tsqp_shm.printable import is_text
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.sampling_params import SamplingParams
 
@@ -58,12 +59,12 @@ def _converse(llm: LLM, params: SamplingParams) -> list[Completion]:
     """
     messages: list[dict[str, str]] = []
     completions: list[Completion] = []
-    while True:
-        try:
-            content = input("> " if sys.stdin.isatty() else "")
-        except EOFError:
-            return completions
+    while (line := _ask()) is not None:
+        content = line.removeprefix("\ufeff") if not completions else line
         if not content.strip():
+            continue
+        if not is_text(content):
+            print("this line is no UTF-8 text, and was not asked", file=sys.stderr)
             continue
         messages.append({"role": "user", "content": content})
         try:
@@ -74,6 +75,15 @@ def _converse(llm: LLM, params: SamplingParams) -> list[Completion]:
             messages.clear()
             continue
         messages.append({"role": "assistant", "content": _answer(llm, completions[-1])})
+    return completions
+
+
+def _ask() -> str | None:
+    """The next line that is typed; None at the end of input."""
+    try:
+        return input("> " if sys.stdin.isatty() else "")
+    except EOFError:
+        return None
 
 
 def _answer(llm: LLM, completion: Completion) -> str:

@@ -268,7 +268,9 @@ class PeerDied(TsqpError):
 
     def __init__(self, role: str, exit: str, last_words: str = "") -> None:
         self.role, self.exit, self.last_words = role, exit, last_words
-        tail = f"; its last words:\n{last_words}" if last_words else ""
+        # Each line in its name: one that looks like this program's own is seen to be another's.
+        quoted = "".join(f"\n{role}: {line}" for line in last_words.splitlines())
+        tail = f"; its last words:{quoted}" if quoted else ""
         super().__init__(f"the {role} process died ({exit}){tail}")
 
 

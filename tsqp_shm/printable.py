@@ -17,6 +17,7 @@ from typing import Any, TextIO, cast
 _UNSHOWN_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 # Letters and marks by their category, but blank or without width: fillers, and selectors that hide bytes in a name.
 _UNSHOWN_LETTERS = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\U000e0100-\U000e01ef]")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def shown(text: str, *, lines: bool = True) -> str:
@@ -28,6 +29,11 @@ def shown(text: str, *, lines: bool = True) -> str:
     if text.isprintable() and not _UNSHOWN_LETTERS.search(text):
         return text
     return "".join(map(_shown_in_lines if lines else _shown_character, text))
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be UTF-8: bytes that no decoder understood are in it as lone surrogates."""
+    return not _SURROGATES.search(text)
 
 
 def _shown_in_lines(character: str) -> str:

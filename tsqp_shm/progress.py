@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from tsqp_shm.printable import obeyed
+
 
 class Progress:
     """Attributes:
@@ -21,7 +23,7 @@ class Progress:
 
     def show(self, text: str) -> None:
         if self.is_shown:
-            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+            print(f"\r\033[K{text}", end="", file=obeyed(sys.stderr), flush=True)
 
 
 def _has_terminal() -> bool:

@@ -10,6 +10,8 @@
 #include <mutex>
 #include <stdexcept>
 
+#include "border/bus_error_handlers.h"
+
 namespace tsqp {
 namespace {
 
@@ -22,7 +24,7 @@ struct Guarded {
 
 constexpr std::size_t kMaxArenas = 64;
 std::array<Guarded, kMaxArenas> arenas;
-struct sigaction handler_before;
+std::mutex registering;
 
 Guarded* guarded_at(std::uintptr_t address) {
     for (Guarded& arena : arenas) {
@@ -33,9 +35,8 @@ Guarded* guarded_at(std::uintptr_t address) {
     return nullptr;
 }
 
-// SAFETY: runs in a signal handler, so nothing here locks or allocates; mmap and sigaction are bare system
-// calls.
-void on_bus_error(int, siginfo_t* info, void*) {
+// SAFETY: runs in a signal handler, so nothing here locks or allocates; mmap is a bare system call.
+void on_bus_error(int number, siginfo_t* info, void* context) {
     const int error_before = errno;
     // Other codes are memory that is broken, or a signal that somebody sent.
     Guarded* arena =
@@ -47,32 +48,17 @@ void on_bus_error(int, siginfo_t* info, void*) {
         handled = mmap(base, arena->size_bytes.load(std::memory_order_relaxed), PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) != MAP_FAILED;
     }
-    if (!handled) {
-        // The same fault, or the signal sent again, finds the handler that was there before.
-        sigaction(SIGBUS, &handler_before, nullptr);
-        if (info->si_code <= 0) raise(SIGBUS);
-    }
+    if (!handled) pass_bus_error_on(number, info, context);
     errno = error_before;
-}
-
-void install_handler() {
-    struct sigaction handler{};
-    handler.sa_sigaction = on_bus_error;
-    handler.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    sigemptyset(&handler.sa_mask);
-    if (sigaction(SIGBUS, &handler, &handler_before) != 0)
-        throw std::runtime_error("no handler for SIGBUS can be installed");
 }
 
 }  // namespace
 
 ArenaGuard::ArenaGuard(std::byte* base, std::size_t size_bytes) {
-    static std::once_flag installed;
-    std::call_once(installed, install_handler);
-    static std::mutex registering;
     const std::lock_guard lock(registering);
     while (index_ < kMaxArenas && arenas[index_].base.load(std::memory_order_relaxed) != 0) ++index_;
     if (index_ == kMaxArenas) throw std::runtime_error("too many arenas are mapped at once");
+    install_bus_error_handler(on_bus_error);
     arenas[index_].size_bytes.store(size_bytes, std::memory_order_relaxed);
     arenas[index_].lost.store(false, std::memory_order_relaxed);
     // SYNC POINT: release; pairs with the acquire load of base in guarded_at.
@@ -80,9 +66,19 @@ ArenaGuard::ArenaGuard(std::byte* base, std::size_t size_bytes) {
     guarding_ = true;
 }
 
+void ArenaGuard::renew() {
+    const std::lock_guard lock(registering);
+    if (guarding_) install_bus_error_handler(on_bus_error);
+}
+
 void ArenaGuard::release() {
-    if (guarding_) arenas[index_].base.store(0, std::memory_order_release);
+    const std::lock_guard lock(registering);
+    if (!guarding_) return;
+    arenas[index_].base.store(0, std::memory_order_release);
     guarding_ = false;
+    for (const Guarded& arena : arenas)
+        if (arena.base.load(std::memory_order_relaxed) != 0) return;
+    remove_bus_error_handler(on_bus_error);
 }
 
 void require_intact(const std::byte* address) {

@@ -18,8 +18,9 @@ struct ArenaLost : std::runtime_error {
     std::size_t size_bytes;
 };
 
-// Guards one mapping while it lives. The first one installs the handler, which passes every fault elsewhere
-// on to the handler before it; one that is installed after it takes its place.
+// Guards one mapping while it lives. The handler is this process's, and others may have theirs
+// (bus_error_handlers.h): each guard puts it where it belongs at the beginning and when it is renewed, and
+// the last one that ends takes it away.
 class ArenaGuard {
   public:
     // SAFETY: [base, base + size_bytes) is one shared mapping, which stays until release().
@@ -27,6 +28,10 @@ class ArenaGuard {
     ~ArenaGuard() { release(); }
     ArenaGuard(const ArenaGuard&) = delete;
     ArenaGuard& operator=(const ArenaGuard&) = delete;
+
+    // Takes the handler's place again where somebody has put another there. Costs a system call where nobody
+    // has.
+    void renew();
 
     // Lets go of the mapping. A second time does nothing.
     void release();

@@ -127,6 +127,7 @@ void bind_ring(py::module_& module) {
                  return std::make_unique<ArenaGuard>(view.base(), view.size_bytes());
              }),
              py::arg("arena"))
+        .def("renew", &ArenaGuard::renew)
         .def("release", &ArenaGuard::release);
 
     py::class_<HeldWriter, std::shared_ptr<HeldWriter>>(module, "RingWriter")

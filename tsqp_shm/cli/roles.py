@@ -36,6 +36,9 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
         config = engine_config(arguments)
         require_sane(arguments)
     require_resources(sum(config.threads()))
+    if not arguments.interactive:
+        # Here, where the descriptors are that a path may name, and before there is a GPU process that could look on.
+        arguments.prompt, arguments.prompt_file = prompt_text(arguments), None
     roles = {"tee": given(arguments, common_flags(), tee_flags()), "gpu": config.gpu_arguments()}
     if arguments.quiet:
         roles["gpu"].append("--quiet")
@@ -106,6 +109,8 @@ def play_gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
         raise ConfigError("session", None, "--session NAME, the name the TEE process uses")
     # Before torch is loaded, which starts threads itself.
     require_resources(config.threads().gpu)
+    # A parent's thread that has signals blocked may have started this process.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     # Nothing is held yet, and a handler would wait until torch has loaded.
     handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +15,10 @@ from typing import Any
 from tsqp_shm.cli.flags import DEFAULT_PROMPT, Parser
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ConfigError
+from tsqp_shm.printable import is_text
+
+# Longer than any model's longest prompt.
+MAX_PROMPT_BYTES = 1 << 26
 
 
 @contextmanager
@@ -43,21 +49,54 @@ def model_folder(arguments: argparse.Namespace) -> Path:
 
 
 def prompt_text(arguments: argparse.Namespace) -> str:
-    if arguments.prompt_file is None:
+    """Raises:
+    ConfigError: it cannot be read, is no UTF-8 text, or is longer than any model takes.
+    """
+    path = arguments.prompt_file
+    if path is None:
         return DEFAULT_PROMPT if arguments.prompt is None else str(arguments.prompt)
-    if arguments.prompt_file == "-":
-        return sys.stdin.read()
     try:
-        return Path(arguments.prompt_file).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError("prompt-file", arguments.prompt_file, f"a readable text file ({reason})") from None
+        with contextlib.ExitStack() as stack:
+            file = sys.stdin.buffer if path == "-" else stack.enter_context(Path(path).open("rb"))
+            data = file.read(MAX_PROMPT_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError("prompt-file", path, f"a readable text file ({reason})") from None
+    if len(data) > MAX_PROMPT_BYTES:
+        raise ConfigError("prompt-file", path, f"at most {MAX_PROMPT_BYTES:,} bytes")
+    try:
+        return decoded(data)
+    except ValueError as error:
+        raise ConfigError("prompt-file", path, f"UTF-8 text ({error})") from None
+
+
+def decoded(data: bytes) -> str:
+    """UTF-8 text as editors and pipes make it: without the byte order mark, and with newlines as line ends.
+
+    Raises:
+        ValueError: it is none, with the reason.
+    """
+    # The longer ones first: UTF-32's begins with UTF-16's.
+    for mark, encoding in ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"),
+                           (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16")):  # fmt: skip
+        if data.startswith(mark):
+            raise ValueError(f"its byte order mark is that of {encoding}")
+    try:
+        text = data.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start:,} is {data[error.start]:#04x}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def require_sane(arguments: argparse.Namespace) -> None:
     """Raises:
     ConfigError: flags that cannot go together, or sampling values that are not allowed; before any work.
     """
+    for flag, texts in (("prompt", [arguments.prompt]), ("stop", arguments.stop or [])):
+        for text in texts:
+            # The value is not repeated: it may be long, and is none of a log's business.
+            if text is not None and not is_text(text):
+                raise ConfigError(flag, "bytes that are no UTF-8", "UTF-8 text")
     sampling_params(arguments)
     if arguments.prompt is not None and arguments.prompt_file is not None:
         raise ConfigError("prompt-file", arguments.prompt_file, "either --prompt or --prompt-file")

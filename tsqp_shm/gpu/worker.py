@@ -28,6 +28,7 @@ from tsqp_shm.gpu.weights import Weights, load_weights, weights_size_bytes
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
+from tsqp_shm.printable import obeyed
 from tsqp_shm.roles.process import peak_resident_bytes
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
@@ -252,7 +253,7 @@ def _load(network: Network, plan: Plan, model: Path, device: Device, report: Cal
     def progress(done: int, total: int) -> None:
         if sys.stderr.isatty() and time.monotonic() - started > 1.0:
             end = "\n" if done == total else ""
-            print(f"\rloading layer {done}/{total}", end=end, file=sys.stderr, flush=True)
+            print(f"\rloading layer {done}/{total}", end=end, file=obeyed(sys.stderr), flush=True)
 
     try:
         with Checkpoint.open(model) as checkpoint:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import PeerDied, PeerTimeout, TsqpError
@@ -37,6 +38,7 @@ def launch(
     The TEE process has this process's terminal; what the GPU process prints is kept for its last words.
 
     Args:
+        tee_arguments: may hold prompts, and stand on no command line.
         interactive: Ctrl-C is for the TEE process alone, which has it from the terminal, and may go on after it.
         report: takes a line about each restart of the GPU process.
 
@@ -53,23 +55,34 @@ def launch(
 
     def show(line: str) -> None:
         if verbose:
-            print(f"gpu: {line}", file=sys.stderr, flush=True)
+            print(line, file=sys.stderr, flush=True)
 
     with ExitStack() as stack:
         # Whatever a killed role could not remove itself; runs last.
         stack.enter_context(swept_afterwards())
+        roles: list[RoleProcess] = []
+
+        def keep(role: RoleProcess) -> RoleProcess:
+            roles.append(role)
+            stack.callback(role.stop)
+            return role
 
         def start_gpu() -> RoleProcess:
-            gpu = RoleProcess.start("gpu", [str(model), "--session", session, *gpu_arguments], listen=show)
-            stack.callback(gpu.stop)
-            return gpu
+            return keep(RoleProcess.start("gpu", [str(model), "--session", session, *gpu_arguments], listen=show))
 
         gpu = start_gpu()
         # The TEE process inherits this and unblocks when it can take Ctrl-C; a Python that has just begun would end in
         # a traceback.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        tee = RoleProcess.start("tee", [str(model), "--session", session, *tee_arguments])
-        stack.callback(tee.stop)
+        tee = keep(
+            RoleProcess.start(
+                "tee",
+                [str(model), "--session", session],
+                private_arguments=tee_arguments,
+                takes_input=interactive,
+            )
+        )
+        stack.enter_context(_stopped_together(roles))
         if interactive:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -77,7 +90,7 @@ def launch(
             return _supervise(tee, gpu, start_gpu, config, report)
         except KeyboardInterrupt:
             # In a terminal the TEE process got its own; a signal sent to this process alone is passed on.
-            tee.interrupt()
+            tee.send(signal.SIGINT)
             tee.wait(SECOND_DEATH_S)
             raise
 
@@ -103,6 +116,8 @@ def _supervise(
             report(f"{gpu.death()}\nrestart {restarts} of {config.restart_gpu}")
             gpu = start_gpu()
             started = time.monotonic()
+        if tee.is_ready:
+            gpu.came_up()
         error = gpu.death()
         if error is not None:
             may_restart = restarts < config.restart_gpu and tee.is_ready and isinstance(error, PeerDied)
@@ -116,6 +131,38 @@ def _supervise(
             for role in (gpu, tee):
                 if not role.is_ready:
                     raise PeerTimeout(f"the {role.role} process to become ready", "", config.timeout_s, None)
+
+
+@contextmanager
+def _stopped_together(roles: Sequence[RoleProcess]) -> Iterator[None]:
+    """Has Ctrl-Z stop the whole session, and all of it go on again.
+
+    The GPU process is not of the terminal's group, and a side that goes on alone takes the other's silence for a death.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for role in roles:
+            role.send(signal.SIGSTOP)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+        # Stopped here, until SIGCONT.
+        signal.signal(number, stop)
+        for role in roles:
+            role.send(signal.SIGCONT)
+
+    # What is ignored stays so.
+    numbers = [
+        number
+        for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _end_of_tee(tee: RoleProcess, code: int, gpu: RoleProcess) -> int:

@@ -24,13 +24,16 @@ from tsqp_shm.errors import (
     TsqpError,
     UnsupportedModel,
 )
+from tsqp_shm.printable import shown
 
 LIFELINE_VARIABLE = "TSQP_SHM_LIFELINE"
 READY_LINE = b"ready\n"
 WANTED_LINE = b"another gpu process\n"
 DEAD_GPU_PREFIX = b"dead gpu process "
+FAILED_PREFIX = b"failed "
+MAX_MESSAGE_LENGTH = 1000
 # Longer than any line that either end says; of a line that is longer only the end is kept.
-MAX_LINE_BYTES = 64
+MAX_LINE_BYTES = 4 * MAX_MESSAGE_LENGTH + 64
 # The SystemExit of a signal handler can come up in a finaliser, where Python drops it. So the child is asked again
 # after this time: one that obeys at once has ended by then.
 REPEAT_S = 1.5
@@ -50,8 +53,11 @@ class Lifeline:
         descriptor = os.environ.pop(LIFELINE_VARIABLE, None)
         if descriptor is None:
             return cls(None)
-        os.set_inheritable(int(descriptor), False)
-        return cls(socket.socket(fileno=int(descriptor)))
+        try:
+            os.set_inheritable(int(descriptor), False)
+            return cls(socket.socket(fileno=int(descriptor)))
+        except (OSError, ValueError):
+            raise ConfigError(LIFELINE_VARIABLE, descriptor, "nothing, as a parent of this package sets it") from None
 
     @property
     def has_parent(self) -> bool:
@@ -64,7 +70,7 @@ class Lifeline:
     def failed(self, error: TsqpError) -> None:
         """Tells the parent which error this process ends with, if it is one that the parent's user can mend."""
         if isinstance(error, RELAYED_ERRORS):
-            self._say(failed_line(type(error)))
+            self._say(failed_line(error))
 
     def ask_for_gpu(self) -> None:
         """Asks the parent for another GPU process."""
@@ -84,7 +90,7 @@ class Lifeline:
         def listen() -> None:
             said = Lines()
             with contextlib.suppress(OSError):
-                while data := connection.recv(MAX_LINE_BYTES):
+                while data := connection.recv(4096):
                     for line in said.push(data):
                         self._heed(line)
             while True:
@@ -128,6 +134,9 @@ class ParentsGpu:
     def kill(self) -> None:
         """Its parent's to do, before it starts another."""
 
+    def came_up(self) -> None:
+        """Its parent is told that this process is ready."""
+
 
 class Lines:
     """Cuts what comes in pieces into lines."""
@@ -142,8 +151,20 @@ class Lines:
         return [line + b"\n" for line in lines]
 
 
-def failed_line(kind: type[TsqpError]) -> bytes:
-    return f"failed {kind.__name__}\n".encode()
+def failed_line(error: TsqpError) -> bytes:
+    message = shown(str(error), lines=False)[:MAX_MESSAGE_LENGTH]
+    return FAILED_PREFIX + f"{type(error).__name__} {message}\n".encode()
+
+
+def relayed_error(role: str, line: bytes) -> TsqpError | None:
+    """The error that a role says it ends with, in that role's name; None if the line says no such thing."""
+    kind, _, message = line.removeprefix(FAILED_PREFIX).rstrip(b"\n").partition(b" ")
+    for error in RELAYED_ERRORS:
+        if line.startswith(FAILED_PREFIX) and kind == error.__name__.encode():
+            # UNTRUSTED: printable and bounded here too, whoever has said it.
+            said = shown(message.decode(errors="replace"), lines=False)[:MAX_MESSAGE_LENGTH]
+            return error.relayed(f"the {role} process says: {said}")
+    return None
 
 
 def dead_gpu_line(number: int) -> bytes:

@@ -9,36 +9,23 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import weakref
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from tsqp_shm.errors import PeerDied, TsqpError
-from tsqp_shm.roles.lifeline import (
-    LIFELINE_VARIABLE,
-    READY_LINE,
-    RELAYED_ERRORS,
-    WANTED_LINE,
-    Lines,
-    dead_gpu_line,
-    failed_line,
-)
+from tsqp_shm.roles.inheritance import PRIVATE_UMASK, forbid_core_dump, socket_pair, untrusted_environment
+from tsqp_shm.roles.lifeline import LIFELINE_VARIABLE, READY_LINE, WANTED_LINE, Lines, dead_gpu_line, relayed_error
+from tsqp_shm.roles.private_arguments import ARGUMENTS_VARIABLE, hand_over
+from tsqp_shm.roles.relay import Relay
 
 # What every error line of the command begins with.
 ERROR_PREFIX = "tsqp-shm: "
-LAST_WORDS_LINES = 12
 # A child that never stops talking is heard so far at a time.
-MAX_HEARD_BYTES = 1 << 16
-MAX_LINE_BYTES = 4096
+MAX_HEARD_BYTES = 1 << 14
 # A role that was told to stop needs this long at most to let go of a device.
 POLITE_STOP_S = 5.0
 FIRM_STOP_S = 2.0
-# What a dead child printed last is in the pipe already; only a grandchild can keep the pipe open.
-LAST_WORDS_S = 0.3
 
 
 class RoleProcess:
@@ -51,11 +38,10 @@ class RoleProcess:
         self._lifeline.setblocking(False)
         self._said = Lines()
         self._is_ready = False
+        self._has_come_up = False
         self._gpus_wanted = 0
-        self._failure: type[TsqpError] | None = None
-        self._last_lines: deque[str] = deque(maxlen=LAST_WORDS_LINES)
-        self._listener: threading.Thread | None = None
-        self._listened = False
+        self._failure: TsqpError | None = None
+        self._relay: Relay | None = None
         _started.add(self)
 
     @classmethod
@@ -64,47 +50,51 @@ class RoleProcess:
         role: str,
         arguments: Sequence[str],
         *,
+        private_arguments: Sequence[str] = (),
+        takes_input: bool = False,
         listen: Callable[[str], None] | None = None,
-        environment: Mapping[str, str] | None = None,
     ) -> RoleProcess:
-        """Starts `tsqp-shm ROLE ARGUMENTS` afresh; nothing is inherited but the lifeline.
+        """Starts `tsqp-shm ROLE ARGUMENTS` afresh.
 
         Args:
-            listen: takes each line of the child's stderr; None leaves stderr the parent's own.
-            environment: variables to add.
+            private_arguments: more of them, which do not stand on its command line.
+            takes_input: it has this process's standard input.
+            listen: takes each line that the child prints, and keeps the child apart: it has nothing of this process's
+                (`inheritance`). None for one that is trusted: it has this process's terminal and environment.
         """
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "tsqp_shm", role, *arguments]
-        with theirs:
+        is_apart = listen is not None
+        ours, theirs = socket_pair()
+        handed_over = {ARGUMENTS_VARIABLE: hand_over(private_arguments)} if private_arguments else {}
+        try:
             process = subprocess.Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                # The folder that a user happens to stand in is no place to import from.
+                [sys.executable, "-m", "tsqp_shm", role, *arguments],
+                pass_fds=[theirs.fileno(), *handed_over.values()],
                 env={
-                    **os.environ,
+                    **(untrusted_environment(os.environ) if is_apart else os.environ),
+                    # The folder that a user happens to stand in is no place to import from.
                     "PYTHONSAFEPATH": "1",
-                    **(environment or {}),
                     LIFELINE_VARIABLE: str(theirs.fileno()),
+                    **{name: str(descriptor) for name, descriptor in handed_over.items()},
                 },
-                stdin=None if listen is None else subprocess.DEVNULL,
-                stderr=None if listen is None else subprocess.PIPE,
-                # Ctrl-C goes to the whole foreground group; a role that is listened to is stopped by its parent.
-                start_new_session=listen is not None,
+                stdin=None if takes_input else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if is_apart else None,
+                stderr=subprocess.STDOUT if is_apart else None,
+                # Ctrl-C goes to the whole foreground group; a role that is kept apart is stopped by its parent.
+                start_new_session=is_apart,
+                umask=PRIVATE_UMASK if is_apart else -1,
             )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            for descriptor in handed_over.values():
+                os.close(descriptor)
         child = cls(role, process, ours)
-        if listen is not None and process.stderr is not None:
-            child._listener = threading.Thread(target=child._listen, args=(process.stderr, listen), daemon=True)
-            child._listener.start()
+        if listen is not None and process.stdout is not None:
+            forbid_core_dump(process.pid)
+            child._relay = Relay(role, process.stdout, listen)
         return child
-
-    def _listen(self, stderr: BinaryIO, listen: Callable[[str], None]) -> None:
-        # This thread alone closes the pipe: a grandchild may hold the other end open for longer than `stop` waits.
-        with stderr:
-            # UNTRUSTED: what another role prints is shown, so a line has an end and must not steer a terminal.
-            for line in iter(partial(stderr.readline, MAX_LINE_BYTES), b""):
-                text = "".join(c if c.isprintable() else "?" for c in line.decode(errors="replace").rstrip("\r\n"))
-                self._last_lines.append(text[:500])
-                listen(text)
 
     @property
     def pid(self) -> int:
@@ -119,28 +109,30 @@ class RoleProcess:
         """Why it ended, or None while it lives.
 
         Returns:
-            The error it said it would end with, if it is one that the caller can mend; else PeerDied with its last
-            words.
+            The error that it said it would end with, in its name, if it has not come up yet and it is one that the
+            caller can mend: as soon as it has said so, since its heartbeat stops before it is gone. Else PeerDied with
+            its last words.
         """
         code = self.exit_code
+        if not self._has_come_up:
+            self._hear()
+            if self._failure is not None:
+                return self._failure.again()
         if code is None:
             return None
         self._finish_listening()
-        self._hear()
-        # A library may have the last word at exit: the error is the last line that says it is one.
-        said = [line.removeprefix(ERROR_PREFIX) for line in list(self._last_lines) if line.startswith(ERROR_PREFIX)]
-        if self._failure is not None and said:
-            return self._failure.relayed(said[-1])
         if code < 0:
             with contextlib.suppress(ValueError):
                 return PeerDied(self.role, f"signal {signal.Signals(-code).name}", self.last_words)
         return PeerDied(self.role, f"exit code {code}", self.last_words)
 
+    def came_up(self) -> None:
+        """The session has begun: from here on the child may not say what its end is to be called."""
+        self._has_come_up = True
+
     def _finish_listening(self) -> None:
-        """Waits for the last lines of a child that has ended; once, however often it is asked."""
-        if self._listener is not None and not self._listened:
-            self._listener.join(timeout=LAST_WORDS_S)
-            self._listened = True
+        if self._relay is not None:
+            self._relay.finish()
 
     def _hear(self) -> None:
         """Takes in what the child has said on the lifeline meanwhile."""
@@ -148,12 +140,15 @@ class RoleProcess:
         with contextlib.suppress(OSError):
             while heard_bytes < MAX_HEARD_BYTES and (data := self._lifeline.recv(4096)):
                 heard_bytes += len(data)
-                # UNTRUSTED: a few fixed lines, compared and not parsed; any other is forgotten.
                 for line in self._said.push(data):
-                    self._is_ready |= line == READY_LINE
-                    self._gpus_wanted += line == WANTED_LINE
-                    # The last word counts: whoever says something else after it has not ended by it.
-                    self._failure = next((kind for kind in RELAYED_ERRORS if line == failed_line(kind)), None)
+                    self._heed(line)
+
+    def _heed(self, line: bytes) -> None:
+        # UNTRUSTED: a few fixed lines, of which a role has those that are its own; any other is forgotten.
+        self._is_ready |= line == READY_LINE
+        self._gpus_wanted += line == WANTED_LINE and self.role == "tee"
+        # The last word counts: whoever says something else after it has not ended by it.
+        self._failure = relayed_error(self.role, line)
 
     @property
     def is_ready(self) -> bool:
@@ -174,7 +169,7 @@ class RoleProcess:
 
     @property
     def last_words(self) -> str:
-        return "\n".join(list(self._last_lines))
+        return "" if self._relay is None else self._relay.last_words
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """The exit code, or None if it still runs after `timeout_s`."""
@@ -183,10 +178,10 @@ class RoleProcess:
         except subprocess.TimeoutExpired:
             return None
 
-    def interrupt(self) -> None:
-        """Passes Ctrl-C on."""
+    def send(self, number: signal.Signals) -> None:
+        """Passes a signal on."""
         with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(number)
 
     def stop(self) -> int:
         """Ends the child: closes the lifeline, then terminates, then kills. Returns the exit code."""

@@ -19,6 +19,7 @@ class RoleThread:
         self.role = role
         self._play = play
         self._error: BaseException | None = None
+        self._has_come_up = False
         # A daemon: what hangs on it must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=role, daemon=True)
 
@@ -43,15 +44,20 @@ class RoleThread:
         """Why it ended, or None while it lives.
 
         Returns:
-            The error it ended with, if it is one that the caller can mend; else PeerDied with what it said.
+            The error it ended with, if it has not come up yet and it is one that the caller can mend; else PeerDied
+            with what it said.
         """
         if self._thread.is_alive():
             return None
         if self._error is None:
             return PeerDied(self.role, "its thread ended")
-        if isinstance(self._error, RELAYED_ERRORS):
+        if isinstance(self._error, RELAYED_ERRORS) and not self._has_come_up:
             return self._error
         return PeerDied(self.role, f"its thread ended by {type(self._error).__name__}", str(self._error))
+
+    def came_up(self) -> None:
+        """The session has begun: from here on an end of any kind is a death, after which another may be started."""
+        self._has_come_up = True
 
     def stop(self) -> None:
         """Waits until it has ended by itself, a while at most: nothing ends a thread from outside."""

@@ -98,6 +98,11 @@ class Arena:
             raise ArenaError(self.name, "is closed")
         return self._memory.buffer
 
+    def renew_guard(self) -> None:
+        """Guards the mapping anew where the program around this package has put another handler of SIGBUS into the
+        guard's place; to be called now and then."""
+        self._guard.renew()
+
     def close(self) -> None:
         """Lets go of the memory. Closing twice does nothing."""
         if self._memory is None:

@@ -37,6 +37,7 @@ class GpuProcess(Protocol):
     """A hold on the GPU process; `process.RoleProcess` and `lifeline.ParentsGpu` are two."""
 
     def death(self) -> TsqpError | None: ...
+    def came_up(self) -> object: ...
     def stop(self) -> object: ...
     def kill(self) -> object: ...
 
@@ -188,6 +189,8 @@ class Connection:
                 queue.call(Opcode.READY, ready_timeout_s).value
             )
             watch.require_pulse(config.timeout_s)
+            if gpu_process is not None:
+                gpu_process.came_up()
             connection._stack = stack.pop_all()
         return connection
 
@@ -196,8 +199,9 @@ class Connection:
         # One that is in the middle of a long operation still listens: it is told, and not waited for.
         if (self._is_broken and not self.watch.has_stopped) or not self.gpu_pid:
             return
-        # That the session is closed is why it is asked, and no reason not to hear the answer.
-        self.watch.must_stop = lambda: False
+        if not self.watch.has_stopped:
+            # That the session is closed is why it is asked, and no reason not to hear the answer.
+            self.watch.must_stop = lambda: False
         try:
             self.queue.call(Opcode.STOP, timeout_s=STOP_S)
         except TsqpError:

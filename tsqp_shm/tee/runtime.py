@@ -454,9 +454,10 @@ def _close_all() -> None:
         return
     # A thread that came back to an interpreter that is no more would end the process by an abort, and a GPU process
     # that nobody stopped would stay: whatever signal comes now, the end is waited for.
-    for number in signal.valid_signals():
-        if callable(signal.getsignal(number)):
-            signal.signal(number, signal.SIG_IGN)
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    ours = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in ours:
+        signal.signal(number, signal.SIG_IGN)
     for runtime in left:
         try:
             runtime.close()
@@ -464,3 +465,6 @@ def _close_all() -> None:
             # Nobody asks for it any more, and it must not be unsaid.
             with suppress(Exception):
                 warnings.warn(str(error), RuntimeWarning, stacklevel=1)
+    # Hooks that were registered before this one are the program's, and find its handlers.
+    for number, handler in ours.items():
+        signal.signal(number, handler)

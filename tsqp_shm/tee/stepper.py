@@ -221,6 +221,7 @@ class Stepper:
         while True:
             try:
                 try:
+                    self.connection.arena.renew_guard()
                     return act()
                 except PeerDied as death:
                     self._replace_gpu(death)

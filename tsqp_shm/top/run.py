@@ -11,8 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from tsqp_shm.errors import ArenaNotReady, ConfigError, TsqpError
+from tsqp_shm.printable import obeyed, shown
 from tsqp_shm.shm.observer import Observer
 from tsqp_shm.shm.posix.folder import list_sessions
 from tsqp_shm.shm.posix.transport import PosixTransport
@@ -37,7 +39,7 @@ def watch(session: str | None, interval_s: float, *, once: bool, as_json: bool) 
     session = _chosen(session)
     views = _views(session, interval_s)
     # In a pipe a line is not cut to the width of a terminal.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(file=obeyed(sys.stdout), width=None if sys.stdout.isatty() else 160)
     if as_json:
         for facts in views:
             print(json.dumps(facts), flush=True)
@@ -137,7 +139,7 @@ def _table(facts: dict[str, Any]) -> Table:
         ("GPU", _side(facts["gpu"])),
     ]  # fmt: skip
     for name, value in rows:
-        table.add_row(f"{name:>11}", value)
+        table.add_row(f"{name:>11}", Text(shown(value, lines=False)))
     return table
 
 
