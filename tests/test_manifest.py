@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from jinja2 import Environment, StrictUndefined
 
+from tsqp_shm.shm.posix.folder import sessions_folder
 from tsqp_shm.shm.posix.objects import arena_name
 
 TEMPLATE = Path(__file__).parent.parent / "docs" / "gramine" / "tsqp-shm.manifest.template"
@@ -32,6 +33,14 @@ def manifest():
 def test_the_one_object_allowed_in_dev_shm_is_the_sessions_arena(manifest):
     allowed = [uri for uri in manifest["sgx"]["allowed_files"] if uri.startswith("dev:")]
     assert allowed == [f"dev:/dev/shm{arena_name('demo')}"]
+
+
+def test_the_folder_that_it_shares_with_the_host_is_the_one_that_holds_sessions(manifest, monkeypatch, tmp_path):
+    monkeypatch.setenv("TSQP_SHM_RUNTIME_DIR", str(tmp_path))
+    within = sessions_folder().relative_to(tmp_path)
+    assert manifest["loader"]["env"]["TSQP_SHM_RUNTIME_DIR"] == "/of/runtime"
+    assert f"file:/of/runtime/{within}/" in manifest["sgx"]["allowed_files"]
+    assert f"/of/runtime/{within}" in [mount["path"] for mount in manifest["fs"]["mounts"]]
 
 
 def test_its_command_is_one_that_the_command_line_takes(manifest):

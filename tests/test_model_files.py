@@ -17,7 +17,7 @@ from tsqp_shm.errors import ModelFileError, TsqpError
 from tsqp_shm.model.added_tokens import TokenizerConfig
 from tsqp_shm.model.chat_template import ChatTemplate
 from tsqp_shm.model.confined import ConfinedProcess
-from tsqp_shm.model.files import is_there, printable, read_file
+from tsqp_shm.model.files import is_there, read_file
 from tsqp_shm.model.json_fields import read_json_object
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tensor_file import TensorFile
@@ -116,14 +116,6 @@ def test_what_is_no_json_object_is_one_line(tmp_path, content):
         read_json_object(tmp_path / "x.json")
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 500
-
-
-@given(st.text())
-@example("\x1b]0;owned\x07\x1b[2J\nsecond line\u202e\u2028")
-@example("a" * 10_000)
-def test_what_a_library_says_becomes_a_part_of_one_line(said):
-    assert printable(said).isprintable()
-    assert len(printable(said)) <= 300
 
 
 def tensor_file(header: bytes, data: bytes = b"") -> bytes:

@@ -4,8 +4,10 @@ import io
 import unicodedata
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from tsqp_shm.printable import ShownStream, obeyed, shown
+from tsqp_shm.printable import ShownStream, obeyed, quoted, shown
 
 HOSTILE = [
     ("\x1b]52;c;cm0=\x07\x1b[2J", r"\x1b]52;c;cm0=\x07\x1b[2J"),
@@ -39,6 +41,14 @@ def test_of_every_character_nothing_is_left_that_is_no_letter_mark_sign_or_space
 
 def test_one_line_stays_one():
     assert shown("a\nb\tc", lines=False) == r"a\nb\tc"
+
+
+@given(st.text())
+@example("\x1b]0;owned\x07\x1b[2J\nsecond line\u202e\u2028")
+@example("a" * 10_000)
+def test_what_somebody_else_says_becomes_a_part_of_one_line(said):
+    assert quoted(said) == shown(quoted(said), lines=False)
+    assert len(quoted(said)) <= 300
 
 
 def test_a_stream_shows_an_escape_that_comes_in_pieces_and_what_it_draws_itself_is_obeyed():

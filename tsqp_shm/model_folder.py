@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tsqp_shm.errors import ConfigError, ModelFileError
+from tsqp_shm.files import open_regular
 from tsqp_shm.scalars import path
 
 _EXPECTED = "a model folder, a Hugging Face id that was fetched before, or nothing for the demo model"
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
+# Of a commit's name.
+_MAX_REF_BYTES = 256
 _REVISION = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
 
 
@@ -68,7 +71,8 @@ def _cached_folder(hub_id: str, revision: str | None) -> Path:
     kept = _hub_cache() / f"models--{hub_id.replace('/', '--')}"
     wanted = revision or "main"
     try:
-        commit = (kept / "refs" / wanted).read_text(encoding="ascii").strip()
+        with os.fdopen(open_regular(kept / "refs" / wanted, follows_links=True), "rb") as file:
+            commit = file.read(_MAX_REF_BYTES).decode("ascii").strip()
     except (OSError, UnicodeError):
         # A commit has no ref.
         commit = wanted

@@ -17,6 +17,8 @@ from typing import Any, TextIO, cast
 _UNSHOWN_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 # Letters and marks by their category, but blank or without width: fillers, and selectors that hide bytes in a name.
 _UNSHOWN_LETTERS = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\U000e0100-\U000e01ef]")
+# The first words of an error say what is wrong; what follows may quote a whole file.
+_MOST_QUOTED = 300
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -29,6 +31,12 @@ def shown(text: str, *, lines: bool = True) -> str:
     if text.isprintable() and not _UNSHOWN_LETTERS.search(text):
         return text
     return "".join(map(_shown_in_lines if lines else _shown_character, text))
+
+
+def quoted(said: object) -> str:
+    """What somebody else says, as a part of a line of ours: one line, bounded, with what does not print spelled out."""
+    text = shown(" ".join(str(said)[: 4 * _MOST_QUOTED].split()), lines=False)
+    return text if len(text) <= _MOST_QUOTED else text[: _MOST_QUOTED - 3] + "..."
 
 
 def is_text(text: str) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 
 import tsqp_shm
 from tsqp_shm.bench.cases import Job, Turn
+from tsqp_shm.descriptors import socket_pair
 from tsqp_shm.errors import ConfigError, ContenderFailed
 
 OURS = "tsqp-shm"
@@ -116,7 +117,7 @@ class RunningContender:
     def start(cls, job: Job) -> RunningContender:
         """Starts the process, which then loads the model; `wait_ready` comes next."""
         kind = KINDS[job.contender]
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket_pair()
         # A file and not a pipe: nobody has to read it while the process runs.
         log = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:

@@ -18,9 +18,10 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+from tsqp_shm.descriptors import socket_pair
 from tsqp_shm.model import confined_program
 from tsqp_shm.model.confined_program import HEADER, MAX_ANSWER_BYTES
-from tsqp_shm.model.files import printable
+from tsqp_shm.printable import quoted
 
 # To encode some text, to compile a template or to render it: a hundred times what real ones take.
 DEADLINE_S = 4.0
@@ -103,7 +104,7 @@ class ConfinedProcess:
         path = [folder for folder in sys.path if folder]
         start = f"import runpy, sys; sys.path[:] = {path!r}; runpy.run_path({str(program)!r}, run_name='__main__')"
         # No pipe: writing to one whose reader has gone is a signal, which an embedding program may have made deadly.
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket_pair()
         with theirs:
             try:
                 process = subprocess.Popen(
@@ -120,7 +121,7 @@ class ConfinedProcess:
                 )
             except OSError as error:
                 ours.close()
-                reason = error.strerror or printable(error)
+                reason = error.strerror or quoted(error)
                 raise NoProcessError(f"the system starts no process: {reason}") from error
         self._process, self._channel = process, ours
         self._end = weakref.finalize(self, _end, process, ours, os.getpid())
@@ -141,7 +142,7 @@ class ConfinedProcess:
             self._stop()
             raise
         if verdict == b"-":
-            raise ConfinedError(printable(answer.decode(errors="replace")))
+            raise ConfinedError(quoted(answer.decode(errors="replace")))
         return answer
 
     def _write(self, content: bytes, end: float) -> None:

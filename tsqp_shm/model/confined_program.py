@@ -2,9 +2,11 @@
 
 Both are programs of the checkpoint's author: a template loops as it likes, a tokenizer's expressions may backtrack for
 ever, and a malformed tokenizer can end the process of the library that reads it. So this process has nothing that is
-worth taking: no environment, no descriptor but one socket, little memory, and an alarm that ends it.
+worth taking: no environment but what finds its libraries and the time zone, no descriptor but one socket, little
+memory, and an alarm that ends it.
 
-A request is a letter, a length and that many bytes; an answer is "+" and a value or "-" and what was wrong.
+A request is a letter, a length, the seconds that it may take (8 characters) and that many bytes; an answer is "+" and a
+value or "-" and what was wrong.
 
 NOTE: it is run as a file, and imports nothing of this package: its start is a part of every start.
 """
@@ -172,7 +174,7 @@ def main(memory_bytes: int) -> None:
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
-    """Ends with its owner, whose end of the pipe closes however the owner ends."""
+    """Ends with its owner, whose end of the socket closes however the owner ends."""
     confined = Confined()
     while len(header := requests.read(HEADER.size)) == HEADER.size:
         request, size = HEADER.unpack(header)

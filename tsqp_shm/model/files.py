@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 
 from tsqp_shm.errors import ModelFileError
+from tsqp_shm.printable import quoted
 
 # Twice and more of what the largest real one has.
 MAX_CONFIG_BYTES = 4 << 20
@@ -18,9 +19,6 @@ MAX_TOKENIZER_CONFIG_BYTES = 16 << 20
 MAX_TOKENIZER_BYTES = 256 << 20
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_INDEX_BYTES = 64 << 20
-
-# What an error quotes of a library that has read a file; the first words of these say what is wrong.
-_MAX_QUOTED = 300
 
 
 def is_there(path: Path) -> bool:
@@ -43,7 +41,7 @@ def open_file(path: Path) -> int:
         reason = "a link to nowhere" if is_there(path) else "no such file"
         raise ModelFileError(path, reason) from error
     except (OSError, ValueError) as error:
-        raise ModelFileError(path, getattr(error, "strerror", None) or printable(error)) from error
+        raise ModelFileError(path, getattr(error, "strerror", None) or quoted(error)) from error
     try:
         _require_regular(path, os.fstat(descriptor))
     except BaseException:
@@ -66,7 +64,7 @@ def read_file(path: Path, most_bytes: int) -> bytes:
         try:
             return file.read(size_bytes)
         except OSError as error:
-            raise ModelFileError(path, error.strerror or printable(error)) from error
+            raise ModelFileError(path, error.strerror or quoted(error)) from error
 
 
 def read_text(path: Path, most_bytes: int) -> str:
@@ -77,13 +75,6 @@ def read_text(path: Path, most_bytes: int) -> str:
         return read_file(path, most_bytes).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ModelFileError(path, f"not UTF-8: {error.reason} at byte {error.start}") from error
-
-
-def printable(said: object) -> str:
-    """What a library says about a file, as a part of one line: it may quote the file, and at any length."""
-    text = " ".join(str(said).split())
-    text = "".join(character if character.isprintable() else "?" for character in text[: 4 * _MAX_QUOTED])
-    return text if len(text) <= _MAX_QUOTED else text[: _MAX_QUOTED - 3] + "..."
 
 
 def _require_regular(path: Path, found: os.stat_result) -> None:

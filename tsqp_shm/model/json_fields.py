@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TypeGuard
 
 from tsqp_shm.errors import ConfigError, ModelFileError
-from tsqp_shm.model.files import MAX_CONFIG_BYTES, printable, read_text
+from tsqp_shm.model.files import MAX_CONFIG_BYTES, read_text
+from tsqp_shm.printable import quoted
 
 _MAX_INTEGER = 2**31 - 1
 # Each token that a model says is compared with all of them.
@@ -30,7 +31,7 @@ def read_json_object(path: Path, most_bytes: int = MAX_CONFIG_BYTES) -> dict[str
     try:
         content = json.loads(read_text(path, most_bytes))
     except (ValueError, RecursionError) as error:
-        raise ModelFileError(path, f"not valid JSON: {printable(error)}") from error
+        raise ModelFileError(path, f"not valid JSON: {quoted(error)}") from error
     if not isinstance(content, dict):
         raise ModelFileError(path, f"expected a JSON object, found {_kind(content)}")
     return content

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsqp_shm.errors import ModelFileError
-from tsqp_shm.model.files import open_file, printable
+from tsqp_shm.model.files import open_file
+from tsqp_shm.printable import quoted
 
 # Of all files of a model. JSON takes some twenty times its size as Python's objects; the largest real ones have 11 MB.
 MAX_HEADER_BYTES = 24 << 20
@@ -74,10 +75,10 @@ class TensorFile:
             return cls(path, descriptor, *_read_header(descriptor, most_header_bytes))
         except (ValueError, RecursionError) as error:
             os.close(descriptor)
-            raise ModelFileError(path, f"not a whole safetensors file: {printable(error)}") from error
+            raise ModelFileError(path, f"not a whole safetensors file: {quoted(error)}") from error
         except OSError as error:
             os.close(descriptor)
-            raise ModelFileError(path, error.strerror or printable(error)) from error
+            raise ModelFileError(path, error.strerror or quoted(error)) from error
 
     def read(self, name: str, storage: np.dtype[Any]) -> NDArray[Any]:
         """Returns a tensor's elements in memory of this process's own, which nobody who holds the file can change.
@@ -94,9 +95,9 @@ class TensorFile:
             try:
                 count = os.preadv(self._descriptor, [left[:_MAX_READ_BYTES]], at)
             except OSError as error:
-                raise ModelFileError(self.path, error.strerror or printable(error)) from error
+                raise ModelFileError(self.path, error.strerror or quoted(error)) from error
             if count == 0:
-                raise ModelFileError(self.path, f"truncated while it is read, in tensor {printable(name)!r}")
+                raise ModelFileError(self.path, f"truncated while it is read, in tensor {quoted(name)!r}")
             left, at = left[count:], at + count
         return content.view(storage).reshape(tensor.shape)
 

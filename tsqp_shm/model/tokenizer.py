@@ -14,8 +14,9 @@ from tsqp_shm.errors import ModelFileError, RequestError
 from tsqp_shm.model.added_tokens import TokenizerConfig
 from tsqp_shm.model.chat_template import ChatTemplate
 from tsqp_shm.model.confined import DEADLINE_S, ConfinedError, ConfinedProcess, NoProcessError
-from tsqp_shm.model.files import MAX_TOKENIZER_BYTES, is_there, printable, read_file
+from tsqp_shm.model.files import MAX_TOKENIZER_BYTES, is_there, read_file
 from tsqp_shm.model.text_stream import TextStream
+from tsqp_shm.printable import quoted
 
 TOKENIZER_FILE = "tokenizer.json"
 # Of the files of older tokenizers.
@@ -184,4 +185,4 @@ def _library_error(error: BaseException) -> str:
     # It raises bare Exception for whatever it refuses, and a panic of it is no Exception.
     if type(error) is not Exception and type(error).__name__ != "PanicException":
         raise error
-    return printable(error)
+    return quoted(error)

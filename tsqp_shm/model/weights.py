@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsqp_shm.errors import ModelFileError
-from tsqp_shm.model.files import MAX_INDEX_BYTES, is_there, printable
+from tsqp_shm.model.files import MAX_INDEX_BYTES, is_there
 from tsqp_shm.model.json_fields import brief, read_json_object
 from tsqp_shm.model.tensor_file import MAX_HEADER_BYTES, TensorFile
+from tsqp_shm.printable import quoted
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -71,7 +72,7 @@ class Checkpoint:
             for name in file.tensors:
                 first = self._file_of.setdefault(name, file)
                 if first is not file:
-                    raise ModelFileError(file.path, f"tensor {printable(name)!r} is in {first.path.name} too")
+                    raise ModelFileError(file.path, f"tensor {quoted(name)!r} is in {first.path.name} too")
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
@@ -100,7 +101,7 @@ class Checkpoint:
                 files = {shard: open_file(folder / shard) for shard in sorted(set(shard_of.values()))}
                 for name, shard in shard_of.items():
                     if name not in files[shard].tensors:
-                        reason = f"tensor {printable(name)!r}, which the index puts here, is missing"
+                        reason = f"tensor {quoted(name)!r}, which the index puts here, is missing"
                         raise ModelFileError(folder / shard, reason)
                 checkpoint = cls(folder, list(files.values()))
             stack.pop_all()

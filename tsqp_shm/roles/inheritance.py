@@ -18,10 +18,7 @@ terminal, no descriptor, no secret of the environment.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import resource
-import socket
 from collections.abc import Mapping
 
 # By name: how programs are found, what language and folders they use, what torch, CUDA and this package read.
@@ -40,7 +37,6 @@ _PREFIXES = (
     "ATEN_", "DNNL_", "GOMP_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_",
     "ASAN_", "GLIBC_", "LSAN_", "MALLOC_", "TSAN_", "UBSAN_",
 )  # fmt: skip
-_FIRST_FREE_DESCRIPTOR = 3
 PRIVATE_UMASK = 0o077
 
 
@@ -54,32 +50,3 @@ def forbid_core_dump(pid: int) -> None:
     # From here and not between fork and exec, where Python code may run in no process that has threads.
     with contextlib.suppress(OSError):
         resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
-
-
-def socket_pair() -> tuple[socket.socket, socket.socket]:
-    """A pair of sockets that no child takes for a standard stream, though those of this process be closed."""
-    one, other = socket.socketpair()
-    with one, other:
-        return _apart(one), _apart(other)
-
-
-def _apart(end: socket.socket) -> socket.socket:
-    return socket.socket(fileno=fcntl.fcntl(end.fileno(), fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_DESCRIPTOR))
-
-
-def memory_file(name: str, content: bytes) -> int:
-    """A descriptor of a file without a name that holds this, to be read from its beginning; the caller closes it."""
-    first = os.memfd_create(name)
-    try:
-        descriptor = fcntl.fcntl(first, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_DESCRIPTOR)
-    finally:
-        os.close(first)
-    try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.lseek(descriptor, 0, os.SEEK_SET)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor

@@ -10,8 +10,8 @@ import json
 import os
 from collections.abc import Sequence
 
+from tsqp_shm.descriptors import memory_file
 from tsqp_shm.errors import ConfigError
-from tsqp_shm.roles.inheritance import memory_file
 
 ARGUMENTS_VARIABLE = "TSQP_SHM_ARGUMENTS"
 

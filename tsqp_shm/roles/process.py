@@ -13,8 +13,9 @@ import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tsqp_shm.descriptors import socket_pair
 from tsqp_shm.errors import PeerDied, TsqpError
-from tsqp_shm.roles.inheritance import PRIVATE_UMASK, forbid_core_dump, socket_pair, untrusted_environment
+from tsqp_shm.roles.inheritance import PRIVATE_UMASK, forbid_core_dump, untrusted_environment
 from tsqp_shm.roles.lifeline import LIFELINE_VARIABLE, READY_LINE, WANTED_LINE, Lines, dead_gpu_line, relayed_error
 from tsqp_shm.roles.private_arguments import ARGUMENTS_VARIABLE, hand_over
 from tsqp_shm.roles.relay import Relay

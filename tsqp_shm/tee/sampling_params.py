@@ -40,8 +40,8 @@ class SamplingParams:
         stop: a string or strings that end the completion; they are not part of it. They are looked for in the text
             that has special tokens spelled out.
         ignore_eos: go on after an end-of-sequence token.
-        deadline_s: ends the completion so many seconds after it was asked for, with what it has by then; looked at
-            between two steps. None: it may take as long as it takes.
+        deadline_s: ends the completion so many seconds after it was asked for, with what it has by then, in
+            the middle of a step too. None: it may take as long as it takes.
 
     Raises:
         ConfigError: a value of another type or outside its range, or an argument that there is not.
