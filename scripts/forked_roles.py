@@ -100,6 +100,10 @@ class ForkedPopen(subprocess.Popen[bytes]):
     moment = Moment("")
 
     def __init__(self, command: Sequence[str], *, env: Mapping[str, str] | None = None, **options: Any) -> None:
+        if [*command[1:3]] != ["-m", "tsqp_shm"]:
+            # Of the processes that a role starts, one is no role: that in which it encodes texts.
+            super().__init__(command, env=env, **options)
+            return
         keep = {0, 1, 2, self.marks, *options.get("pass_fds", ())}
         # A function that runs in the child before it would execute, and from which it does not come back.
         super().__init__(command, env=env, preexec_fn=lambda: self._become(command[3:], env, keep), **options)

@@ -491,6 +491,15 @@ for ask in ("generate", "logits", "stream", "start"):
 del llm; wait_until_gone()
 """,
     "while a stream is open": "s = llm.stream([1]); next(s, 0); del llm, s; wait_until_gone()",
+    "whose reports go to who holds it": """
+class Server:
+    def __init__(self):
+        self.llm = LLM(model, device="cpu", session=session + "2", max_model_len=64, report=self.say)
+    def say(self, line): self.said = line
+server = Server(); assert server.said
+gpu = server.llm.bring_up()["processes"]["gpu"]["pid"]; llm.close()
+del server; gc.collect(); wait_until_gone()
+""",
     "bound anew": """
 llm = LLM(model, device="cpu", session=session + "2", max_model_len=64)
 x = [{i: [i]} for i in range(200000)]; gc.collect(); wait_until_gone()

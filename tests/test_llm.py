@@ -169,6 +169,7 @@ def test_a_bar_of_the_caller_is_told_of_each_prompt_and_closed(llm):
         ({"max_tokens": 3}, r"max_tokens: got 3, expected SamplingParams\(max_tokens=...\)"),
         ({"use_tqdm": "yes"}, r"use_tqdm: got 'yes' \(str\)"),
         ({"use_tqdm": None}, "use_tqdm: got None"),
+        ({"use_tqdm": lambda **_: 5}, r"use_tqdm: got 5 \(int\), expected what makes a bar"),
         ({"prompt_token_ids": [5]}, "either prompts or prompt_token_ids"),
         ({"prompts": None}, "prompts: got None"),
         ({"prompts": ["a", None]}, r"prompts\[1\]: got None"),

@@ -83,6 +83,9 @@ def test_a_local_folder_wins_over_a_hub_id(cache):
         ),
         ("org/name", "v2", "nor is revision v2 .*huggingface-cli download org/name --revision v2"),
         ("nowhere", None, "nowhere: there is no such folder$"),
+        ("x" * 5000, None, "x: there is no such folder$"),
+        ("org/" + "m" * 300, None, "m: there is no such folder, nor"),
+        ("org/name", "r" * 300, "nor is revision r+ of"),
     ],
 )
 def test_a_model_that_is_not_there_says_how_to_fetch_it(cache, model, revision, said):

@@ -78,6 +78,7 @@ class Hostile:
         ("stop", ["a", np.str_("b")], ("a", "b")),
         ("stop", (word for word in "ab"), ("a", "b")),
         ("stop", np.array(["a", "b"]), ("a", "b")),
+        ("stop", np.array("a"), ("a",)),
         ("stop", [], ()),
     ],
     ids=described,

@@ -184,6 +184,15 @@ def test_a_prompt_comes_through_a_descriptor_and_the_answer_in_an_encoding_that_
 
 
 @pytest.mark.slow
+def test_a_prompt_of_utf8_is_one_also_where_the_locale_knows_no_more_than_ascii(model):
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    said = run(
+        ["launch", model, "--prompt", "é", "--stop", "ü", "--json", "--max-model-len", "64"], env=plain, check=True
+    )
+    assert json.loads(said.stdout)["prompt_tokens"] == len("é".encode())
+
+
+@pytest.mark.slow
 def test_a_line_of_a_conversation_that_is_no_text_is_refused_and_the_next_is_asked(model):
     said = run(
         ["launch", model, "--interactive", "--max-new-tokens", "2", "--max-model-len", "64"],

@@ -107,7 +107,11 @@ class LLM:
         self.config = EngineConfig.chosen(config, settings, _NAMES_OF_PARAMS)
         require_resources(self.config.threads().tee)
         self.model = find_model_folder(model, revision, report)
-        report = _harmless(report)
+        # What the caller has handed in is held here, and nowhere else.
+        self._callers = report, start_gpu
+        report = _harmless((lambda line: None) if report is None else _while_held(report))
+        if not isinstance(start_gpu, bool):
+            start_gpu = _while_held(start_gpu)
         self.spec = ModelSpec.from_folder(self.model)
         limits = self.config.limits(self.spec.max_positions, Network.of(self.spec).layer_parameters)
         self.max_model_len = limits.max_model_len
@@ -375,15 +379,30 @@ def _start_gpu(
     return RoleProcess.start("gpu", arguments, listen=report)
 
 
-def _harmless(report: Callable[[str], None] | None) -> Callable[[str], None]:
+def _harmless(report: Callable[[str], None]) -> Callable[[str], None]:
     """What a caller's function raises is the caller's affair: it must not end a thread that it is told things on."""
 
     def say(line: str) -> None:
-        if report is not None:
-            with suppress(Exception):
-                report(line)
+        with suppress(Exception):
+            report(line)
 
     return say
+
+
+def _while_held(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A caller's function as this LLM's threads may have it: it may be a method of who holds the LLM, and a thread that
+    held it would hold the LLM too, for ever. When nobody holds it any more, it does nothing."""
+    try:
+        reference = weakref.ref(function)
+    except TypeError:
+        # Of a type that allows no such references.
+        return function
+
+    def call(*arguments: object) -> Any:
+        held = reference()
+        return None if held is None else held(*arguments)
+
+    return call
 
 
 def _has_tokenizer(model: Path) -> bool:

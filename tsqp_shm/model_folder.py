@@ -77,13 +77,18 @@ def _cached_folder(hub_id: str, revision: str | None) -> Path:
         # A commit has no ref.
         commit = wanted
     folder = kept / "snapshots" / commit
-    if _REVISION.fullmatch(commit) and folder.is_dir():
+    if _REVISION.fullmatch(commit) and _is_folder(folder):
         return folder
-    if "/" not in hub_id and not kept.is_dir():
+    if "/" not in hub_id and not _is_folder(kept):
         raise ModelFileError(hub_id, "there is no such folder")
     fetch = f"huggingface-cli download {hub_id}" + (f" --revision {revision}" if revision else "")
     where = f"nor is revision {wanted} of a model of this name in the Hugging Face cache {_hub_cache()}"
     raise ModelFileError(hub_id, f"there is no such folder, {where}; to fetch it: {fetch}")
+
+
+def _is_folder(folder: Path) -> bool:
+    # Unlike `Path.is_dir`, False too where the name is longer than any can be.
+    return os.path.isdir(folder)  # noqa: PTH112
 
 
 def _hub_cache() -> Path:

@@ -43,6 +43,9 @@ class PromptProgress:
     def __enter__(self) -> PromptProgress:
         if self._make_bar is not None:
             self._bar = self._make_bar(total=self._count, desc="Processed prompts")
+            if not (hasattr(self._bar, "update") and hasattr(self._bar, "close")):
+                made, self._bar = self._bar, None
+                raise RequestError("use_tqdm", made, "what makes a bar as tqdm does", is_mistyped=True)
         return self
 
     def __exit__(self, *_: object) -> None:

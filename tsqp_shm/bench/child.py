@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Protocol
@@ -93,7 +93,8 @@ def peak_resident_bytes(pid: int) -> int:
 
 
 def _listen(connection: socket.socket, orders: queue.SimpleQueue[Answer]) -> None:
-    with connection.makefile("r") as lines:
+    # One that was killed before it had read what was said is a reset, and no end.
+    with suppress(OSError), connection.makefile("r") as lines:
         for line in lines:
             orders.put(json.loads(line))
     # Nobody waits for an answer any more, however far a repetition is.

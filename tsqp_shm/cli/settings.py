@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -92,11 +93,10 @@ def require_sane(arguments: argparse.Namespace) -> None:
     """Raises:
     ConfigError: flags that cannot go together, or sampling values that are not allowed; before any work.
     """
-    for flag, texts in (("prompt", [arguments.prompt]), ("stop", arguments.stop or [])):
-        for text in texts:
-            # The value is not repeated: it may be long, and is none of a log's business.
-            if text is not None and not is_text(text):
-                raise ConfigError(flag, "bytes that are no UTF-8", "UTF-8 text")
+    if arguments.prompt is not None:
+        arguments.prompt = _as_typed("prompt", arguments.prompt)
+    if arguments.stop is not None:
+        arguments.stop = [_as_typed("stop", text) for text in arguments.stop]
     sampling_params(arguments)
     if arguments.prompt is not None and arguments.prompt_file is not None:
         raise ConfigError("prompt-file", arguments.prompt_file, "either --prompt or --prompt-file")
@@ -104,6 +104,17 @@ def require_sane(arguments: argparse.Namespace) -> None:
         raise ConfigError("json", True, "no --json together with --interactive")
     if arguments.interactive and (arguments.prompt is not None or arguments.prompt_file is not None):
         raise ConfigError("interactive", True, "no --prompt and no --prompt-file, as it asks for prompts")
+
+
+def _as_typed(flag: str, text: str) -> str:
+    """Text of the command line; where the locale did not understand its bytes, they may be UTF-8 all the same."""
+    if is_text(text):
+        return text
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError:
+        # The value is not repeated: it may be long, and is none of a log's business.
+        raise ConfigError(flag, "bytes that are no UTF-8", "UTF-8 text") from None
 
 
 def sampling_params(arguments: argparse.Namespace) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tsqp_shm.arguments import refuse_unknown
 from tsqp_shm.errors import ConfigError
-from tsqp_shm.scalars import flag, real, text, whole
+from tsqp_shm.scalars import flag, plain, real, text, whole
 
 # What transformers, OpenAI and llama.cpp call it.
 NAMES_HERE = {
@@ -119,6 +119,7 @@ _RULES = {
 
 def _stop_strings(stop: object) -> tuple[str, ...]:
     expected = "a string, strings or None, none of them empty"
+    stop = plain(stop)
     if stop is None:
         return ()
     # Bytes are a sequence too, of numbers, and of a mapping nobody can tell what is meant.
