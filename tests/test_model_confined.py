@@ -367,5 +367,14 @@ def test_an_answer_out_of_form_ends_it(monkeypatch, tmp_path):
         ConfinedProcess().ask(b"E", b"")
 
 
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGRTMIN + 1, "signal 35"), (signal.SIGKILL, "SIGKILL")])
+def test_one_that_a_signal_ends_is_one_error_that_names_it(monkeypatch, tmp_path, number, said):
+    program = tmp_path / "program.py"
+    program.write_text(f"import os; os.kill(os.getpid(), {int(number)})")
+    monkeypatch.setattr(confined.confined_program, "__file__", str(program))
+    with pytest.raises(ConfinedError, match=f"ended by {said}"):
+        ConfinedProcess().ask(b"E", b"")
+
+
 def test_the_trusted_process_does_not_import_the_template_engine():
     assert "jinja2" not in Path(chat_template.__file__).read_text().replace("jinja2's sandbox", "")

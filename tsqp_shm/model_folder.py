@@ -72,9 +72,10 @@ def _cached_folder(hub_id: str, revision: str | None) -> Path:
     kept = _hub_cache() / f"models--{hub_id.replace('/', '--')}"
     wanted = revision or "main"
     folder = kept / "snapshots" / _commit(kept / "refs" / wanted, wanted)
-    if os.path.isdir(folder):
+    # Path.is_dir raises where a folder on the way may not be looked into.
+    if os.path.isdir(folder):  # noqa: PTH112
         return folder
-    if "/" not in hub_id and not os.path.isdir(kept):
+    if "/" not in hub_id and not os.path.isdir(kept):  # noqa: PTH112
         raise ModelFileError(hub_id, "there is no such folder")
     fetch = f"huggingface-cli download {hub_id}" + (f" --revision {revision}" if revision else "")
     where = f"nor is revision {wanted} of a model of this name in the Hugging Face cache {_hub_cache()}"

@@ -180,9 +180,12 @@ class ConfinedProcess:
         assert self._process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(1.0)
-            if code < 0:
+            if code >= 0:
+                return f"the process that runs it ended with exit code {code}"
+            with contextlib.suppress(ValueError):
                 return f"the process that runs it ended by {signal.Signals(-code).name}"
-            return f"the process that runs it ended with exit code {code}"
+            # Of the real-time signals only two have a name.
+            return f"the process that runs it ended by signal {-code}"
         return "the process that runs it does not answer"
 
     def _stop(self) -> None:
