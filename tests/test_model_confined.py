@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,7 @@ def test_a_template_that_does_not_end_is_one_error(render, hasty, source):
         ("{% set l = [0] * 3000000000 %}", "more memory than it may"),
         ("{{ 'a' * 20000000 }}", "more than 8,388,608 characters"),
         ("{% macro f(n) %}{{ f(n+1) }}{% endmacro %}{{ f(0) }}", "nested too deep"),
-        ("{{ raise_exception('\x1b]0;owned\x07\nsecond line') }}", r"\?\]0;owned\? second line"),
+        ("{{ raise_exception('\x1b]0;owned\x07\nsecond line') }}", r"\\x1b\]0;owned\\x07 second line"),
         ("{{ (raise_exception|attr('__globals__'))['json'] }}", "unsafe"),
         ("{{ messages[0].content.__class__.__mro__ }}", "unsafe"),
     ],
@@ -175,7 +176,7 @@ def test_a_tokenizer_that_would_end_the_process_is_one_error(folder, parts, capf
 def test_a_text_that_a_tokenizer_fails_on_is_that_request_s_error(read_folder, folder, parts, text, capfd):
     edit_tokenizer(folder, **parts)
     read = read_folder()
-    with pytest.raises(RequestError, match="text that the model's tokenizer can encode"):
+    with pytest.raises(RequestError, match=f"^text: got '{len(text)} characters', expected text that the model's"):
         read.encode(text)
     assert capfd.readouterr().err == ""
     assert read.encode("a") == read.encode("a")
@@ -345,7 +346,8 @@ def test_an_exception_of_a_signal_handler_does_not_leave_an_answer_for_the_next(
 def test_where_no_process_starts_texts_are_encoded_here_and_templates_refused(folder, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     (folder / "chat_template.jinja").write_text("x")
-    read = Tokenizer.from_folder(folder)
+    with pytest.warns(RuntimeWarning, match="No such file.*texts are encoded in this one"):
+        read = Tokenizer.from_folder(folder)
     assert read.encode("ab") == [64, 65]
     assert read.decode([64, 65]) == "ab"
     with pytest.raises(LimitError, match=r"processes.*No such file"):
@@ -356,7 +358,11 @@ def test_where_the_system_stops_starting_them_a_text_is_encoded_here(folder, mon
     read = Tokenizer.from_folder(folder)
     read.close()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    assert read.encode("ab") == [64, 65]
+    with pytest.warns(RuntimeWarning, match="No such file.*texts are encoded in this one"):
+        assert read.encode("ab") == [64, 65]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read.encode("ab") == [64, 65]
 
 
 def test_an_answer_out_of_form_ends_it(monkeypatch, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,9 @@ NOT_OF_LLAMA = ["  two", "a\n\nb", " ", " <|tool|> ", "<s>a</s>"]
 def here(monkeypatch):
     """Has texts encoded in this process: another one for each case takes long."""
     monkeypatch.setattr(sys, "executable", "/nowhere")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
 
 
 def write(folder: Path, backend: Backend, config: dict[str, Any], files: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,7 @@ class Tokenizer:
 
     It is read first, and texts are encoded, in a process of its own (`model/confined.py`): a malformed file can end the
     process that reads it, and an expression in it may backtrack for ever. Tokens become text here, because that is done
-    for each one. Where the system starts no process, all of it is done here, unbounded.
+    for each one. Where the system starts no process, all of it is done here, unbounded, and a warning says so.
 
     Source: transformers' `TokenizersBackend`. Its classes that put a normalizer and a pre-tokenizer of their own in the
         place of the file's are not followed.
@@ -74,8 +75,9 @@ class Tokenizer:
             with _of_file(path):
                 try:
                     confined.prepare(b"T", content, _READING_DEADLINE_S)
-                except NoProcessError:
+                except NoProcessError as error:
                     process = None
+                    _warn_of_no_process(error)
                 backend = tokenizers.Tokenizer.from_buffer(content)
             config = TokenizerConfig.from_folder(folder, backend)
             with _of_file(path):
@@ -96,19 +98,20 @@ class Tokenizer:
         try:
             content = text.encode()
         except UnicodeEncodeError as error:
-            raise RequestError("text", ascii(text)[:80], "text that UTF-8 can encode") from error
+            raise RequestError("text", _length(text), "text that UTF-8 can encode") from error
         try:
             if self._process is None:
                 ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
             else:
                 deadline_s = DEADLINE_S + len(text) / _CHARACTERS_PER_SECOND
                 ids = _ids(self._process.ask(b"E" if add_special_tokens else b"e", content, deadline_s))
-        except NoProcessError:
+        except NoProcessError as error:
             self._process = None
+            _warn_of_no_process(error)
             return self.encode(text, add_special_tokens)
         except BaseException as error:
             expected = f"text that the model's tokenizer can encode: {_library_error(error)}"
-            raise RequestError("text", text[:60], expected) from error
+            raise RequestError("text", _length(text), expected) from error
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -165,6 +168,16 @@ def _of_file(path: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         raise ModelFileError(path, f"not a tokenizer: {_library_error(error)}") from error
+
+
+def _warn_of_no_process(error: NoProcessError) -> None:
+    reason = f"{error}; texts are encoded in this one, where nothing bounds what the model's tokenizer takes"
+    warnings.warn(reason, RuntimeWarning, stacklevel=3)
+
+
+def _length(text: str) -> str:
+    """What an error says of a text: what is in it is none of a log's business."""
+    return f"{len(text):,} characters"
 
 
 def _ids(answer: bytes) -> list[int]:
