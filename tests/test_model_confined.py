@@ -152,7 +152,6 @@ BAD_TEMPLATES = [
         {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
         {"pre_tokenizer": {**SPLIT, "pattern": {"Regex": "\x1b("}}},
         {"version": "\x1b[2J"},
-        {"decoder": {"type": "Strip", "content": "a", "start": 2**64 - 1, "stop": 2**64 - 1}},
         *({"post_processor": {"type": "TemplateProcessing", "special_tokens": {}, **bad}} for bad in BAD_TEMPLATES),
     ],
     ids=lambda parts: next(iter(parts)),
@@ -160,6 +159,37 @@ BAD_TEMPLATES = [
 def test_a_tokenizer_that_would_end_the_process_is_one_error(folder, parts, capfd):
     edit_tokenizer(folder, **parts)
     with pytest.raises(ModelFileError, match=r"tokenizer\.json: not a tokenizer") as caught:
+        Tokenizer.from_folder(folder)
+    assert str(caught.value).isprintable()
+    assert capfd.readouterr().err == ""
+
+
+FUSE = {"type": "Fuse"}
+REPLACE = {"type": "Replace", "content": "x"}
+
+
+def in_sequence(*decoders: dict) -> dict:
+    return {"type": "Sequence", "decoders": list(decoders)}
+
+
+@pytest.mark.parametrize(
+    ("decoder", "said"),
+    [
+        ({**REPLACE, "pattern": {"Regex": "(?:c|(c)){22}[^c]"}}, "decoder.pattern is a Regex"),
+        (in_sequence(FUSE, {**REPLACE, "pattern": {"Regex": "a"}}), r"decoder.decoders\[1\].pattern is a Regex"),
+        (
+            in_sequence(in_sequence({**REPLACE, "pattern": {"Regex": "(?:(c)|c|\\1)+[^c]"}})),
+            r"decoder.decoders\[0\].decoders\[0\].pattern is a Regex",
+        ),
+        (in_sequence(FUSE, {**REPLACE, "pattern": {"String": "a"}, "content": "aa"}), "longer than the 'a'"),
+        ({**REPLACE, "pattern": {"String": ""}}, "longer than the ''"),
+        ({"type": "Strip", "content": "a", "start": 1, "stop": 1}, "decoder.stop is 1"),
+        ({"type": "Strip", "content": "a", "start": 2**64 - 1, "stop": 2**64 - 1}, "decoder.stop is 1844674407370955"),
+    ],
+)
+def test_a_decoder_that_nothing_bounds_is_one_error_that_names_its_field(folder, decoder, said, capfd):
+    edit_tokenizer(folder, decoder=decoder)
+    with pytest.raises(ModelFileError, match=rf"tokenizer\.json: .*{said}") as caught:
         Tokenizer.from_folder(folder)
     assert str(caught.value).isprintable()
     assert capfd.readouterr().err == ""

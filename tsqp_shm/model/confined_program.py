@@ -73,7 +73,10 @@ class Confined:
                 except Exception:
                     continue
                 self._tokenizer.decode(ids, skip_special_tokens=add_special_tokens)
-        self._tokenizer.decode(range(self._tokenizer.get_vocab_size()), skip_special_tokens=False)
+        vocabulary = range(self._tokenizer.get_vocab_size())
+        self._tokenizer.decode(vocabulary, skip_special_tokens=False)
+        for token_id in vocabulary:
+            self._tokenizer.decode([token_id, token_id], skip_special_tokens=False)
         return ""
 
     def encode(self, text: bytes, *, add_special_tokens: bool) -> str:

@@ -15,6 +15,7 @@ from tsqp_shm.errors import ModelFileError, RequestError
 from tsqp_shm.model.added_tokens import TokenizerConfig
 from tsqp_shm.model.chat_template import ChatTemplate
 from tsqp_shm.model.confined import DEADLINE_S, ConfinedError, ConfinedProcess, NoProcessError
+from tsqp_shm.model.decoder import require_bounded
 from tsqp_shm.model.files import MAX_TOKENIZER_BYTES, is_there, read_file
 from tsqp_shm.model.text_stream import TextStream
 from tsqp_shm.printable import quoted
@@ -79,6 +80,7 @@ class Tokenizer:
                     process = None
                     _warn_of_no_process(error)
                 backend = tokenizers.Tokenizer.from_buffer(content)
+            require_bounded(backend.decoder, path)
             config = TokenizerConfig.from_folder(folder, backend)
             with _of_file(path):
                 if process is not None:
