@@ -348,6 +348,13 @@ def test_a_malformed_file_is_one_line_that_names_the_field(tmp_path, here, name,
     assert caught.value.__cause__ is None
 
 
+def test_a_tokenizer_larger_than_any_real_one_is_refused_unread(tmp_path):
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(ModelFileError, match="larger than 67,108,864 bytes"):
+        Tokenizer.from_folder(tmp_path)
+
+
 def test_a_folder_without_tokenizer_json_says_how_to_make_one(tmp_path):
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(ModelFileError, match=r"AutoTokenizer\.from_pretrained\(FOLDER\)\.save_pretrained"):

@@ -27,7 +27,7 @@ from tsqp_shm.printable import quoted
 DEADLINE_S = 4.0
 # What the interpreter and the libraries map, and what of it a template may take.
 _MEMORY_BYTES = 1 << 30
-# A tokenizer.json takes some twelve times its size while it is read.
+# A tokenizer.json takes some twelve times its size while it is read. The largest that is read may take 2 GiB.
 _MEMORY_PER_BYTE = 32
 # What an interpreter needs to find its libraries, and a template the date.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "TZ")
