@@ -185,6 +185,12 @@ def in_sequence(*decoders: dict) -> dict:
         ),
         (in_sequence(FUSE, {**REPLACE, "pattern": {"String": "a"}, "content": "aa"}), "longer than the 'a'"),
         ({**REPLACE, "pattern": {"String": ""}}, "longer than the ''"),
+        (in_sequence({"type": "BPEDecoder", "suffix": ""}), r"decoder.decoders\[0\].suffix is empty"),
+        (
+            {"type": "CTC", "pad_token": "", "word_delimiter_token": "", "cleanup": False},
+            "decoder.word_delimiter_token is empty",
+        ),
+        (in_sequence(*[FUSE] * 32), "decoder has more than 32 parts"),
         ({"type": "Strip", "content": "a", "start": 1, "stop": 1}, "decoder.stop is 1"),
         ({"type": "Strip", "content": "a", "start": 2**64 - 1, "stop": 2**64 - 1}, "decoder.stop is 1844674407370955"),
     ],
