@@ -22,6 +22,14 @@ def ours() -> Tokenizer:
     return Tokenizer.from_folder(demo_model_folder())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_of_ours():
+    # Before the first test, which would else be held to leave a process behind.
+    ours()
+    yield
+    ours().close()
+
+
 @functools.cache
 def theirs():
     from transformers import AutoTokenizer

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,8 @@ def test_a_template_that_is_none_is_one_error_that_names_its_file(render, source
     assert str(caught.value).isprintable()
 
 
+# The library gives up a match after ten million steps; this has a million, at every place of a text.
+SLOW = "(?:a|(a)){20}[^a]"
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 NO_NORMALIZER = {"type": "Precompiled", "precompiled_charsmap": "/////wAAAAA="}
 BAD_TEMPLATES = [
@@ -151,7 +154,6 @@ BAD_TEMPLATES = [
         {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
         {"pre_tokenizer": {**SPLIT, "pattern": {"Regex": "\x1b("}}},
         {"version": "\x1b[2J"},
-        {"decoder": {"type": "Strip", "content": "a", "start": 2**64 - 1, "stop": 2**64 - 1}},
         *({"post_processor": {"type": "TemplateProcessing", "special_tokens": {}, **bad}} for bad in BAD_TEMPLATES),
     ],
     ids=lambda parts: next(iter(parts)),
@@ -159,6 +161,43 @@ BAD_TEMPLATES = [
 def test_a_tokenizer_that_would_end_the_process_is_one_error(folder, parts, capfd):
     edit_tokenizer(folder, **parts)
     with pytest.raises(ModelFileError, match=r"tokenizer\.json: not a tokenizer") as caught:
+        Tokenizer.from_folder(folder)
+    assert str(caught.value).isprintable()
+    assert capfd.readouterr().err == ""
+
+
+FUSE = {"type": "Fuse"}
+REPLACE = {"type": "Replace", "content": "x"}
+
+
+def in_sequence(*decoders: dict) -> dict:
+    return {"type": "Sequence", "decoders": list(decoders)}
+
+
+@pytest.mark.parametrize(
+    ("decoder", "said"),
+    [
+        ({**REPLACE, "pattern": {"Regex": "(?:c|(c)){22}[^c]"}}, "decoder.pattern is a Regex"),
+        (in_sequence(FUSE, {**REPLACE, "pattern": {"Regex": "a"}}), r"decoder.decoders\[1\].pattern is a Regex"),
+        (
+            in_sequence(in_sequence({**REPLACE, "pattern": {"Regex": "(?:(c)|c|\\1)+[^c]"}})),
+            r"decoder.decoders\[0\].decoders\[0\].pattern is a Regex",
+        ),
+        (in_sequence(FUSE, {**REPLACE, "pattern": {"String": "a"}, "content": "aa"}), "longer than the 'a'"),
+        ({**REPLACE, "pattern": {"String": ""}}, "longer than the ''"),
+        (in_sequence({"type": "BPEDecoder", "suffix": ""}), r"decoder.decoders\[0\].suffix is empty"),
+        (
+            {"type": "CTC", "pad_token": "", "word_delimiter_token": "", "cleanup": False},
+            "decoder.word_delimiter_token is empty",
+        ),
+        (in_sequence(*[FUSE] * 32), "decoder has more than 32 parts"),
+        ({"type": "Strip", "content": "a", "start": 1, "stop": 1}, "decoder.stop is 1"),
+        ({"type": "Strip", "content": "a", "start": 2**64 - 1, "stop": 2**64 - 1}, "decoder.stop is 1844674407370955"),
+    ],
+)
+def test_a_decoder_that_nothing_bounds_is_one_error_that_names_its_field(folder, decoder, said, capfd):
+    edit_tokenizer(folder, decoder=decoder)
+    with pytest.raises(ModelFileError, match=rf"tokenizer\.json: .*{said}") as caught:
         Tokenizer.from_folder(folder)
     assert str(caught.value).isprintable()
     assert capfd.readouterr().err == ""
@@ -175,18 +214,17 @@ def test_a_tokenizer_that_would_end_the_process_is_one_error(folder, parts, capf
 def test_a_text_that_a_tokenizer_fails_on_is_that_request_s_error(read_folder, folder, parts, text, capfd):
     edit_tokenizer(folder, **parts)
     read = read_folder()
-    with pytest.raises(RequestError, match="text that the model's tokenizer can encode"):
+    with pytest.raises(RequestError, match=f"^text: got '{len(text)} characters', expected text that the model's"):
         read.encode(text)
     assert capfd.readouterr().err == ""
     assert read.encode("a") == read.encode("a")
 
 
 def test_a_text_that_takes_too_long_is_that_request_s_error(read_folder, folder, hasty):
-    # Each match gives up after ten million steps; a text of many beginnings has as many of them.
-    edit_tokenizer(folder, pre_tokenizer={**SPLIT, "pattern": {"Regex": "(a|aa|a+){1,18}c"}})
+    edit_tokenizer(folder, pre_tokenizer={**SPLIT, "pattern": {"Regex": SLOW}})
     read = read_folder()
-    with pytest.raises(RequestError, match="text that the model's tokenizer can encode"):
-        read.encode(("a" * 18 + "b") * 300)
+    with pytest.raises(RequestError, match="text that the model's tokenizer can encode: it takes longer than it may"):
+        read.encode("a" * 3000)
     assert read.encode("ab") == [64, 65]
 
 
@@ -235,6 +273,9 @@ def test_it_is_gone_with_its_tokenizer_and_with_a_closed_llm(tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(byte_level()))
     with LocalGpus(folder).llm(dtype="float32") as llm:
         assert len(children()) == 1
+        for prompts in ("a" * (1 << 17), [{"prompt": "a" * (1 << 17)}]):
+            with pytest.raises(RequestError, match="none of which has more than 2 bytes"):
+                llm.generate(prompts)
     assert children() == []
     read = Tokenizer.from_folder(folder)
     assert len(children()) == 1
@@ -304,25 +345,97 @@ def test_it_ends_with_its_owner_however_that_ends(folder, forked):
     os.close(tell)
 
 
-@pytest.mark.long
-def test_one_that_never_ends_and_has_no_owner_any_more_ends_by_its_alarm(folder, forked):
-    (folder / "chat_template.jinja").write_text(ENDLESS)
+@pytest.mark.parametrize("source", [ENDLESS, "{{ 9**(9**9) }}"], ids=["in Python", "in C, which holds the interpreter"])
+def test_one_that_never_ends_ends_with_its_owner(forked, source):
     told, tell = os.pipe()
 
     def own() -> None:
-        read = Tokenizer.from_folder(folder)
-        os.write(tell, f"{children()[0]}\n".encode())
-        read.apply_chat_template(HELLO)
+        process = ConfinedProcess()
+        # Compiling works out what is constant.
+        process.prepare(b"C", b"")
+        os.write(tell, f"{process.pid}\n".encode())
+        process.ask(b"C", source.encode(), 300)
+        process.ask(b"R", b"{}", 300)
 
     owner = forked(own)
     pid = int(os.read(told, 100))
-    while processor_s(pid) < 1:
+    before_s = processor_s(pid)
+    while processor_s(pid) < before_s + 0.3:
         time.sleep(0.01)
     owner.kill()
-    assert is_alive(pid)
     wait_for_the_end_of(pid, 20)
     os.close(told)
     os.close(tell)
+
+
+def test_who_waits_too_long_for_its_turn_gets_one_error(folder, read_folder, monkeypatch):
+    (folder / "chat_template.jinja").write_text(ENDLESS)
+    read = read_folder()
+    monkeypatch.setattr(confined, "_TURN_S", 0.2)
+    monkeypatch.setattr(confined.ConfinedProcess.ask, "__defaults__", (1.5,))
+    failures: list[BaseException] = []
+
+    def render() -> None:
+        try:
+            read.apply_chat_template(HELLO)
+        except RequestError as error:
+            failures.append(error)
+
+    before_s = processor_s(children()[0])
+    thread = threading.Thread(target=render)
+    thread.start()
+    while processor_s(children()[0]) < before_s + 0.2:
+        time.sleep(0.01)
+    with pytest.raises(
+        RequestError, match=r"requests before it have kept the process that runs it for more than 0\.2 s"
+    ):
+        read.encode("ab")
+    thread.join()
+    assert "longer than it may" in str(failures[0])
+    assert read.encode("ab") == [64, 65]
+
+
+def test_what_a_text_may_take_does_not_grow_with_it_for_ever(folder, read_folder, monkeypatch):
+    edit_tokenizer(folder, pre_tokenizer={**SPLIT, "pattern": {"Regex": SLOW}})
+    read = read_folder()
+    monkeypatch.setattr(tokenizer, "_CHARACTERS_PER_SECOND", 1)
+    monkeypatch.setattr(tokenizer, "_MOST_ENCODING_S", 0.5)
+    with pytest.raises(RequestError, match="longer than it may"):
+        read.encode("a" * 3000)
+
+
+def test_a_text_that_cannot_fit_is_refused_and_not_encoded(folder, read_folder):
+    read = read_folder()
+    read.close()
+    # The longest token is spelled in two bytes.
+    for text in ("a" * (1 << 17), "é" * (1 << 16)):
+        with pytest.raises(RequestError, match="at most 60000 tokens, none of which has more than 2 bytes"):
+            read.encode(text, most_tokens=60_000)
+    assert children() == []
+    assert read.encode("a" * (1 << 17), most_tokens=1 << 16) == [64] * (1 << 17)
+    assert len(read.encode("a" * (1 << 16), most_tokens=10)) == 1 << 16
+
+
+def test_what_is_prepared_anew_shares_the_deadline_of_the_request(monkeypatch, tmp_path):
+    (tmp_path / "program.py").write_text(
+        f"""
+import os, struct, time
+os.read(0, 17)
+if os.path.exists({str(tmp_path / "was here")!r}):
+    time.sleep(60)
+open({str(tmp_path / "was here")!r}, "w").close()
+os.write(1, struct.pack("<cQ", b"+", 0))
+time.sleep(60)
+"""
+    )
+    monkeypatch.setattr(confined.confined_program, "__file__", str(tmp_path / "program.py"))
+    process = ConfinedProcess()
+    process.prepare(b"T", b"", 30)
+    process.close()
+    began_s = time.monotonic()
+    with pytest.raises(ConfinedError, match="longer than it may"):
+        process.ask(b"E", b"", 0.5)
+    assert time.monotonic() - began_s < 25
 
 
 def test_an_exception_of_a_signal_handler_does_not_leave_an_answer_for_the_next(folder, read_folder):
@@ -345,7 +458,8 @@ def test_an_exception_of_a_signal_handler_does_not_leave_an_answer_for_the_next(
 def test_where_no_process_starts_texts_are_encoded_here_and_templates_refused(folder, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     (folder / "chat_template.jinja").write_text("x")
-    read = Tokenizer.from_folder(folder)
+    with pytest.warns(RuntimeWarning, match="No such file.*texts are encoded in this one"):
+        read = Tokenizer.from_folder(folder)
     assert read.encode("ab") == [64, 65]
     assert read.decode([64, 65]) == "ab"
     with pytest.raises(LimitError, match=r"processes.*No such file"):
@@ -356,7 +470,11 @@ def test_where_the_system_stops_starting_them_a_text_is_encoded_here(folder, mon
     read = Tokenizer.from_folder(folder)
     read.close()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    assert read.encode("ab") == [64, 65]
+    with pytest.warns(RuntimeWarning, match="No such file.*texts are encoded in this one"):
+        assert read.encode("ab") == [64, 65]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read.encode("ab") == [64, 65]
 
 
 def test_an_answer_out_of_form_ends_it(monkeypatch, tmp_path):
@@ -364,6 +482,15 @@ def test_an_answer_out_of_form_ends_it(monkeypatch, tmp_path):
     program.write_text("import os, time; os.write(1, b'?' * 9); time.sleep(60)")
     monkeypatch.setattr(confined.confined_program, "__file__", str(program))
     with pytest.raises(ConfinedError, match="does not answer in form"):
+        ConfinedProcess().ask(b"E", b"")
+
+
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGRTMIN + 1, "signal 35"), (signal.SIGKILL, "SIGKILL")])
+def test_one_that_a_signal_ends_is_one_error_that_names_it(monkeypatch, tmp_path, number, said):
+    program = tmp_path / "program.py"
+    program.write_text(f"import os; os.kill(os.getpid(), {int(number)})")
+    monkeypatch.setattr(confined.confined_program, "__file__", str(program))
+    with pytest.raises(ConfinedError, match=f"ended by {said}"):
         ConfinedProcess().ask(b"E", b"")
 
 

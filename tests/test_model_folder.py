@@ -83,9 +83,6 @@ def test_a_local_folder_wins_over_a_hub_id(cache):
         ),
         ("org/name", "v2", "nor is revision v2 .*huggingface-cli download org/name --revision v2"),
         ("nowhere", None, "nowhere: there is no such folder$"),
-        ("x" * 5000, None, "x: there is no such folder$"),
-        ("org/" + "m" * 300, None, "m: there is no such folder, nor"),
-        ("org/name", "r" * 300, "nor is revision r+ of"),
     ],
 )
 def test_a_model_that_is_not_there_says_how_to_fetch_it(cache, model, revision, said):
@@ -99,10 +96,35 @@ def test_a_revision_does_not_lead_out_of_the_cache(cache, revision):
         find_model_folder("org/name", revision)
 
 
-def test_a_ref_does_not_lead_out_of_the_cache(cache):
-    (cache / "models--org--name" / "refs" / "main").write_text("../../..")
-    with pytest.raises(ModelFileError, match="huggingface-cli"):
+@pytest.mark.parametrize("content", [b"../../..", b"", b"\xff", b"a" * 257, b"a" * (1 << 24)], ids=len)
+def test_a_ref_that_names_no_commit_is_one_error_that_names_it(cache, content):
+    (cache / "models--org--name" / "refs" / "main").write_bytes(content)
+    with pytest.raises(ModelFileError, match="refs/main: holds no name of a commit"):
         find_model_folder("org/name")
+
+
+@pytest.mark.parametrize(
+    ("lay", "said"),
+    [
+        (os.mkfifo, "is no regular file"),
+        (os.mkdir, "is no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is no regular file"),
+        (lambda path: path.symlink_to(path.name), "symbolic links"),
+    ],
+    ids=["FIFO", "folder", "device", "loop"],
+)
+def test_a_ref_that_cannot_be_read_is_one_error_that_names_it(cache, lay, said):
+    ref = cache / "models--org--name" / "refs" / "main"
+    ref.unlink()
+    lay(ref)
+    with pytest.raises(ModelFileError, match=f"refs/main: .*{said}"):
+        find_model_folder("org/name")
+
+
+def test_a_name_that_is_too_long_is_one_error(cache):
+    for name, revision in (("a" * 300, None), ("org/name", "a" * 300)):
+        with pytest.raises(ModelFileError, match="File name too long"):
+            find_model_folder(name, revision)
 
 
 @pytest.mark.parametrize("model", ["a/b/c", "/a/b", "./org/name", "../org", "-x/y", "org/name/"])

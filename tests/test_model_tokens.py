@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ def added(content: str, **flags: bool) -> dict[str, Any]:
 
 NEXT = str(byte_level().get_vocab_size())
 LAST = str(byte_level().get_vocab_size() - 1)
+# JSON can spell it, UTF-8 cannot.
+HALF = "a\ud800"
 FAST = {"tokenizer_class": "PreTrainedTokenizerFast"}
 LLAMA = {"tokenizer_class": "LlamaTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
@@ -182,6 +185,9 @@ NOT_OF_LLAMA = ["  two", "a\n\nb", " ", " <|tool|> ", "<s>a</s>"]
 def here(monkeypatch):
     """Has texts encoded in this process: another one for each case takes long."""
     monkeypatch.setattr(sys, "executable", "/nowhere")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
 
 
 def write(folder: Path, backend: Backend, config: dict[str, Any], files: dict[str, Any]) -> None:
@@ -318,6 +324,20 @@ def test_what_is_not_followed_is_refused_by_name(tmp_path, here, config, field):
         ("special_tokens_map.json", {"eos_token": {"content": "a", "lstrip": "yes"}}, "eos_token"),
         ("added_tokens.json", {"a": "b"}, "the id of 'a'"),
         ("added_tokens.json", {"\x1b[2J": -1}, "the id of"),
+        ("tokenizer_config.json", {"\x1b[2J_token": added(HALF)}, "half a character"),
+        ("tokenizer_config.json", {"bos_token": HALF}, "bos_token"),
+        ("tokenizer_config.json", {"eos_token": added(HALF)}, "eos_token"),
+        ("tokenizer_config.json", {"tool_token": HALF}, "tool_token"),
+        ("tokenizer_config.json", {"additional_special_tokens": [HALF]}, "extra_special_tokens"),
+        ("tokenizer_config.json", {"additional_special_tokens": [added(HALF)]}, "extra_special_tokens"),
+        ("tokenizer_config.json", {"additional_special_tokens": {"tool": HALF}}, "tool"),
+        ("tokenizer_config.json", {"extra_special_tokens": {"tool": added(HALF)}}, "tool"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {NEXT: token(HALF)}}, "added_tokens_decoder"),
+        ("special_tokens_map.json", {"bos_token": HALF}, "bos_token"),
+        ("special_tokens_map.json", {"bos_token": token(HALF)}, "bos_token"),
+        ("special_tokens_map.json", {"additional_special_tokens": [HALF]}, "extra_special_tokens"),
+        ("special_tokens_map.json", {"extra_special_tokens": [token(HALF)]}, "extra_special_tokens"),
+        ("added_tokens.json", {HALF: int(NEXT)}, "half a character"),
     ],
 )
 def test_a_malformed_file_is_one_line_that_names_the_field(tmp_path, here, name, content, said):
@@ -325,6 +345,14 @@ def test_a_malformed_file_is_one_line_that_names_the_field(tmp_path, here, name,
     with pytest.raises(ModelFileError, match=said) as caught:
         Tokenizer.from_folder(tmp_path)
     assert str(caught.value).isprintable()
+    assert caught.value.__cause__ is None
+
+
+def test_a_tokenizer_larger_than_any_real_one_is_refused_unread(tmp_path):
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(ModelFileError, match="larger than 67,108,864 bytes"):
+        Tokenizer.from_folder(tmp_path)
 
 
 def test_a_folder_without_tokenizer_json_says_how_to_make_one(tmp_path):

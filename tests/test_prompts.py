@@ -117,7 +117,7 @@ def test_a_torch_tensor_that_is_iterated_is_one_prompt():
         (["a", b"b"], r"prompts\[1\]: got a bytes of 1"),
         (["a", np.array([[5, 6]])], r"prompts\[1\]: got a ndarray"),
         (["a", {5}], r"prompts\[1\]: got a set of 1"),
-        (["a", "\ud800"], r"prompts\[1\]: got '\\ud800', expected text that UTF-8 can encode"),
+        (["a", "\ud800"], r"prompts\[1\]: got '1 characters', expected text that UTF-8 can encode"),
         ("\ud800", "prompt: got"),
         ({}, "prompt: got a dict of 0, expected prompt or prompt_token_ids"),
         ({"prompt": "a", "multi_modal_data": None}, r"prompt\['multi_modal_data'\]: got None, expected no such key"),

@@ -27,6 +27,14 @@ def ours() -> Tokenizer:
     return Tokenizer.from_folder(demo_model_folder())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_of_ours():
+    # Before the first test, which would else be held to leave a process behind.
+    ours()
+    yield
+    ours().close()
+
+
 def text_by_token(tokenizer: Tokenizer, ids, skip_special_tokens=True, prompt=()):
     stream = tokenizer.stream(prompt, skip_special_tokens)
     return [*(stream.push(token_id) for token_id in ids), stream.finish()]

@@ -354,12 +354,14 @@ class LLM:
         return Completion(token_ids, params, max_tokens, self.spec.eos_token_ids, self._tokenizer)
 
     def _token_ids(self, prompt: Prompt, most: int) -> list[int]:
-        ids = self.tokenizer.encode(prompt.text or "") if prompt.token_ids is None else prompt.token_ids
+        ids = prompt.token_ids
+        if ids is None:
+            ids = self.tokenizer.encode(prompt.text or "", most_tokens=most)
         return checked_token_ids(ids, most, self.max_model_len, self.spec.vocab_size, prompt.name)
 
     def _encoded(self, rendered: str) -> list[int]:
         # A rendered chat template spells out its special tokens itself.
-        return self.tokenizer.encode(rendered, add_special_tokens=False)
+        return self.tokenizer.encode(rendered, add_special_tokens=False, most_tokens=self.max_model_len - 1)
 
     @contextmanager
     def _running(self, completions: list[Completion], told: Told) -> Iterator[None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tsqp_shm.errors import ConfigError, ModelFileError
 from tsqp_shm.files import open_regular
+from tsqp_shm.printable import quoted
 from tsqp_shm.scalars import path
 
 _EXPECTED = "a model folder, a Hugging Face id that was fetched before, or nothing for the demo model"
@@ -70,25 +71,33 @@ def _cached_folder(hub_id: str, revision: str | None) -> Path:
     """
     kept = _hub_cache() / f"models--{hub_id.replace('/', '--')}"
     wanted = revision or "main"
-    try:
-        with os.fdopen(open_regular(kept / "refs" / wanted, follows_links=True), "rb") as file:
-            commit = file.read(_MAX_REF_BYTES).decode("ascii").strip()
-    except (OSError, UnicodeError):
-        # A commit has no ref.
-        commit = wanted
-    folder = kept / "snapshots" / commit
-    if _REVISION.fullmatch(commit) and _is_folder(folder):
+    folder = kept / "snapshots" / _commit(kept / "refs" / wanted, wanted)
+    # Path.is_dir raises where a folder on the way may not be looked into.
+    if os.path.isdir(folder):  # noqa: PTH112
         return folder
-    if "/" not in hub_id and not _is_folder(kept):
+    if "/" not in hub_id and not os.path.isdir(kept):  # noqa: PTH112
         raise ModelFileError(hub_id, "there is no such folder")
     fetch = f"huggingface-cli download {hub_id}" + (f" --revision {revision}" if revision else "")
     where = f"nor is revision {wanted} of a model of this name in the Hugging Face cache {_hub_cache()}"
     raise ModelFileError(hub_id, f"there is no such folder, {where}; to fetch it: {fetch}")
 
 
-def _is_folder(folder: Path) -> bool:
-    # Unlike `Path.is_dir`, False too where the name is longer than any can be.
-    return os.path.isdir(folder)  # noqa: PTH112
+def _commit(ref: Path, wanted: str) -> str:
+    """What a ref says; a commit has none, and is meant itself.
+
+    Raises:
+        ModelFileError: the ref cannot be read, or is none.
+    """
+    try:
+        with os.fdopen(open_regular(ref, follows_links=True), "rb") as file:
+            commit = file.read(_MAX_REF_BYTES + 1).decode(errors="replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return wanted
+    except OSError as error:
+        raise ModelFileError(ref, error.strerror or quoted(error)) from error
+    if len(commit) > _MAX_REF_BYTES or not _REVISION.fullmatch(commit):
+        raise ModelFileError(ref, "holds no name of a commit")
+    return commit
 
 
 def _hub_cache() -> Path:

@@ -103,7 +103,8 @@ def _encodable(given: str, name: str) -> str:
     try:
         given.encode()
     except UnicodeEncodeError:
-        raise RequestError(name, given, "text that UTF-8 can encode") from None
+        # What is in it is none of a log's business.
+        raise RequestError(name, f"{len(given):,} characters", "text that UTF-8 can encode") from None
     return given
 
 

@@ -18,6 +18,7 @@ from tokenizers import AddedToken
 from tsqp_shm.errors import ModelFileError, UnsupportedModel
 from tsqp_shm.model.files import MAX_TOKENIZER_CONFIG_BYTES, is_there
 from tsqp_shm.model.json_fields import brief, read_json_object
+from tsqp_shm.printable import is_text, quoted
 
 CONFIG_FILE = "tokenizer_config.json"
 # In the order in which transformers adds them.
@@ -170,6 +171,7 @@ def _legacy(
         for text, number in read_json_object(path, MAX_TOKENIZER_CONFIG_BYTES).items():
             if type(number) is not int or not 0 <= number < 1 << 31:
                 raise ModelFileError(path, f"the id of {brief(text)!r} is {brief(number)!r}")
+            _require_text(text, "a token", path)
             added.append((number, AddedToken(text, normalized=text not in special, special=text in special)))
     return [*added, *backend.get_added_tokens_decoder().items()]
 
@@ -189,14 +191,25 @@ def _by_id(value: object, path: Path) -> list[tuple[int, AddedToken]]:
 
 def _token(value: object, name: str, path: Path) -> Token:
     """A token as a file says it: its text, or an object with that and flags."""
-    if isinstance(value, (str, AddedToken)):
+    if isinstance(value, AddedToken):
         return value
+    if isinstance(value, str):
+        return _require_text(value, name, path)
     if isinstance(value, dict):
         flags = {key: flag for key, flag in value.items() if key not in ("__type", "id", "content")}
         is_sound = all(key in _FLAGS and isinstance(flag, bool) for key, flag in flags.items())
         if isinstance(value.get("content"), str) and is_sound:
-            return AddedToken(value["content"], **flags)
-    raise ModelFileError(path, f"{name} is {brief(value)!r}, neither a token's text nor an object with its content")
+            return AddedToken(_require_text(value["content"], name, path), **flags)
+    raise ModelFileError(
+        path, f"{quoted(name)} is {brief(value)!r}, neither a token's text nor an object with its content"
+    )
+
+
+def _require_text(token: str, name: str, path: Path) -> str:
+    """Raises for what JSON can spell and UTF-8, which the tokenizer speaks, cannot."""
+    if not is_text(token):
+        raise ModelFileError(path, f"{quoted(name)} is {brief(token)!r}, which no UTF-8 is: it holds half a character")
+    return token
 
 
 def _is_typed(value: object) -> bool:

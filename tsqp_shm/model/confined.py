@@ -25,9 +25,13 @@ from tsqp_shm.printable import quoted
 
 # To encode some text, to compile a template or to render it: a hundred times what real ones take.
 DEADLINE_S = 4.0
+# How long a request waits for those of other threads: far longer than texts take that are no attack.
+_TURN_S = 10.0
+# A process that is started anew may take so much longer to prepare than the first one has.
+_SLOWER = 3
 # What the interpreter and the libraries map, and what of it a template may take.
 _MEMORY_BYTES = 1 << 30
-# A tokenizer.json takes some twelve times its size while it is read.
+# A tokenizer.json takes some twelve times its size while it is read. The largest that is read may take 2 GiB.
 _MEMORY_PER_BYTE = 32
 # What an interpreter needs to find its libraries, and a template the date.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "TZ")
@@ -44,7 +48,7 @@ class NoProcessError(Exception):
 
 
 class ConfinedProcess:
-    """Any thread may ask, one after the other."""
+    """Any thread may ask, one after the other. Who waits too long for its turn gets an error, and disturbs nobody."""
 
     def __init__(self, content_bytes: int = 0) -> None:
         """Args:
@@ -64,25 +68,24 @@ class ConfinedProcess:
         Raises:
             ConfinedError: it failed; `NoProcessError` as `ask`.
         """
-        self.ask(request, content, deadline_s)
-        self._prepared[request] = content, deadline_s
+        with self._turn():
+            began = time.monotonic()
+            self._ask(request, content, deadline_s)
+            self._prepared[request] = content, time.monotonic() - began
 
     def ask(self, request: bytes, content: bytes, deadline_s: float = DEADLINE_S) -> bytes:
         """Returns the answer.
 
+        Args:
+            deadline_s: for the request, from its turn on. Where the process has to be started anew, what is prepared in
+                it shares the deadline, which is longer by a multiple of what that took before.
+
         Raises:
-            ConfinedError: the request failed, took too long or too much memory.
+            ConfinedError: the request failed, took too long or too much memory, or waited too long for its turn.
             NoProcessError: the system starts no process.
         """
-        with self._lock:
-            if self._process is not None and self._process.poll() is not None:
-                # Somebody has ended it since, the kernel for instance, where memory ran out.
-                self._stop()
-            if self._process is None:
-                self._start()
-                for prepared, (prepared_content, seconds) in self._prepared.items():
-                    self._exchange(prepared, prepared_content, seconds)
-            return self._exchange(request, content, deadline_s)
+        with self._turn():
+            return self._ask(request, content, deadline_s)
 
     @property
     def pid(self) -> int | None:
@@ -91,11 +94,38 @@ class ConfinedProcess:
 
     def close(self) -> None:
         """Ends the process, whatever another thread waits for there; it is started again where it is needed again."""
-        process = self._process
-        if process is not None:
-            process.kill()
-        with self._lock:
+        is_held = False
+        while not is_held:
+            process = self._process
+            if process is not None:
+                process.kill()
+            # Not once and for all: who waits for a turn has another process started.
+            is_held = self._lock.acquire(timeout=0.05)
+        try:
             self._stop()
+        finally:
+            self._lock.release()
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        if not self._lock.acquire(timeout=_TURN_S):
+            raise ConfinedError(f"requests before it have kept the process that runs it for more than {_TURN_S:g} s")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _ask(self, request: bytes, content: bytes, deadline_s: float) -> bytes:
+        if self._process is not None and self._process.poll() is not None:
+            # Somebody has ended it since, the kernel for instance, where memory ran out.
+            self._stop()
+        end = time.monotonic() + deadline_s
+        if self._process is None:
+            self._start()
+            end += _SLOWER * sum(took_s for _, took_s in self._prepared.values())
+            for prepared, (prepared_content, _) in self._prepared.items():
+                self._exchange(prepared, prepared_content, end)
+        return self._exchange(request, content, end)
 
     def _start(self) -> None:
         program = Path(confined_program.__file__)
@@ -126,11 +156,10 @@ class ConfinedProcess:
         self._process, self._channel = process, ours
         self._end = weakref.finalize(self, _end, process, ours, os.getpid())
 
-    def _exchange(self, request: bytes, content: bytes, deadline_s: float) -> bytes:
+    def _exchange(self, request: bytes, content: bytes, end: float) -> bytes:
         try:
-            end = time.monotonic() + deadline_s
             # Somewhat later than here, where the reason is known.
-            seconds = f"{deadline_s + 1:8.2f}".encode()
+            seconds = f"{max(end - time.monotonic(), 0) + 1:8.2f}".encode()
             self._write(HEADER.pack(request, len(content)) + seconds + content, end)
             verdict, size = HEADER.unpack(self._read(HEADER.size, end))
             # UNTRUSTED: whoever breaks out of the sandbox in there says what he likes.
@@ -180,9 +209,12 @@ class ConfinedProcess:
         assert self._process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(1.0)
-            if code < 0:
+            if code >= 0:
+                return f"the process that runs it ended with exit code {code}"
+            with contextlib.suppress(ValueError):
                 return f"the process that runs it ended by {signal.Signals(-code).name}"
-            return f"the process that runs it ended with exit code {code}"
+            # Of the real-time signals only two have a name.
+            return f"the process that runs it ended by signal {-code}"
         return "the process that runs it does not answer"
 
     def _stop(self) -> None:

@@ -3,7 +3,7 @@
 Both are programs of the checkpoint's author: a template loops as it likes, a tokenizer's expressions may backtrack for
 ever, and a malformed tokenizer can end the process of the library that reads it. So this process has nothing that is
 worth taking: no environment but what finds its libraries and the time zone, no descriptor but one socket, little
-memory, and an alarm that ends it.
+memory, an alarm that ends it, and a signal that does where its owner has ended.
 
 A request is a letter, a length, the seconds that it may take (8 characters) and that many bytes; an answer is "+" and a
 value or "-" and what was wrong.
@@ -13,13 +13,16 @@ NOTE: it is run as a file, and imports nothing of this package: its start is a p
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import resource
+import select
 import signal
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
@@ -73,7 +76,10 @@ class Confined:
                 except Exception:
                     continue
                 self._tokenizer.decode(ids, skip_special_tokens=add_special_tokens)
-        self._tokenizer.decode(range(self._tokenizer.get_vocab_size()), skip_special_tokens=False)
+        vocabulary = range(self._tokenizer.get_vocab_size())
+        self._tokenizer.decode(vocabulary, skip_special_tokens=False)
+        for token_id in vocabulary:
+            self._tokenizer.decode([token_id, token_id], skip_special_tokens=False)
         return ""
 
     def encode(self, text: bytes, *, add_special_tokens: bool) -> str:
@@ -168,8 +174,9 @@ def main(memory_bytes: int) -> None:
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
     # Of its own: a process that is started inherits who ignores what.
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    for deadly in (signal.SIGALRM, signal.SIGIO):
+        signal.signal(deadly, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM, signal.SIGIO})
     serve(requests, answers)
 
 
@@ -182,10 +189,32 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         content = requests.read(size)
         # Not only the owner's watch ends what takes too long: an owner that was killed has none.
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        verdict, value = answer(confined, request, content)
+        with ending_with_owner(requests.fileno()):
+            verdict, value = answer(confined, request, content)
         signal.setitimer(signal.ITIMER_REAL, 0)
         answers.write(HEADER.pack(verdict, len(value)) + value)
         answers.flush()
+
+
+@contextlib.contextmanager
+def ending_with_owner(channel: int) -> Iterator[None]:
+    """Has the system end this process when the other end of its socket closes, whatever a library is doing by then.
+
+    SYNC POINT: the signal comes for anything that arrives, so this is for the time in which nothing may: the request
+    has been read whole, and the owner sends no other before it has an answer.
+    """
+    flags = fcntl.fcntl(channel, fcntl.F_GETFL)
+    # Where the system cannot, the alarm alone ends it.
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(channel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(channel, fcntl.F_SETFL, flags | os.O_ASYNC)
+    # It may have closed before.
+    poll = select.poll()
+    poll.register(channel, 0)
+    if poll.poll(0):
+        sys.exit()
+    yield
+    fcntl.fcntl(channel, fcntl.F_SETFL, flags)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from pathlib import Path
 from tsqp_shm.errors import ModelFileError
 from tsqp_shm.printable import quoted
 
-# Twice and more of what the largest real one has.
+# Well above what the largest real one has; a tokenizer.json has below 40 MB.
 MAX_CONFIG_BYTES = 4 << 20
 MAX_TOKENIZER_CONFIG_BYTES = 16 << 20
-MAX_TOKENIZER_BYTES = 256 << 20
+MAX_TOKENIZER_BYTES = 64 << 20
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_INDEX_BYTES = 64 << 20
 

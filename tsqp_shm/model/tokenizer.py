@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,7 @@ from tsqp_shm.errors import ModelFileError, RequestError
 from tsqp_shm.model.added_tokens import TokenizerConfig
 from tsqp_shm.model.chat_template import ChatTemplate
 from tsqp_shm.model.confined import DEADLINE_S, ConfinedError, ConfinedProcess, NoProcessError
+from tsqp_shm.model.decoder import require_bounded
 from tsqp_shm.model.files import MAX_TOKENIZER_BYTES, is_there, read_file
 from tsqp_shm.model.text_stream import TextStream
 from tsqp_shm.printable import quoted
@@ -25,6 +28,9 @@ HOW_TO_MAKE_ONE = "transformers makes one: AutoTokenizer.from_pretrained(FOLDER)
 _READING_DEADLINE_S = 30.0
 # A tokenizer encodes a multiple of that in a second.
 _CHARACTERS_PER_SECOND = 10_000
+_MOST_ENCODING_S = 30.0
+# A text up to this is encoded in any case, as it takes no time.
+_SHORT_BYTES = 1 << 16
 
 
 class Tokenizer:
@@ -32,7 +38,7 @@ class Tokenizer:
 
     It is read first, and texts are encoded, in a process of its own (`model/confined.py`): a malformed file can end the
     process that reads it, and an expression in it may backtrack for ever. Tokens become text here, because that is done
-    for each one. Where the system starts no process, all of it is done here, unbounded.
+    for each one. Where the system starts no process, all of it is done here, unbounded, and a warning says so.
 
     Source: transformers' `TokenizersBackend`. Its classes that put a normalizer and a pre-tokenizer of their own in the
         place of the file's are not followed.
@@ -72,43 +78,56 @@ class Tokenizer:
             stack.callback(confined.close)
             process: ConfinedProcess | None = confined
             with _of_file(path):
+                end = time.monotonic() + _READING_DEADLINE_S
                 try:
                     confined.prepare(b"T", content, _READING_DEADLINE_S)
-                except NoProcessError:
+                except NoProcessError as error:
                     process = None
+                    _warn_of_no_process(error)
                 backend = tokenizers.Tokenizer.from_buffer(content)
+            require_bounded(backend.decoder, path)
             config = TokenizerConfig.from_folder(folder, backend)
             with _of_file(path):
                 if process is not None:
                     trial = [config.tokens_to_add(backend), config.splits_special_tokens]
-                    process.prepare(b"A", json.dumps(trial).encode(), _READING_DEADLINE_S)
+                    process.prepare(b"A", json.dumps(trial).encode(), end - time.monotonic())
                 config.add_to(backend)
             stack.pop_all()
         return cls(backend, folder, config, process)
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Returns the token ids; `add_special_tokens=False` is for a prompt that a chat template made.
+    def encode(self, text: str, add_special_tokens: bool = True, most_tokens: int | None = None) -> list[int]:
+        """Returns the token ids.
+
+        Args:
+            add_special_tokens: False is for a prompt that a chat template made.
+            most_tokens: a text that is longer than so many of the longest tokens is not encoded.
 
         Raises:
-            RequestError: the text holds lone surrogates, which no tokenizer can represent; or the tokenizer fails on it
-                or takes too long.
+            RequestError: the text holds lone surrogates, which no tokenizer can represent, or is too long; or the
+                tokenizer fails on it or takes too long, or others keep it for too long.
         """
         try:
             content = text.encode()
         except UnicodeEncodeError as error:
-            raise RequestError("text", ascii(text)[:80], "text that UTF-8 can encode") from error
+            raise RequestError("text", _length(text), "text that UTF-8 can encode") from error
+        if most_tokens is not None and len(content) > _SHORT_BYTES:
+            longest = self._longest_token_bytes
+            if len(content) > most_tokens * longest:
+                expected = f"at most {most_tokens} tokens, none of which has more than {longest} bytes"
+                raise RequestError("text", _length(text), expected)
         try:
             if self._process is None:
                 ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
             else:
-                deadline_s = DEADLINE_S + len(text) / _CHARACTERS_PER_SECOND
+                deadline_s = min(DEADLINE_S + len(text) / _CHARACTERS_PER_SECOND, _MOST_ENCODING_S)
                 ids = _ids(self._process.ask(b"E" if add_special_tokens else b"e", content, deadline_s))
-        except NoProcessError:
+        except NoProcessError as error:
             self._process = None
-            return self.encode(text, add_special_tokens)
+            _warn_of_no_process(error)
+            return self.encode(text, add_special_tokens, most_tokens)
         except BaseException as error:
             expected = f"text that the model's tokenizer can encode: {_library_error(error)}"
-            raise RequestError("text", text[:60], expected) from error
+            raise RequestError("text", _length(text), expected) from error
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -131,6 +150,11 @@ class Tokenizer:
         """Returns a token as the vocabulary spells it; None beyond the vocabulary."""
         token: str | None = self._backend.id_to_token(token_id)
         return token
+
+    @cached_property
+    def _longest_token_bytes(self) -> int:
+        """As the vocabulary spells it, which is in no fewer bytes than its text has."""
+        return max((len(token.encode()) for token in self._backend.get_vocab()), default=0)
 
     @cached_property
     def special_token_ids(self) -> frozenset[int]:
@@ -165,6 +189,16 @@ def _of_file(path: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         raise ModelFileError(path, f"not a tokenizer: {_library_error(error)}") from error
+
+
+def _warn_of_no_process(error: NoProcessError) -> None:
+    reason = f"{error}; texts are encoded in this one, where nothing bounds what the model's tokenizer takes"
+    warnings.warn(reason, RuntimeWarning, stacklevel=3)
+
+
+def _length(text: str) -> str:
+    """What an error says of a text: what is in it is none of a log's business."""
+    return f"{len(text):,} characters"
 
 
 def _ids(answer: bytes) -> list[int]:

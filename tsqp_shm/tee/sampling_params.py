@@ -40,7 +40,7 @@ class SamplingParams:
         stop: a string or strings that end the completion; they are not part of it. They are looked for in the text
             that has special tokens spelled out.
         ignore_eos: go on after an end-of-sequence token.
-        deadline_s: ends the completion so many seconds after it was asked for, with what it has by then, in
+        deadline_s: ends the completion so many seconds after its prompt has been encoded, with what it has by then, in
             the middle of a step too. None: it may take as long as it takes.
 
     Raises:
