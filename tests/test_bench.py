@@ -238,6 +238,46 @@ def test_a_contender_that_does_not_answer_is_given_up_after_a_deadline(tiny_mode
         contender.stop()
 
 
+# A contender that talks on its socket as it likes.
+SPEAKS = """
+import os, socket, sys, threading, time
+connection = socket.socket(fileno=int(sys.argv[-1]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("while True: connection.send(b'x'); time.sleep(0.001)", r"no answer within 1 s"),
+        ("while True: connection.send(bytes(65536))", "an answer of more than"),
+        ("connection.send(b'\\xff{\\n'); time.sleep(60)", "something else than it was asked"),
+        ("connection.send(b'[' * 500000 + b'\\n'); time.sleep(60)", "something else than it was asked"),
+        ("connection.send(b'{\"ready\": 3}\\n'); time.sleep(60)", "something else than it was asked"),
+        ('connection.send(b\'{"failed": "\\\\u001b[2J"}\\n\'); time.sleep(60)', r"\\x1b\[2J"),
+        (
+            "[os.write(1, bytes(65536)) for _ in range(20)]; sys.exit('\x1b[2J last')",
+            r"(?s)exit code 1.*\\x1b\[2J last",
+        ),
+        (
+            "import subprocess; subprocess.Popen(['sleep', '300']); sys.exit('left one behind')",
+            r"(?s)exit code 1.*left one behind",
+        ),
+    ],
+    ids=["drips", "floods", "no JSON", "deep JSON", "no facts", "escapes", "prints much", "a grandchild"],
+)
+def test_whatever_a_contender_says_is_one_error_in_bounded_time_and_memory(tiny_model, monkeypatch, code, said):
+    monkeypatch.setitem(KINDS, OURS, type(KINDS[OURS])(("-c", SPEAKS + code), ()))
+    monkeypatch.setattr("tsqp_shm.bench.contenders.POLITE_STOP_S", 0.1)
+    monkeypatch.setattr("tsqp_shm.bench.contenders.FIRM_STOP_S", 1.0)
+    contender = RunningContender.start(job_of(OURS, tiny_model))
+    try:
+        with pytest.raises(ContenderFailed, match=said) as caught:
+            contender.wait_ready(1 if code.endswith("(0.001)") else 30)
+        assert len(str(caught.value)) < 10_000
+    finally:
+        contender.stop()
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing_behind(signal_number, tiny_model):
     command = [sys.executable, "-m", "tsqp_shm", "bench", "prefill", tiny_model, "--runs", "1000000", "--tokens", "8"]

@@ -328,6 +328,16 @@ def test_a_forked_child_has_one_of_its_own(folder, forked):
     assert children() == [own]
 
 
+def test_it_works_in_a_program_whose_standard_streams_are_closed(folder, forked):
+    def use():
+        for descriptor in range(3):
+            os.close(descriptor)
+        read = Tokenizer.from_folder(folder)
+        assert read.decode(read.encode("a text")) == "a text"
+
+    forked(use).join()
+
+
 def test_it_ends_with_its_owner_however_that_ends(folder, forked):
     told, tell = os.pipe()
 

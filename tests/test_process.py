@@ -1,5 +1,6 @@
 """A parent's hold on its child and the child's on its parent: neither outlives the other, and the end is explained."""
 
+import contextlib
 import json
 import os
 import select
@@ -10,16 +11,16 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
+from models import RandomModel, model_folder
 
+from tsqp_shm.descriptors import memory_file
 from tsqp_shm.errors import ConfigError, ModelFileError, PeerDied
 from tsqp_shm.roles import relay
+from tsqp_shm.roles.lifeline import Lifeline
+from tsqp_shm.roles.private_arguments import handed_over
 from tsqp_shm.roles.process import RoleProcess
 from tsqp_shm.roles.relay import LAST_WORDS_LINES, MAX_LINE_BYTES
 
-CONFIG = {
-    "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
-    "num_attention_heads": 4, "vocab_size": 100,
-}  # fmt: skip
 # A role that is ready and lives for as long as its parent does.
 LIVES = """
 import os, signal, sys
@@ -61,10 +62,9 @@ def start():
 
 
 @pytest.fixture
-def waiting_gpu(start, tmp_path):
+def waiting_gpu(start):
     """The real GPU process, which waits for a TEE process that does not come."""
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    process, lines = start("gpu", [str(tmp_path), "--session", "nobody", "--device", "cpu"])
+    process, lines = start("gpu", [str(model_folder(RandomModel("llama"))), "--session", "nobody", "--device", "cpu"])
     while "waiting" not in lines.get(timeout=50):
         pass
     return process
@@ -195,12 +195,13 @@ def test_a_model_that_is_missing_is_the_error_of_whoever_started_the_role(start,
 
 
 FAILS = """
-import os, sys
+import sys
+MORE = ""
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.roles.lifeline import Lifeline
 lifeline = Lifeline.from_environment()
 lifeline.ready()
-lifeline.failed(ConfigError("device", "x", "cpu" + os.environ.get("TSQP_SHM_MORE", "")))
+lifeline.failed(ConfigError("device", "x", "cpu" + MORE))
 print("tsqp-shm: all is well\\na library says goodbye", file=sys.stderr)
 sys.exit(2)
 """
@@ -228,9 +229,9 @@ def test_an_error_after_the_session_has_come_up_is_a_death_whatever_it_is_called
     assert str(death).splitlines()[1:] == ["gpu: tsqp-shm: all is well", "gpu: a library says goodbye"]
 
 
-def test_a_relayed_error_is_one_printable_line_of_bounded_length(script, start, monkeypatch):
-    monkeypatch.setenv("TSQP_SHM_MORE", "\x1b[2J\ntsqp-shm: forged " + "x" * 5000)
-    script(FAILS)
+def test_a_relayed_error_is_one_printable_line_of_bounded_length(script, start):
+    more = "\x1b[2J\ntsqp-shm: forged " + "x" * 5000
+    script(FAILS.replace('MORE = ""', f"MORE = {more!r}"))
     process, _ = start()
     process.wait(30)
     said = str(process.death())
@@ -386,11 +387,14 @@ SECRETS = {
     "HF_TOKEN": "hf_x", "HUGGING_FACE_HUB_TOKEN": "hf_y", "AWS_SECRET_ACCESS_KEY": "z", "SSH_AUTH_SOCK": "/tmp/agent",
     "https_proxy": "http://user:password@proxy", "GITHUB_TOKEN": "t", "DISPLAY": ":0", "DBUS_SESSION_BUS_ADDRESS": "x",
     "PYTHONSTARTUP": "/tmp/x", "PYTHONINSPECT": "", "OPENAI_API_KEY": "k", "XDG_SESSION_ID": "3", "MAIL": "/var/mail/x",
+    "NVIDIA_API_KEY": "k", "NVIDIA_X": "k", "TORCH_TOKEN": "t", "TORCH_Password": "p", "CUDA_AUTH": "x",
+    "LC_SECRET": "s", "LC_X": "s", "TSQP_SHM_PROMPT": "private words", "OMP_CREDENTIALS": "c", "TORCHX": "x",
 }  # fmt: skip
 NEEDED = {
     "LC_CTYPE": "C.UTF-8", "TMPDIR": "/tmp", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TORCH_HOME": "/tmp",
     "TSQP_SHM_ISA": "scalar", "LD_LIBRARY_PATH": "/opt/x", "XDG_CACHE_HOME": "/tmp", "MKL_NUM_THREADS": "1",
-    "NVIDIA_VISIBLE_DEVICES": "all", "PYTORCH_CUDA_ALLOC_CONF": "x:1",
+    "LC_ALL": "C.UTF-8", "TSQP_SHM_MAX_BATCH_TOKENS": "512", "NVIDIA_VISIBLE_DEVICES": "all",
+    "PYTORCH_CUDA_ALLOC_CONF": "x:1",
 }  # fmt: skip
 
 
@@ -471,6 +475,55 @@ def test_a_role_ends_with_its_parent_though_that_has_sigterm_ignored(script, for
     assert ended(pidfd)
     for descriptor in (told, tell, pidfd):
         os.close(descriptor)
+
+
+@pytest.mark.parametrize("end", ["exits", "is killed", "is stopped"])
+def test_what_an_untrusted_role_has_started_ends_with_it(script, start, monkeypatch, end):
+    monkeypatch.setattr("tsqp_shm.roles.process.POLITE_STOP_S", 0.01)
+    script(
+        "import signal, subprocess, sys\nother = subprocess.Popen(['sleep', '300'])\n"
+        f"print(other.pid, file=sys.stderr, flush=True)\n{end == 'exits'} or signal.pause()"
+    )
+    process, lines = start()
+    pidfd = os.pidfd_open(int(lines.get(timeout=30).removeprefix("gpu: ")))
+    if end == "is stopped":
+        process.stop()
+    elif end == "is killed":
+        process.kill()
+    else:
+        assert process.wait(30) == 0
+    assert ended(pidfd)
+    os.close(pidfd)
+
+
+@pytest.mark.parametrize("text", ["still here\\n", "x" * 65536], ids=["now and then", "a flood"])
+def test_a_grandchild_in_a_session_of_its_own_is_heard_no_more_when_the_role_has_ended(script, start, text):
+    talks = f"import sys, time\nwhile True:\n  sys.stdout.write('{text}'); sys.stdout.flush(); time.sleep(0.001)"
+    script(
+        f"import subprocess, sys\nother = subprocess.Popen([{sys.executable!r}, '-c', {talks!r}], "
+        "start_new_session=True)\nprint(other.pid, file=sys.stderr, flush=True)"
+    )
+    process, lines = start()
+    pidfd = os.pidfd_open(int(lines.get(timeout=30).removeprefix("gpu: ")))
+    assert process.wait(30) == 0
+    assert process.stop() == 0
+    heard_until_then = lines.qsize()
+    # It writes to nobody.
+    assert ended(pidfd)
+    os.close(pidfd)
+    assert lines.qsize() == heard_until_then
+    assert not [thread for thread in threading.enumerate() if thread.name == "gpu relay"]
+
+
+@pytest.mark.parametrize("variable", ["TSQP_SHM_LIFELINE", "TSQP_SHM_ARGUMENTS"])
+@pytest.mark.parametrize("value", ["9" * 30, "9" * 5000, "x", "", "-1", "12345", "/", "{list}"])
+def test_a_variable_that_only_a_parent_sets_is_one_error_whatever_it_holds(monkeypatch, variable, value):
+    no_list = memory_file("no-list", b"3")
+    monkeypatch.setenv(variable, value.format(list=no_list) if value == "{list}" else value)
+    with pytest.raises(ConfigError, match="as a parent of this package sets it"):
+        Lifeline.from_environment() if variable.endswith("LIFELINE") else handed_over()
+    with contextlib.suppress(OSError):
+        os.close(no_list)
 
 
 def test_stopping_does_not_wait_for_a_grandchild_that_holds_the_pipe(script, start):

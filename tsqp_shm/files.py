@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from pathlib import Path
+
+from tsqp_shm.printable import shown
 
 # Of what `os.open` says where no regular file lies, in words that fit behind a path.
 _KINDS = {errno.ELOOP: "is a symbolic link", errno.ENXIO: "is no regular file", errno.EISDIR: "is a folder"}
@@ -79,3 +83,24 @@ def is_named(path: str | os.PathLike[str], fd: int) -> bool:
     except OSError:
         return False
     return os.path.samestat(named, opened)
+
+
+def lock_holder(fd: int) -> str:
+    """Who holds the lock (`flock`) of a file, as far as the kernel says it to this process."""
+    status = os.fstat(fd)
+    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            words = line.split()
+            # "1: FLOCK ADVISORY WRITE 4711 00:2f:8 0 EOF"; one that waits has "->" behind its number.
+            if len(words) > 5 and words[1] == "FLOCK" and words[5] == file and words[4].isdigit() and int(words[4]):
+                return f"process {words[4]}{_command(int(words[4]))}"
+    return "another process"
+
+
+def _command(pid: int) -> str:
+    try:
+        # UNTRUSTED: a process names itself.
+        return f" ({shown(Path(f'/proc/{pid}/comm').read_text(errors='replace').strip(), lines=False)})"
+    except OSError:
+        return ""

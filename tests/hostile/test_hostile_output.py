@@ -92,7 +92,7 @@ def test_in_a_pipe_its_bytes_stay_as_they_are(dictated):
 HOSTILE_SITE = """
 import atexit, os, socket, sys, threading, time
 if "gpu" in sys.orig_argv[:5]:
-    trigger = os.environ["TSQP_SHM_TRIGGER"]
+    trigger = "TRIGGER"
     os.write(1, b'{"text": "forged"}\\n\\x1b[2J')
     atexit.register(lambda: os.write(1, b'{"text": "forged"}\\n'))
     def act():
@@ -110,8 +110,7 @@ if "gpu" in sys.orig_argv[:5]:
 @pytest.fixture
 def trigger(tmp_path, monkeypatch) -> Iterator[Path]:
     """Has GPU processes be hostile, and one do its worst when the file is made."""
-    (tmp_path / "sitecustomize.py").write_text(HOSTILE_SITE)
-    monkeypatch.setenv("TSQP_SHM_TRIGGER", str(tmp_path / "trigger"))
+    (tmp_path / "sitecustomize.py").write_text(HOSTILE_SITE.replace("TRIGGER", str(tmp_path / "trigger")))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}:{Path(__file__).parents[2]}")
     return tmp_path / "trigger"
 

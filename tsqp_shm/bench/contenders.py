@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,10 +21,16 @@ import tsqp_shm
 from tsqp_shm.bench.cases import Job, Turn
 from tsqp_shm.descriptors import socket_pair
 from tsqp_shm.errors import ConfigError, ContenderFailed
+from tsqp_shm.printable import quoted, shown
+from tsqp_shm.roles.inheritance import kept_apart, kill_session
+from tsqp_shm.roles.relay import Relay
 
 OURS = "tsqp-shm"
 SCRIPTS = Path(tsqp_shm.__file__).parent.parent / "scripts"
-LAST_WORDS_LINES = 12
+# An answer has some 20 numbers and a row for each operation.
+MAX_ANSWER_BYTES = 1 << 20
+MAX_FAILED_LENGTH = 4000
+NO_ANSWER = "it answers with something else than it was asked"
 POLITE_STOP_S = 10.0
 FIRM_STOP_S = 2.0
 
@@ -105,39 +109,38 @@ class RunningContender:
         device: what it says that it computes on.
     """
 
-    def __init__(self, job: Job, process: subprocess.Popen[bytes], connection: socket.socket, log: Any) -> None:
+    def __init__(self, job: Job, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
         self.name = job.name
         self.device = ""
         self._process = process
         self._connection = connection
-        self._lines = connection.makefile("rb")
-        self._log = log
+        self._heard = bytearray()
+        assert process.stdout is not None
+        self._relay = Relay(job.name, process.stdout, lambda line: None)
 
     @classmethod
     def start(cls, job: Job) -> RunningContender:
         """Starts the process, which then loads the model; `wait_ready` comes next."""
         kind = KINDS[job.contender]
         ours, theirs = socket_pair()
-        # A file and not a pipe: nobody has to read it while the process runs.
-        log = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, *kind.command, job.to_json(), str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONSAFEPATH": "1", **dict(kind.environment)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # Ctrl-C is for the process that measures; it then stops this one.
-                start_new_session=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                **kept_apart(dict(kind.environment)),
             )
-        return cls(job, process, ours, log)
+        return cls(job, process, ours)
 
     def wait_ready(self, timeout_s: float) -> None:
         """Raises:
         ContenderFailed: it cannot run the job, has died, or takes too long.
         """
-        self.device = self._receive(timeout_s, "to load the model")["ready"]["device"]
+        ready = self._receive(timeout_s, "to load the model").get("ready")
+        if not isinstance(ready, dict) or "device" not in ready:
+            raise ContenderFailed(self.name, NO_ANSWER)
+        self.device = quoted(ready["device"])
 
     def repeat(self, turn: Turn, timeout_s: float) -> dict[str, Any]:
         """Has one repetition run. Returns its numbers; see `child.serve`.
@@ -151,33 +154,52 @@ class RunningContender:
         return self._receive(timeout_s, "a repetition")
 
     def _receive(self, timeout_s: float, what: str) -> dict[str, Any]:
-        self._connection.settimeout(timeout_s)
+        line = self._receive_line(timeout_s, what)
         try:
-            line = self._lines.readline()
-        except TimeoutError:
-            raise ContenderFailed(self.name, f"no answer within {timeout_s:g} s, waiting for {what}") from None
-        except OSError:
-            line = b""
-        if not line:
-            raise ContenderFailed(self.name, self._death())
-        answer: dict[str, Any] = json.loads(line)
+            answer = json.loads(line)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise ContenderFailed(self.name, NO_ANSWER)
         if "failed" in answer:
-            raise ContenderFailed(self.name, answer["failed"])
+            raise ContenderFailed(self.name, shown(str(answer["failed"])[:MAX_FAILED_LENGTH]))
         return answer
+
+    def _receive_line(self, timeout_s: float, what: str) -> bytes:
+        # UNTRUSTED: the whole line has this time and so many bytes, in whatever pieces it comes.
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self._heard:
+            left_s = deadline - time.monotonic()
+            try:
+                if left_s <= 0:
+                    raise TimeoutError
+                self._connection.settimeout(left_s)
+                data = self._connection.recv(1 << 16)
+            except TimeoutError:
+                raise ContenderFailed(self.name, f"no answer within {timeout_s:g} s, waiting for {what}") from None
+            except OSError:
+                data = b""
+            if not data:
+                raise ContenderFailed(self.name, self._death())
+            self._heard += data
+            if len(self._heard) > MAX_ANSWER_BYTES:
+                raise ContenderFailed(self.name, f"an answer of more than {MAX_ANSWER_BYTES:,} bytes")
+        line, _, rest = self._heard.partition(b"\n")
+        self._heard = rest
+        return bytes(line)
 
     def _death(self) -> str:
         try:
             code: int | None = self._process.wait(FIRM_STOP_S)
         except subprocess.TimeoutExpired:
             code = None
-        self._log.seek(0)
-        last = self._log.read().decode(errors="replace").splitlines()[-LAST_WORDS_LINES:]
+        self._relay.finish()
+        last = self._relay.last_words
         ended = "it closed its socket" if code is None else f"it ended with exit code {code}"
-        return "\n".join([f"{ended}; its last words:", *last]) if last else ended
+        return f"{ended}; its last words:\n{last}" if last else ended
 
     def stop(self) -> None:
         """Ends the process: closes the socket, then terminates, then kills."""
-        self._lines.close()
         # The process that was forked last may hold a copy of the socket for a moment; this is heard at once.
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
@@ -190,4 +212,5 @@ class RunningContender:
             except subprocess.TimeoutExpired:
                 act()
         self._process.wait()
-        self._log.close()
+        kill_session(self._process.pid)
+        self._relay.finish()

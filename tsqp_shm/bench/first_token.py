@@ -9,19 +9,22 @@ import select
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsqp_shm.bench.contenders import KINDS, LAST_WORDS_LINES, OURS, POLITE_STOP_S, parse_contenders, require_installed
+from tsqp_shm.bench.contenders import KINDS, OURS, POLITE_STOP_S, parse_contenders, require_installed
 from tsqp_shm.bench.report import STDOUT, environment, require_writable
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice, require_range
 from tsqp_shm.errors import ConfigError, ContenderFailed
 from tsqp_shm.progress import Progress
+from tsqp_shm.roles.inheritance import kept_apart, kill_session
+from tsqp_shm.roles.relay import Relay
 
+# A contender's text is a few tokens.
+MAX_TEXT_BYTES = 1 << 16
 PROMPT = "The capital of France is"
 NEW_TOKENS = 4
 
@@ -90,31 +93,49 @@ def _command(name: str, folder: Path, options: LaunchOptions) -> list[str]:
 
 def _time_to_text(name: str, command: list[str], timeout_s: float) -> float:
     """Runs a contender to its end. Returns the seconds from its start to its first text."""
-    # A file and not a pipe: nobody has to read it while the process runs.
-    with tempfile.TemporaryFile() as errors:
-        started = time.perf_counter()
-        process: Any = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env={**os.environ, "PYTHONSAFEPATH": "1", **dict(KINDS[name].environment)},
-            # Ctrl-C is for the process that measures; it then stops this one.
-            start_new_session=True,
-        )
-        try:
-            select.select([process.stdout], [], [], timeout_s)
-            seconds = time.perf_counter() - started
-            text, _ = process.communicate(timeout=max(0.0, timeout_s - seconds))
-        except subprocess.TimeoutExpired:
-            raise ContenderFailed(name, f"not at its end within {timeout_s:g} s") from None
-        finally:
-            _end(process)
-        if not text.strip() or process.returncode:
-            errors.seek(0)
-            last = errors.read().decode(errors="replace").strip().splitlines()[-LAST_WORDS_LINES:]
-            raise ContenderFailed(name, "\n".join([f"exit code {process.returncode}, no text; its last words:", *last]))
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **kept_apart(dict(KINDS[name].environment)),
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    relay = Relay(name, process.stderr, lambda line: None)
+    try:
+        text, seconds = _read(name, process.stdout.fileno(), started, timeout_s)
+        process.wait(max(0.0, started + timeout_s - time.perf_counter()))
+    except subprocess.TimeoutExpired:
+        raise _late(name, timeout_s) from None
+    finally:
+        _end(process)
+        relay.finish()
+    if not text.strip() or process.returncode:
+        said = f"exit code {process.returncode}, no text; its last words:\n{relay.last_words}"
+        raise ContenderFailed(name, said.rstrip())
     return seconds
+
+
+def _read(name: str, descriptor: int, started: float, timeout_s: float) -> tuple[bytes, float]:
+    """All of a contender's text, and the seconds until its first piece."""
+    text, seconds = b"", 0.0
+    # UNTRUSTED: all of it has this time and so many bytes, in whatever pieces it comes.
+    while len(text) <= MAX_TEXT_BYTES:
+        left_s = started + timeout_s - time.perf_counter()
+        if left_s <= 0 or not select.select([descriptor], [], [], left_s)[0]:
+            raise _late(name, timeout_s)
+        if not text:
+            seconds = time.perf_counter() - started
+        piece = os.read(descriptor, MAX_TEXT_BYTES)
+        if not piece:
+            return text, seconds
+        text += piece
+    raise ContenderFailed(name, f"a text of more than {MAX_TEXT_BYTES:,} bytes")
+
+
+def _late(name: str, timeout_s: float) -> ContenderFailed:
+    return ContenderFailed(name, f"not at its end within {timeout_s:g} s")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -123,6 +144,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             act()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(POLITE_STOP_S)
+    kill_session(process.pid)
     if process.stdout is not None:
         process.stdout.close()
 

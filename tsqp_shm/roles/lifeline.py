@@ -56,7 +56,7 @@ class Lifeline:
         try:
             os.set_inheritable(int(descriptor), False)
             return cls(socket.socket(fileno=int(descriptor)))
-        except (OSError, ValueError):
+        except (OSError, ValueError, OverflowError):
             raise ConfigError(LIFELINE_VARIABLE, descriptor, "nothing, as a parent of this package sets it") from None
 
     @property

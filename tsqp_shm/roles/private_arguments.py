@@ -29,5 +29,6 @@ def handed_over() -> list[str]:
     try:
         with os.fdopen(int(descriptor), "rb") as file:
             return [str(argument) for argument in json.load(file)]
-    except (OSError, ValueError):
+    # One at a time: no descriptor, a number that is none, no JSON, JSON that is no list.
+    except (OSError, OverflowError, ValueError, TypeError):
         raise ConfigError(ARGUMENTS_VARIABLE, descriptor, "nothing, as a parent of this package sets it") from None

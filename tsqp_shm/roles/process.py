@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tsqp_shm.descriptors import socket_pair
 from tsqp_shm.errors import PeerDied, TsqpError
-from tsqp_shm.roles.inheritance import PRIVATE_UMASK, forbid_core_dump, untrusted_environment
+from tsqp_shm.roles.inheritance import SAFE_PATH, forbid_core_dump, kept_apart, kill_session
 from tsqp_shm.roles.lifeline import LIFELINE_VARIABLE, READY_LINE, WANTED_LINE, Lines, dead_gpu_line, relayed_error
 from tsqp_shm.roles.private_arguments import ARGUMENTS_VARIABLE, hand_over
 from tsqp_shm.roles.relay import Relay
@@ -43,6 +43,7 @@ class RoleProcess:
         self._gpus_wanted = 0
         self._failure: TsqpError | None = None
         self._relay: Relay | None = None
+        self._is_session_over = False
         _started.add(self)
 
     @classmethod
@@ -61,29 +62,34 @@ class RoleProcess:
             private_arguments: more of them, which do not stand on its command line.
             takes_input: it has this process's standard input.
             listen: takes each line that the child prints, and keeps the child apart: it has nothing of this process's
-                (`inheritance`). None for one that is trusted: it has this process's terminal and environment.
+                (`inheritance`), and what it has started ends with it. None for one that is trusted: it has this
+                process's terminal and environment.
         """
         is_apart = listen is not None
         ours, theirs = socket_pair()
         handed_over = {ARGUMENTS_VARIABLE: hand_over(private_arguments)} if private_arguments else {}
+        variables = {
+            LIFELINE_VARIABLE: str(theirs.fileno()),
+            **{name: str(descriptor) for name, descriptor in handed_over.items()},
+        }
+        command = [sys.executable, "-m", "tsqp_shm", role, *arguments]
+        pass_fds = [theirs.fileno(), *handed_over.values()]
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tsqp_shm", role, *arguments],
-                pass_fds=[theirs.fileno(), *handed_over.values()],
-                env={
-                    **(untrusted_environment(os.environ) if is_apart else os.environ),
-                    # The folder that a user happens to stand in is no place to import from.
-                    "PYTHONSAFEPATH": "1",
-                    LIFELINE_VARIABLE: str(theirs.fileno()),
-                    **{name: str(descriptor) for name, descriptor in handed_over.items()},
-                },
-                stdin=None if takes_input else subprocess.DEVNULL,
-                stdout=subprocess.PIPE if is_apart else None,
-                stderr=subprocess.STDOUT if is_apart else None,
-                # Ctrl-C goes to the whole foreground group; a role that is kept apart is stopped by its parent.
-                start_new_session=is_apart,
-                umask=PRIVATE_UMASK if is_apart else -1,
-            )
+            if is_apart:
+                process = subprocess.Popen(
+                    command,
+                    pass_fds=pass_fds,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    **kept_apart(variables),
+                )
+            else:
+                process = subprocess.Popen(
+                    command,
+                    pass_fds=pass_fds,
+                    stdin=None if takes_input else subprocess.DEVNULL,
+                    env={**os.environ, **SAFE_PATH, **variables},
+                )
         except BaseException:
             ours.close()
             raise
@@ -104,7 +110,14 @@ class RoleProcess:
     @property
     def exit_code(self) -> int | None:
         """None while it runs; negative is a signal's number."""
-        return self._process.poll()
+        return self._ended(self._process.poll())
+
+    def _ended(self, code: int | None) -> int | None:
+        if code is not None and self._relay is not None and not self._is_session_over:
+            self._is_session_over = True
+            # What it has started and left behind would go on talking in its name.
+            kill_session(self._process.pid)
+        return code
 
     def death(self) -> TsqpError | None:
         """Why it ended, or None while it lives.
@@ -175,7 +188,7 @@ class RoleProcess:
     def wait(self, timeout_s: float | None = None) -> int | None:
         """The exit code, or None if it still runs after `timeout_s`."""
         try:
-            return self._process.wait(timeout_s)
+            return self._ended(self._process.wait(timeout_s))
         except subprocess.TimeoutExpired:
             return None
 
@@ -205,6 +218,7 @@ class RoleProcess:
         self._lifeline.close()
         self._process.kill()
         code = self._process.wait()
+        self._ended(code)
         self._finish_listening()
         return code
 

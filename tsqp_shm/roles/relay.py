@@ -7,14 +7,18 @@ nobody looks at, and counted.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import select
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import IO
+from typing import IO, Any
 
+from tsqp_shm.descriptors import socket_pair
 from tsqp_shm.printable import shown
 
 # Heard at once, and from then on; more is dropped until it may be heard at once again.
@@ -30,9 +34,10 @@ LAST_WORDS_LINES = 12
 LAST_WORDS_LINE_LENGTH = 500
 # Of what is dropped the end is kept: it may say why the child has died.
 KEPT_BYTES = 4096
-# What a dead child printed last is in the pipe already; only a grandchild can keep the pipe open, and fill it.
+# What a dead child printed last is in the pipe already; what is printed after that is a grandchild's.
 LAST_WORDS_S = 0.3
-MAX_LAST_BYTES = 4 << 20
+# For who takes the last lines.
+_PATIENCE_S = 1.0
 
 
 class Relay:
@@ -44,7 +49,7 @@ class Relay:
         listen: takes the lines.
     """
 
-    def __init__(self, role: str, pipe: IO[bytes], listen: Callable[[str], None]) -> None:
+    def __init__(self, role: str, pipe: IO[Any], listen: Callable[[str], None]) -> None:
         self._role = role
         self._pipe = pipe
         self._listen = listen
@@ -52,9 +57,11 @@ class Relay:
         self._last_lines: deque[str] = deque(maxlen=LAST_WORDS_LINES)
         self._allowance = float(BURST_BYTES)
         self._allowed_at = time.monotonic()
-        self._child_has_ended = threading.Event()
+        self._over_at_s = math.inf
+        # Readable as soon as the child has ended. By a shutdown and not by closing: a forked process has copies.
+        self._end, self._has_ended = socket_pair()
         os.set_blocking(pipe.fileno(), False)
-        # A daemon: a grandchild may hold the other end open for longer than this process lives.
+        # A daemon: nobody need tell it of the end.
         self._thread = threading.Thread(target=self._run, name=f"{role} relay", daemon=True)
         self._thread.start()
 
@@ -64,14 +71,19 @@ class Relay:
         return "\n".join(list(self._last_lines))
 
     def finish(self) -> None:
-        """Waits for the last lines of a child that has ended; once, however often it is asked."""
-        if not self._child_has_ended.is_set():
-            self._child_has_ended.set()
-            self._thread.join(LAST_WORDS_S)
+        """Hears the last lines of a child that has ended, in bounded time; nothing is handed on after that.
+
+        Whatever else holds the other end of the pipe then writes to nobody.
+        """
+        self._over_at_s = min(self._over_at_s, time.monotonic() + LAST_WORDS_S)
+        with contextlib.suppress(OSError):
+            self._end.shutdown(socket.SHUT_RDWR)
+        self._thread.join(max(0.0, self._over_at_s + _PATIENCE_S - time.monotonic()))
+        self._end.close()
 
     def _run(self) -> None:
         # This thread alone closes the pipe.
-        with self._pipe:
+        with self._pipe, self._has_ended:
             while self._hear() and self._drop():
                 pass
             self._say_rest()
@@ -80,8 +92,11 @@ class Relay:
         """Hands on what is printed until that is too much. Returns whether there may be more."""
         poll = select.poll()
         poll.register(self._pipe.fileno(), select.POLLIN)
+        poll.register(self._has_ended.fileno(), select.POLLIN)
         while self._may_hear(at_least=1):
-            poll.poll()
+            ready = [descriptor for descriptor, _ in poll.poll()]
+            if self._pipe.fileno() not in ready or time.monotonic() > self._over_at_s:
+                return False
             data = os.read(self._pipe.fileno(), MAX_LINE_BYTES)
             if not data:
                 return False
@@ -107,8 +122,10 @@ class Relay:
         """
         buffer = memoryview(bytearray(1 << 16))
         dropped, kept, is_open = 0, self._rest, True
+        end = select.poll()
+        end.register(self._has_ended.fileno(), select.POLLIN)
         while is_open and not self._may_hear(at_least=BURST_BYTES):
-            has_ended = self._child_has_ended.wait(TICK_S)
+            has_ended = bool(end.poll(TICK_S * 1000))
             try:
                 # Without the interpreter, and to no new object.
                 size = os.readv(self._pipe.fileno(), [buffer])
@@ -117,7 +134,7 @@ class Relay:
                 continue
             dropped += size
             kept = (kept + bytes(buffer[max(0, size - KEPT_BYTES) : size]))[-KEPT_BYTES:]
-            is_open = size > 0 and not (has_ended and dropped > MAX_LAST_BYTES)
+            is_open = size > 0 and time.monotonic() < self._over_at_s
         if dropped:
             # Its last whole lines are said after all.
             last = kept.partition(b"\n")[2]

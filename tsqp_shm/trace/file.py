@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tsqp_shm.errors import ConfigError, TraceError
 from tsqp_shm.files import open_regular
+from tsqp_shm.roles.inheritance import kept_apart
 from tsqp_shm.roles.process import ERROR_PREFIX
 from tsqp_shm.trace.recorder import ROLES
 
@@ -81,13 +82,11 @@ class TraceFile:
         try:
             merged = subprocess.run(
                 [*command, *(str(self.recording(role)) for role in written)],
-                stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                # Ctrl-C ends the run, and the trace of it is made nevertheless.
-                start_new_session=True,
-                env={**os.environ, "PYTHONSAFEPATH": "1"},
                 timeout=MERGE_TIMEOUT_S,
+                # Ctrl-C ends the run, and the trace of it is made nevertheless.
+                **kept_apart(),
             )
         except subprocess.TimeoutExpired:
             return f"was not made within {MERGE_TIMEOUT_S} s"

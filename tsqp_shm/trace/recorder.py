@@ -192,7 +192,9 @@ class Recording:
             raise TraceError(path, f"cannot be read: {error.strerror}") from None
         if not content:
             raise TraceError(path, "is empty: the process that was to write it did nothing, or did not get to its end")
-        if len(content) > most_bytes or len(content) < _HEADER.size or not content.startswith(_MAGIC):
+        if len(content) > most_bytes:
+            raise TraceError(path, f"holds more than the {most_bytes:,} bytes of a recording; it is not read")
+        if len(content) < _HEADER.size or not content.startswith(_MAGIC):
             raise TraceError(path, "is not a recording of tsqp-shm")
         _, role, pid, names, slots, linears, events, dropped = _HEADER.unpack_from(content)
         roles = {number: name for name, number in ROLES.items()}

@@ -22,6 +22,8 @@ from tsqp_shm.bench._round_trips import RoundTrips
 from tsqp_shm.bench.latency.links import TIMEOUT_S, PeerLink
 from tsqp_shm.bench.latency.messages import Messages
 from tsqp_shm.errors import PeerDied, TsqpError
+from tsqp_shm.roles.inheritance import kept_apart
+from tsqp_shm.roles.relay import Relay
 
 
 class Peer:
@@ -32,15 +34,15 @@ class Peer:
         lifeline, self._lifeline = os.pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tsqp_shm.bench.latency.peer", str(lifeline)],
-            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             pass_fds=[lifeline],
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
-            # Ctrl-C is for the process that measures; it then stops this one.
-            start_new_session=True,
+            **kept_apart(stdin=subprocess.PIPE),
         )
         os.close(lifeline)
+        assert self._process.stderr is not None
+        self._relay = Relay("peer", self._process.stderr, lambda line: None)
         self.tell(json.dumps(invitation))
 
     def tell(self, line: str) -> None:
@@ -64,10 +66,14 @@ class Peer:
 
     def death(self) -> TsqpError | None:
         code = self._process.poll()
-        return None if code is None else PeerDied("peer", f"exit code {code}")
+        return None if code is None else self._death(code)
+
+    def _death(self, code: int) -> PeerDied:
+        self._relay.finish()
+        return PeerDied("peer", f"exit code {code}", self._relay.last_words)
 
     def _raise_death(self) -> NoReturn:
-        raise PeerDied("peer", f"exit code {self._process.wait(TIMEOUT_S)}")
+        raise self._death(self._process.wait(TIMEOUT_S))
 
     def stop(self) -> None:
         os.close(self._lifeline)
@@ -76,6 +82,7 @@ class Peer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._relay.finish()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 # What could not be told is not told.
