@@ -16,6 +16,7 @@ from tsqp_shm.model.chat_template import ChatTemplate
 from tsqp_shm.model.confined import DEADLINE_S, ConfinedError, ConfinedProcess, NoProcessError
 from tsqp_shm.model.files import MAX_TOKENIZER_BYTES, is_there, read_file
 from tsqp_shm.model.text_stream import TextStream
+from tsqp_shm.model.tokenizer_class import TokenizerClass
 from tsqp_shm.printable import quoted
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -35,7 +36,7 @@ class Tokenizer:
     for each one. Where the system starts no process, all of it is done here, unbounded.
 
     Source: transformers' `TokenizersBackend`. Its classes that put a normalizer and a pre-tokenizer of their own in the
-        place of the file's are not followed.
+        place of the file's are followed as far as `model/tokenizer_class.py` says.
     """
 
     def __init__(
@@ -78,6 +79,13 @@ class Tokenizer:
                     process = None
                 backend = tokenizers.Tokenizer.from_buffer(content)
             config = TokenizerConfig.from_folder(folder, backend)
+            kind = TokenizerClass.from_folder(folder, config, content)
+            followed, config = kind.rebuilt(content, backend), kind.with_defaults()
+            if followed != content:
+                with _of_file(path):
+                    if process is not None:
+                        process.prepare(b"T", followed, _READING_DEADLINE_S)
+                    backend = tokenizers.Tokenizer.from_buffer(followed)
             with _of_file(path):
                 if process is not None:
                     trial = [config.tokens_to_add(backend), config.splits_special_tokens]
