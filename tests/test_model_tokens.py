@@ -177,6 +177,11 @@ CASES: dict[str, tuple[Backend, dict[str, Any], dict[str, Any]]] = {
     "a length": (byte_level(), {**FAST, "model_max_length": 3, "padding_side": "left"}, {}),
     "no file beside": (byte_level(), {}, {}),
 }
+ROLES = {"model_specific_special_tokens": {"x_token": "<|tool|>", "eos_token": added("<|eot|>", lstrip=True)}}
+CASES |= {
+    "by roles of the model": (byte_level(), {**FAST, **ROLES}, {}),
+    "by roles of the model, beside another one": (byte_level(), {**FAST, **ROLES, "image_token": "<|one|>"}, {}),
+}
 # What transformers' own classes make of white space is not followed: they put a pre-tokenizer in the file's place.
 NOT_OF_LLAMA = ["  two", "a\n\nb", " ", " <|tool|> ", "<s>a</s>"]
 
@@ -216,6 +221,94 @@ def test_ids_and_texts_are_those_of_transformers(tmp_path, here, case):
     write(tmp_path, backend, config, files)
     is_llama = "Llama" in config.get("tokenizer_class", "")
     require_same(tmp_path, [text for text in TEXTS if not is_llama or text not in NOT_OF_LLAMA])
+
+
+def metaspace(scheme: str) -> Backend:
+    """As llama.cpp's and newer converters have it."""
+    backend = sentencepiece(bos=True)
+    backend.normalizer, backend.decoder = None, decoders.Metaspace()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    return backend
+
+
+def prefixed() -> Backend:
+    backend = byte_level()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=True)]
+    )
+    return backend
+
+
+@pytest.mark.parametrize("backend", [sentencepiece(bos=True), metaspace("first"), metaspace("never")])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"legacy": False},
+        {"legacy": True},
+        {"add_prefix_space": False},
+        {"add_prefix_space": True, "legacy": True},
+        {"add_prefix_space": False, "legacy": False, "added_tokens_decoder": {"1": token("<s>"), "2": token("</s>")}},
+    ],
+)
+def test_fields_of_llama_mean_what_transformers_makes_of_them(tmp_path, here, backend, config):
+    write(tmp_path, backend, {"tokenizer_class": "LlamaTokenizer", **config}, {})
+    require_same(tmp_path, [*TEXTS, "a</s>b", "</s> Hello", "<unk>"])
+
+
+@pytest.mark.parametrize("kind", ["GPT2TokenizerFast", "Qwen2Tokenizer"])
+@pytest.mark.parametrize(("backend", "prefix"), [(byte_level(), True), (prefixed(), False)])
+def test_a_prefix_that_contradicts_tokenizer_json_is_that_of_transformers(tmp_path, here, kind, backend, prefix):
+    write(tmp_path, backend, {"tokenizer_class": kind, "add_prefix_space": prefix}, {})
+    require_same(tmp_path, [*TEXTS, "e\u0301 12 34", "<|endoftext|>"])
+
+
+def test_a_prefix_as_in_tokenizer_json_leaves_its_pre_tokenizer(tmp_path, here):
+    write(tmp_path, prefixed(), {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}, {})
+    assert Tokenizer.from_folder(tmp_path).encode("12") == prefixed().encode("12").ids
+
+
+@pytest.mark.parametrize(("kind", "network"), [("LlamaTokenizer", "mistral"), ("FooTokenizer", "llama")])
+def test_a_class_that_transformers_does_not_take_has_no_fields(tmp_path, here, kind, network):
+    write(tmp_path, sentencepiece(bos=True), {"tokenizer_class": kind, "legacy": False}, {})
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": network}))
+    require_same(tmp_path, [*TEXTS, "a</s>b"])
+
+
+def test_texts_of_llama_are_made_as_its_class_makes_them(tmp_path, here):
+    from transformers import AutoTokenizer
+
+    write(tmp_path, metaspace("first"), LLAMA, {})
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), Tokenizer.from_folder(tmp_path)
+    for text in TEXTS:
+        ids = theirs(text).input_ids
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def test_the_process_of_its_own_follows_the_class(tmp_path):
+    write(tmp_path, sentencepiece(bos=True), {"tokenizer_class": "LlamaTokenizer", "legacy": False}, {})
+    require_same(tmp_path, ["a</s>b", " Hello"])
+
+
+@pytest.mark.parametrize(
+    ("backend", "config", "field"),
+    [
+        (
+            byte_level(),
+            {"tokenizer_class": "LlamaTokenizerFast", "auto_map": {"AutoTokenizer": ["x.X", None]}},
+            "auto_map",
+        ),
+        (byte_level(), {"tokenizer_class": "XTokenizer", "auto_map": ["x.X", None]}, "auto_map"),
+        (byte_level(), {"tokenizer_class": "BertTokenizerFast"}, "tokenizer_class"),
+        (Backend(models.WordLevel({"a": 0}, "a")), {"tokenizer_class": "LlamaTokenizer"}, "tokenizer_class"),
+        (byte_level(), {"tokenizer_class": "GPTNeoXTokenizerFast", "add_prefix_space": True}, "add_prefix_space"),
+        (byte_level(), {"tokenizer_class": "CohereTokenizer", "do_lower_case": True}, "do_lower_case"),
+    ],
+)
+def test_what_a_class_makes_otherwise_is_refused_by_name(tmp_path, here, backend, config, field):
+    write(tmp_path, backend, config, {})
+    with pytest.raises(UnsupportedModel) as caught:
+        Tokenizer.from_folder(tmp_path)
+    assert caught.value.field == field
 
 
 def random_folder(choose: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -320,6 +413,9 @@ def test_what_is_not_followed_is_refused_by_name(tmp_path, here, config, field):
             "added_tokens_decoder",
         ),
         ("tokenizer_config.json", {"eos_token": 3}, "eos_token"),
+        ("tokenizer_config.json", {"tokenizer_class": 3}, "tokenizer_class"),
+        ("tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": 1}, "add_prefix_space"),
+        ("tokenizer_config.json", {"model_specific_special_tokens": ["a"]}, "model_specific_special_tokens"),
         ("tokenizer_config.json", {"extra_special_tokens": [["a"]]}, "extra_special_tokens"),
         ("special_tokens_map.json", {"eos_token": {"content": "a", "lstrip": "yes"}}, "eos_token"),
         ("added_tokens.json", {"a": "b"}, "the id of 'a'"),

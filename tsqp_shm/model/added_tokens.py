@@ -22,9 +22,10 @@ from tsqp_shm.printable import is_text, quoted
 
 CONFIG_FILE = "tokenizer_config.json"
 # In the order in which transformers adds them.
-_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _EXTRA, _OLD_EXTRA = "extra_special_tokens", "additional_special_tokens"
+_ROLES = "model_specific_special_tokens"
 
 # One that is named without flags is a string.
 Token = str | AddedToken
@@ -60,6 +61,11 @@ class TokenizerConfig:
             fields[_EXTRA] = fields.pop(_OLD_EXTRA)
         roles = {name: fields.pop(name) for name in list(fields) if _is_role(name) and isinstance(fields[name], str)}
         roles |= _taken_roles(fields)
+        said = fields.pop(_ROLES, None) or {}
+        if not isinstance(said, dict):
+            raise ModelFileError(path, f"{_ROLES} is {brief(said)!r}, not an object of tokens by their roles")
+        # Transformers forgets it beside any role that is found otherwise.
+        roles = roles or said
         if "added_tokens_decoder" in fields:
             added = _by_id(fields["added_tokens_decoder"], path)
         else:
@@ -72,7 +78,7 @@ class TokenizerConfig:
         with_flags = {token.content: token for _, token in added}
         if backend.padding:
             fields.setdefault("pad_token", backend.padding["pad_token"])
-        for name in _NAMED:
+        for name in NAMED:
             if fields.get(name):
                 token = _token(fields[name], name, path)
                 named[name] = with_flags.get(_text(token), token)
@@ -126,7 +132,7 @@ def _refuse_unsupported(config: Mapping[str, object], backend: tokenizers.Tokeni
 
 def _is_role(name: str) -> bool:
     """Whether it may be a token's role that only this model has, such as "image_token"."""
-    return name.endswith("_token") and name not in _NAMED
+    return name.endswith("_token") and name not in NAMED
 
 
 def _taken_roles(fields: dict[str, object]) -> dict[str, object]:
@@ -164,7 +170,7 @@ def _legacy(
     added: list[tuple[int, AddedToken]] = []
     if is_there(path):
         extra = fields.get(_EXTRA)
-        named = [fields[name] for name in _NAMED if fields.get(name)]
+        named = [fields[name] for name in NAMED if fields.get(name)]
         # An object that is no token yet is not looked into.
         candidates = [*named, *extra] if isinstance(extra, list) else named
         special = {_text(token) for token in candidates if isinstance(token, (str, AddedToken))}

@@ -19,6 +19,7 @@ from tsqp_shm.model.confined import DEADLINE_S, ConfinedError, ConfinedProcess, 
 from tsqp_shm.model.decoder import require_bounded
 from tsqp_shm.model.files import MAX_TOKENIZER_BYTES, is_there, read_file
 from tsqp_shm.model.text_stream import TextStream
+from tsqp_shm.model.tokenizer_class import TokenizerClass
 from tsqp_shm.printable import quoted
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -41,7 +42,7 @@ class Tokenizer:
     for each one. Where the system starts no process, all of it is done here, unbounded, and a warning says so.
 
     Source: transformers' `TokenizersBackend`. Its classes that put a normalizer and a pre-tokenizer of their own in the
-        place of the file's are not followed.
+        place of the file's are followed as far as `model/tokenizer_class.py` says.
     """
 
     def __init__(
@@ -87,6 +88,13 @@ class Tokenizer:
                 backend = tokenizers.Tokenizer.from_buffer(content)
             require_bounded(backend.decoder, path)
             config = TokenizerConfig.from_folder(folder, backend)
+            kind = TokenizerClass.from_folder(folder, config, content)
+            followed, config = kind.rebuilt(content, backend), kind.with_defaults()
+            if followed != content:
+                with _of_file(path):
+                    if process is not None:
+                        process.prepare(b"T", followed, _READING_DEADLINE_S)
+                    backend = tokenizers.Tokenizer.from_buffer(followed)
             with _of_file(path):
                 if process is not None:
                     trial = [config.tokens_to_add(backend), config.splits_special_tokens]
