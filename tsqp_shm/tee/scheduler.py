@@ -140,8 +140,13 @@ class Scheduler:
         batch = self._next_batch()
         if not batch:
             return
-        logits = self._engine.forward([chunk for _, chunk in batch])
-        chosen = self._sample([completion for completion, chunk in batch if chunk.num_logits], logits)
+        sampled = [completion for completion, chunk in batch if chunk.num_logits]
+        chosen: dict[Completion, int] = {}
+        # All of them are chosen before any grows: a fault in one row is one of the whole pass.
+        self._engine.forward(
+            [chunk for _, chunk in batch],
+            lambda first, logits: chosen.update(self._sample(sampled[first : first + len(logits)], logits)),
+        )
         self._statistics.steps += 1
         for completion, chunk in batch:
             self._statistics.tokens += len(chunk.token_ids)
@@ -154,7 +159,7 @@ class Scheduler:
                 self._release(completion)
 
     def _sample(self, completions: list[Completion], logits: Float32) -> dict[Completion, int]:
-        """The next token of each, all of them before any grows: a fault in one row is one of the whole pass."""
+        """The next token of each."""
         chosen = {}
         for row, completion in enumerate(completions):
             started_ns = time.perf_counter_ns()
