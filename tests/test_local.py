@@ -28,7 +28,7 @@ from tsqp_shm.tee.completion import Completion
 
 PROMPTS = [list(random_token_ids(count, seed=count)) for count in (3, 40, 70)]
 SMALL = {"tile_rows": 16, "block_rows": 16, "max_model_len": 128}
-GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
+GREEDY = SamplingParams(max_tokens=6, ignore_eos=True, temperature=0)
 PLAN = Plan.of_slots([("x", "float32", 1, 1)])
 
 

@@ -17,7 +17,7 @@ from tsqp_shm.errors import PeerDied
 from tsqp_shm.shm.posix.folder import sessions_folder
 from tsqp_shm.shm.transport import Hold
 
-GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
+GREEDY = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0)
 SEEDED = SamplingParams(max_tokens=12, ignore_eos=True, temperature=1.0, top_k=20, seed=5)
 # Longer than a step may be, of different lengths, and more than may run at once.
 PROMPTS = [list(random_token_ids(length, seed=length)) for length in (3, 40, 17, 70)]

@@ -302,3 +302,49 @@ def test_the_native_side_refuses_what_would_lead_out_of_the_row(rules, named):
         _native.TokenSampler(4, []).grow(4)
     with pytest.raises(ValueError, match="rows of 4"):
         _native.draw_tokens(np.zeros((1, 5), np.float32), [_native.TokenSampler(4, [])])
+    with pytest.raises(TypeError, match="for each row"):
+        _native.draw_tokens(np.zeros((1, 4), np.float32), [None])
+
+
+def test_transformers_keeps_the_same_tokens():
+    torch = pytest.importorskip("torch")
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    for seed, logits in enumerate(np.random.default_rng(5).normal(0, 3, (20, 100)).astype(np.float32)):
+        scores = torch.tensor(logits)[None]
+        rules = {"temperature": 0.8, "min_p": 0.01, "top_k": 30, "top_p": 0.9}
+        for warper in (
+            TemperatureLogitsWarper(0.8),
+            MinPLogitsWarper(0.01),
+            TopKLogitsWarper(30),
+            TopPLogitsWarper(0.9),
+        ):
+            scores = warper(None, scores)
+        kept = torch.isfinite(scores[0]).nonzero().flatten().tolist()
+        samplers = [_native.TokenSampler(100, [], seed=seed, stream=stream, **rules) for stream in range(300)]
+        assert set(_native.draw_tokens(np.tile(logits, (300, 1)), samplers).tolist()) <= set(kept)
+        assert sorted(kept_tokens(logits, rules)[0].tolist()) == kept
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.3, 7.0])
+def test_repetition_penalty_is_that_of_transformers(penalty):
+    """The whole distribution: the same draws as from their logits without a penalty."""
+    torch = pytest.importorskip("torch")
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    logits = np.random.default_rng(3).normal(0, 2, 16).astype(np.float32)
+    prompt, output = [3, 3, 0], [9, 15, 9]
+    ids = torch.tensor([prompt + output])
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)(ids, torch.tensor(logits)[None].clone())[0].numpy()
+    assert drawn(logits, prompt, output, repetition_penalty=penalty) == theirs.argmax()
+    for seed in range(100):
+        rules = {"temperature": 1.0, "seed": seed}
+        ours = drawn(logits, prompt, output, repetition_penalty=penalty, **rules)
+        assert ours == drawn(theirs, prompt, output, **rules)
+
+
+@given(st.floats(1e-310, 1e-30), rows())
+def test_a_tiny_temperature_takes_the_likeliest(temperature, logits):
+    token = drawn(logits, temperature=temperature)
+    # Logits may lie closer than the temperature; exp(-800) is no probability any more.
+    assert float(logits.max()) - float(logits[token]) <= 800 * temperature

@@ -70,9 +70,12 @@ py::array_t<std::int32_t> draw_tokens(const py::array& logits,
     const auto rows = static_cast<Index>(samplers.size());
     const std::size_t vocab_size = logits.ndim() == 2 ? static_cast<std::size_t>(logits.shape(1)) : 0;
     const float* values = data_of<const float>(logits, "logits", {rows, -1});
-    for (const TokenSampler* sampler : samplers)
+    for (const TokenSampler* sampler : samplers) {
+        // None becomes a null pointer.
+        if (sampler == nullptr) throw py::type_error("samplers: expected a TokenSampler for each row");
         if (sampler->vocab_size() != vocab_size)
             throw py::value_error("logits: expected rows of " + std::to_string(sampler->vocab_size()));
+    }
     const KernelTable& kernels = active_kernels();
     py::array_t<std::int32_t> tokens(rows);
     std::int32_t* drawn = tokens.mutable_data();

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,16 +107,16 @@ def require_sane(arguments: argparse.Namespace) -> None:
         raise ConfigError("interactive", True, "no --prompt and no --prompt-file, as it asks for prompts")
 
 
-def sampling_params(arguments: argparse.Namespace) -> Any:
-    from tsqp_shm.tee.sampling_params import SamplingParams
+def sampling_params(arguments: argparse.Namespace, defaults: Any = None) -> Any:
+    """What was given, over `defaults`; None: those of a model that says nothing."""
+    from tsqp_shm.tee.sampling_params import UNASKED, SamplingParams
 
-    return SamplingParams(
-        **{
-            name: value
-            for name, value in vars(arguments).items()
-            if name in SamplingParams.__dataclass_fields__ and _is_given(value)
-        }
-    )
+    given = {
+        name: value
+        for name, value in vars(arguments).items()
+        if name in SamplingParams.__dataclass_fields__ and _is_given(value)
+    }
+    return replace(defaults or UNASKED, **given)
 
 
 def engine_config(arguments: argparse.Namespace) -> EngineConfig:

@@ -131,6 +131,10 @@ class Tokenizer:
         token: str | None = self._backend.id_to_token(token_id)
         return token
 
+    def spelled(self, token_id: int) -> str:
+        """Returns the text of one token alone, special ones included; half a character is a replacement character."""
+        return self.decode([token_id], skip_special_tokens=False)
+
     @cached_property
     def special_token_ids(self) -> frozenset[int]:
         """The ids that `decode` leaves out."""
