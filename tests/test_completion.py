@@ -172,6 +172,65 @@ def test_stop_strings_see_the_end_of_sequence_token():
     assert (completion.text, completion.finish_reason, completion.stop_reason) == ("ab", "stop", "<|endoftext|>")
 
 
+def test_a_stop_token_ends_the_completion_and_is_no_text():
+    for token, text in ((END, "ab"), (ids_of("b")[0], "a")):
+        completion, _ = complete("ab<|im_end|>cd", stop_token_ids=[token])
+        assert (completion.text, completion.finish_reason, completion.stop_reason) == (text, "stop", token)
+        assert completion.token_ids[-1] == token
+
+
+def test_ignoring_the_end_of_sequence_leaves_stop_tokens():
+    completion, _ = complete("ab", ignore_eos=True, stop_token_ids=[EOS])
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", EOS)
+    assert complete("ab", stop_token_ids=[EOS])[0].stop_reason is None
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        ({"stop": "o S"}, "two S"),
+        ({"stop": ["STOP", "ST"]}, "two ST"),
+        ({"stop": "<|im_end|>"}, "two STOP<|im_end|>"),
+        ({"stop": "P<|im_"}, "two STOP<|im_"),
+        ({"stop_token_ids": [END]}, "two STOP"),
+        ({"stop_token_ids": [END], "skip_special_tokens": False}, "two STOP<|im_end|>"),
+        ({"stop_token_ids": ids_of("S")}, "two S"),
+        ({}, "two STOP three"),
+        ({"skip_special_tokens": False}, "two STOP<|im_end|> three<|endoftext|>"),
+    ],
+)
+def test_what_has_stopped_it_is_text_where_it_is_asked_for(params, text):
+    completion, texts = complete("two STOP<|im_end|> three", include_stop_str_in_output=True, **params)
+    assert completion.text == text
+    for shown in texts:
+        assert text.startswith(shown)
+
+
+def test_special_tokens_are_text_where_they_are_asked_for():
+    completion, texts = complete("a<|im_start|>b<|im_end|>", skip_special_tokens=False)
+    assert completion.text == "a<|im_start|>b<|im_end|>"
+    assert texts[1] == "a<|im_start|>"
+    assert complete("a<|im_start|>bc", skip_special_tokens=False, stop="c")[0].text == "a<|im_start|>b"
+
+
+def test_without_detokenizing_there_is_no_text():
+    completion, _ = complete("abc", detokenize=False)
+    assert (completion.text, completion.finish_reason) == ("", "stop")
+
+
+@pytest.mark.parametrize(
+    ("min_tokens", "text"),
+    [(0, "x"), (3, "x"), (4, "xSTOPx"), (8, "xSTOPx"), (9, "xSTOPxSTOP")],
+)
+def test_a_stop_string_counts_where_it_ends_behind_min_tokens(min_tokens, text):
+    completion, _ = complete("xSTOPxSTOP", stop="STOP", min_tokens=min_tokens + 1)
+    assert completion.text == text
+
+
+def test_a_stop_string_that_began_before_min_tokens_counts():
+    assert complete("xSTOP", stop="STOP", min_tokens=4)[0].text == "x"
+
+
 def spelled_out(ids: list[int]) -> str:
     return BYTES.decode(ids, skip_special_tokens=False)
 
