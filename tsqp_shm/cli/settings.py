@@ -93,7 +93,8 @@ def require_sane(arguments: argparse.Namespace) -> None:
     """Raises:
     ConfigError: flags that cannot go together, or sampling values that are not allowed; before any work.
     """
-    for flag, texts in (("prompt", [arguments.prompt]), ("stop", arguments.stop or [])):
+    asked = (("prompt", [arguments.prompt]), ("stop", arguments.stop or []), ("bad-words", arguments.bad_words or []))
+    for flag, texts in asked:
         for text in texts:
             # The value is not repeated: it may be long, and is none of a log's business.
             if text is not None and not is_text(text):
