@@ -31,6 +31,10 @@ def weights_of(logits: np.ndarray, temperature: float) -> np.ndarray:
     return np.rint(exponentials.astype(np.float64) * UNIT).astype(np.uint64)
 
 
+def within_f32(number: float) -> np.float32:
+    return np.float32(np.clip(number, -float(LARGEST), float(LARGEST)))
+
+
 def edited(logits, prompt, output, rules) -> np.ndarray:
     """The logits after everything that forbids or favours tokens, one rule after another."""
     logits = logits.copy()
@@ -44,11 +48,11 @@ def edited(logits, prompt, output, rules) -> np.ndarray:
     if len(output) < rules.get("min_tokens", 0):
         logits[rules["ending"]] = -np.inf
     left = logits > -np.inf
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", divide="ignore"):
         for token, bias in rules.get("bias", []):
             if left[token]:
-                logits[token] = np.clip(logits[token] + np.float32(bias), -LARGEST, LARGEST)
-        repetition = np.float32(rules.get("repetition_penalty", 1.0))
+                logits[token] = np.clip(logits[token] + within_f32(bias), -LARGEST, LARGEST)
+        repetition = within_f32(rules.get("repetition_penalty", 1.0))
         for token in {*prompt, *output} if repetition != 1 else ():
             if left[token]:
                 changed = logits[token] / repetition if logits[token] > 0 else logits[token] * repetition
@@ -142,12 +146,12 @@ def test_whatever_favours_or_forbids_tokens_is_that_of_the_plain_reference(logit
         "temperature": data.draw(st.sampled_from([0.0, 1.0])),
         "allowed": sorted(set(data.draw(several))),
         "bias": list(
-            data.draw(st.dictionaries(tokens, st.sampled_from([-100.0, 0.5, 100.0, 3e38]), max_size=4)).items()
+            data.draw(st.dictionaries(tokens, st.sampled_from([-100.0, 0.5, 100.0, 3e38, 1e300, -1e300]), max_size=4)).items()
         ),
         "bad_words": data.draw(st.lists(st.lists(tokens, min_size=1, max_size=3), max_size=3)),
         "min_tokens": data.draw(st.integers(0, 6)),
         "ending": data.draw(several),
-        "repetition_penalty": data.draw(st.sampled_from([1.0, 1.3, 0.5, 1e30])),
+        "repetition_penalty": data.draw(st.sampled_from([1.0, 1.3, 0.5, 1e30, 1e300, 1e-300])),
         "presence_penalty": data.draw(st.sampled_from([0.0, 1.5, -2.0])),
         "frequency_penalty": data.draw(st.sampled_from([0.0, 0.7, -2.0])),
     }

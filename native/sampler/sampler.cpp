@@ -274,6 +274,9 @@ std::uint64_t scaled(std::uint64_t random, std::uint64_t total) {
 
 float held(float x) { return std::clamp(x, -FLT_MAX, FLT_MAX); }
 
+// A rule's number in f32: no infinity, which times a logit of zero is none.
+float held(double x) { return static_cast<float>(std::clamp(x, -double{FLT_MAX}, double{FLT_MAX})); }
+
 }  // namespace
 
 TokenSampler::TokenSampler(SamplingRules rules, std::size_t vocab_size, std::span<const std::int32_t> prompt)
@@ -319,11 +322,10 @@ void TokenSampler::edit(float* logits) const {
     const auto change = [&](std::int32_t token, const auto& by) {
         if (logits[token] != -kInfinity) logits[token] = held(by(logits[token]));
     };
-    for (const auto& [token, bias] : rules_.bias)
-        change(token, [&](float x) { return x + static_cast<float>(bias); });
-    const auto repetition = static_cast<float>(rules_.repetition_penalty);
-    const auto frequency = static_cast<float>(rules_.frequency_penalty);
-    const auto presence = static_cast<float>(rules_.presence_penalty);
+    for (const auto& [token, bias] : rules_.bias) change(token, [&](float x) { return x + held(bias); });
+    const auto repetition = held(rules_.repetition_penalty);
+    const auto frequency = held(rules_.frequency_penalty);
+    const auto presence = held(rules_.presence_penalty);
     for (const Seen& seen : seen_)
         change(seen.token, [&](float x) {
             if (repetition != 1.0f) x = held(x > 0.0f ? x / repetition : x * repetition);
