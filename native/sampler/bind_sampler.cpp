@@ -10,8 +10,8 @@
 
 #include "bindings.h"
 #include "cpu/thread_pool.h"
+#include "kernels/array_arguments.h"
 #include "kernels/dispatch.h"
-#include "kernels/kernels_arguments.h"
 #include "sampler/philox.h"
 #include "sampler/sampler.h"
 
