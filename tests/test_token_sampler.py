@@ -146,7 +146,9 @@ def test_whatever_favours_or_forbids_tokens_is_that_of_the_plain_reference(logit
         "temperature": data.draw(st.sampled_from([0.0, 1.0])),
         "allowed": sorted(set(data.draw(several))),
         "bias": list(
-            data.draw(st.dictionaries(tokens, st.sampled_from([-100.0, 0.5, 100.0, 3e38, 1e300, -1e300]), max_size=4)).items()
+            data.draw(
+                st.dictionaries(tokens, st.sampled_from([-100.0, 0.5, 100.0, 3e38, 1e300, -1e300]), max_size=4)
+            ).items()
         ),
         "bad_words": data.draw(st.lists(st.lists(tokens, min_size=1, max_size=3), max_size=3)),
         "min_tokens": data.draw(st.integers(0, 6)),
