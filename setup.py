@@ -75,7 +75,9 @@ def extension(name: str, sources: list[Path]) -> Pybind11Extension:
 ParallelCompile("NPY_NUM_BUILD_JOBS", default=2).install()
 setup(
     ext_modules=[
-        extension("tsqp_shm._native", sources("module.cpp", "border/*.cpp", "kernels/*.cpp", "cpu/*.cpp")),
+        extension(
+            "tsqp_shm._native", sources("module.cpp", "border/*.cpp", "kernels/*.cpp", "sampler/*.cpp", "cpu/*.cpp")
+        ),
         # Beside it and not in it: the TEE process loads neither the GPU process's products nor a benchmark.
         extension("tsqp_shm.gpu._products", sources("products/*.cpp", "cpu/*.cpp")),
         extension("tsqp_shm.bench._round_trips", sources("bench/*.cpp", "border/ring.cpp")),

@@ -8,5 +8,6 @@ namespace tsqp {
 void bind_ring(pybind11::module_& module);         // bind_ring.cpp: layout constants, rings, heartbeat
 void bind_submissions(pybind11::module_& module);  // bind_submissions.cpp: loans, tallies, submissions
 void bind_kernels(pybind11::module_& module);      // bind_kernels.cpp: slot table, kernels, instruction sets
+void bind_sampler(pybind11::module_& module);      // bind_sampler.cpp: drawing tokens, log probabilities
 
 }  // namespace tsqp

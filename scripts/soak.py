@@ -106,7 +106,9 @@ class Soak:
         self.endings.update(completion.finish_reason or "" for completion in completions)
 
     def deadline(self) -> None:
-        params = SamplingParams(max_tokens=400, ignore_eos=True, deadline_s=self._draw.uniform(1e-4, 0.2))
+        params = SamplingParams(
+            max_tokens=400, ignore_eos=True, deadline_s=self._draw.uniform(1e-4, 0.2), temperature=0
+        )
         outputs = self._llm.generate(self._prompts(3), params)
         self.endings.update(output.outputs[0].finish_reason for output in outputs)
 
@@ -114,7 +116,7 @@ class Soak:
         timer = threading.Timer(self._draw.uniform(0, 0.05), os.kill, (os.getpid(), signal.SIGINT))
         with suppress(KeyboardInterrupt):
             timer.start()
-            self._llm.generate(self._prompts(4), SamplingParams(max_tokens=200, ignore_eos=True))
+            self._llm.generate(self._prompts(4), SamplingParams(max_tokens=200, ignore_eos=True, temperature=0))
             # It came too late for that.
             timer.join()
             time.sleep(1)
@@ -127,7 +129,7 @@ class Soak:
 
     def killed_gpu(self) -> None:
         """The tokens must be those of a run without the fault: each prompt alone, before it."""
-        prompts, params = self._prompts(MAX_NUM_SEQS), SamplingParams(max_tokens=40, ignore_eos=True)
+        prompts, params = self._prompts(MAX_NUM_SEQS), SamplingParams(max_tokens=40, ignore_eos=True, temperature=0)
         expected = self._llm.generate(prompts, params)
         pid = self._llm.bring_up()["processes"]["gpu"]["pid"]
         timer = threading.Timer(self._draw.uniform(0, 0.1), os.kill, (pid, signal.SIGKILL))

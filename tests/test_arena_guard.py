@@ -297,7 +297,7 @@ def test_a_session_is_guarded_though_faulthandler_was_disabled_after_it_came_up(
             faulthandler.disable()
             truncate(llm.bring_up()["arena"]["name"])
             with pytest.raises(ProtocolError, match="cut the object short"):
-                llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2))
+                llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2, temperature=0))
 
     with fast_start() as fast:
         forked(use).join()

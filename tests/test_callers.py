@@ -29,7 +29,7 @@ from tsqp_shm.shm.posix.objects import arena_name
 from tsqp_shm.shm.transport import Hold
 from tsqp_shm.tee.updates import Update
 
-PARAMS = SamplingParams(max_tokens=24, ignore_eos=True)
+PARAMS = SamplingParams(max_tokens=24, ignore_eos=True, temperature=0)
 PROMPTS = [list(random_token_ids(3 * (1 + index % 5), seed=index)) for index in range(16)]
 
 
@@ -151,10 +151,13 @@ def test_closing_in_one_thread_ends_what_another_waits_for_in_one_clear_error(fa
     for doorbell in ("adaptive", "spin", "zmq"):
         llm = fast.llm(model, max_model_len=512, doorbell=doorbell)
         updates: SimpleQueue[Update] = SimpleQueue()
-        llm.runtime.add([llm.start([1], SamplingParams(max_tokens=400))], updates.put)
+        llm.runtime.add([llm.start([1], SamplingParams(max_tokens=400, temperature=0))], updates.put)
         updates.get()
         with ThreadPoolExecutor(4) as pool:
-            waiting = [pool.submit(llm.generate, [prompt] * 3, SamplingParams(max_tokens=400)) for prompt in PROMPTS]
+            waiting = [
+                pool.submit(llm.generate, [prompt] * 3, SamplingParams(max_tokens=400, temperature=0))
+                for prompt in PROMPTS
+            ]
             llm.close()
             for future in waiting:
                 with pytest.raises(TsqpError, match="this LLM is closed"):
@@ -198,7 +201,7 @@ def test_callers_that_ask_without_end_do_not_keep_the_steps_waiting(llm, alone):
 
 def test_a_deadline_passes_though_all_caches_are_reserved(fast, model):
     with fast.llm(model, max_model_len=64, max_num_seqs=1) as llm, llm.runtime.sequence():
-        late = llm.generate([[1]], SamplingParams(deadline_s=0.1))
+        late = llm.generate([[1]], SamplingParams(deadline_s=0.1, temperature=0, max_tokens=64))
         assert late[0].outputs[0].finish_reason == "deadline"
 
 
@@ -256,7 +259,7 @@ def test_a_hundred_threads_of_which_some_give_up(llm, alone):
             llm.runtime.add([completion], lambda update: None)
             llm.runtime.cancel([completion])
             return True
-        late = llm.generate([prompt], SamplingParams(deadline_s=0.001))[0].outputs[0]
+        late = llm.generate([prompt], SamplingParams(deadline_s=0.001, temperature=0, max_tokens=64))[0].outputs[0]
         return late.finish_reason == "deadline"
 
     with ThreadPoolExecutor(100) as pool:
@@ -265,7 +268,9 @@ def test_a_hundred_threads_of_which_some_give_up(llm, alone):
 
 def test_cancelling_in_one_thread_ends_what_another_waits_for(llm):
     """By nothing that is wrong: it has asked for more than this caller wants."""
-    completions = [llm.start(PROMPTS[0], SamplingParams(max_tokens=100, ignore_eos=True)) for _ in range(2)]
+    completions = [
+        llm.start(PROMPTS[0], SamplingParams(max_tokens=100, ignore_eos=True, temperature=0)) for _ in range(2)
+    ]
     with ThreadPoolExecutor(1) as pool, llm.runtime.sequence():
         # Behind a batch that fills all caches, so that it is cancelled while it waits or runs, as it happens.
         pieces = pool.submit(list, llm.stream_completion(completions[0]))
@@ -284,7 +289,9 @@ def test_a_deadline_in_the_far_future_is_as_good_as_none(fast, model):
     with fast.llm(model, max_model_len=64, max_num_seqs=1) as llm:
         for deadline_s in (1e10, 1e300):
             with ThreadPoolExecutor(1) as pool, llm.runtime.sequence():
-                late = pool.submit(llm.generate, [[1]], SamplingParams(max_tokens=3, deadline_s=deadline_s))
+                late = pool.submit(
+                    llm.generate, [[1]], SamplingParams(max_tokens=3, deadline_s=deadline_s, temperature=0)
+                )
                 assert llm.stats()["doorbell"]["rung"] > 0
             assert len(late.result()[0].outputs[0].token_ids) == 3
 
@@ -378,7 +385,10 @@ def test_what_goes_wrong_in_the_thread_of_the_steps_is_told_to_all(fast, model, 
         with ThreadPoolExecutor(3) as pool:
             asking = []
             if not is_idle:
-                asking += [pool.submit(llm.generate, [[number]], SamplingParams(max_tokens=400)) for number in range(2)]
+                asking += [
+                    pool.submit(llm.generate, [[number]], SamplingParams(max_tokens=400, temperature=0))
+                    for number in range(2)
+                ]
                 while not llm.runtime.load().running:
                     pass
             raise_in(thread, kind)
@@ -466,10 +476,10 @@ def wait_until_gone():
         time.sleep(0.02)
 model, ARENA, session = sys.argv[1:4]
 llm = LLM(model, device="cpu", session=session, max_model_len=64)
-tokens = llm.generate([[5, 6]], SamplingParams(max_tokens=3))[0].outputs[0].token_ids
+tokens = llm.generate([[5, 6]], SamplingParams(max_tokens=3, temperature=0))[0].outputs[0].token_ids
 gpu = llm.bring_up()["processes"]["gpu"]["pid"]
 def works():
-    return llm.generate([[5, 6]], SamplingParams(max_tokens=3))[0].outputs[0].token_ids == tokens
+    return llm.generate([[5, 6]], SamplingParams(max_tokens=3, temperature=0))[0].outputs[0].token_ids == tokens
 def child(act):
     pid = os.fork()
     if pid == 0:
@@ -503,13 +513,13 @@ del server; gc.collect(); wait_until_gone()
     "bound anew": """
 llm = LLM(model, device="cpu", session=session + "2", max_model_len=64)
 x = [{i: [i]} for i in range(200000)]; gc.collect(); wait_until_gone()
-assert llm.generate([[5, 6]], SamplingParams(max_tokens=3))[0].outputs[0].token_ids == tokens
+assert llm.generate([[5, 6]], SamplingParams(max_tokens=3, temperature=0))[0].outputs[0].token_ids == tokens
 """,
     "at exit": "pass",
     "at exit, from a hook": "import atexit; atexit.register(llm.close)",
     "at exit, as another module's": "sys.held = llm; del llm",
     "at exit, while daemons wait": """
-params = SamplingParams(max_tokens=50, ignore_eos=True)
+params = SamplingParams(max_tokens=50, ignore_eos=True, temperature=0)
 def ask():
     try: llm.generate([[1]], params)
     except Exception: pass
@@ -530,7 +540,8 @@ del llm, holder
 thread = threading.Thread(target=gc.collect); thread.start(); thread.join(); wait_until_gone()
 """,
     "at exit, in a thread": """
-threading.Thread(target=llm.generate, args=([[1]], SamplingParams(max_tokens=50, ignore_eos=True))).start()
+params = SamplingParams(max_tokens=50, ignore_eos=True, temperature=0)
+threading.Thread(target=llm.generate, args=([[1]], params)).start()
 """,
     "by an impatient user": """
 import signal, subprocess

@@ -27,17 +27,21 @@ def ids_of(answer: str | list[int]) -> list[int]:
     return BACKEND.encode(answer).ids if isinstance(answer, str) else answer
 
 
+def completion_of(prompt, max_tokens, eos, tokens, **params):
+    """Of a vocabulary in which whatever a test feeds it has a place."""
+    params = SamplingParams(**{"max_tokens": None, **params})
+    return Completion(prompt, params, max_tokens, eos, tokens, vocab_size=10_000)
+
+
 def complete(answer: str | list[int], *, stop=(), max_tokens=1000, eos=True, **params):
     """Feeds a completion the tokens of an answer and then the end-of-sequence token; its text after each."""
     tokens = [*ids_of(answer), *([EOS] if eos else [])]
-    completion = Completion([1, 2], SamplingParams(stop=stop, **params), max_tokens, [EOS], BYTES)
+    completion = completion_of([1, 2], max_tokens, [EOS], BYTES, stop=stop, **params)
     texts = []
     for token in tokens:
         if completion.finish_reason is not None:
             break
-        logits = np.zeros(BACKEND.get_vocab_size(), np.float32)
-        logits[token] = 1
-        completion.grow(completion.choose(logits))
+        completion.grow(token)
         texts.append(completion.text)
     return completion, texts
 
@@ -168,6 +172,65 @@ def test_stop_strings_see_the_end_of_sequence_token():
     assert (completion.text, completion.finish_reason, completion.stop_reason) == ("ab", "stop", "<|endoftext|>")
 
 
+def test_a_stop_token_ends_the_completion_and_is_no_text():
+    for token, text in ((END, "ab"), (ids_of("b")[0], "a")):
+        completion, _ = complete("ab<|im_end|>cd", stop_token_ids=[token])
+        assert (completion.text, completion.finish_reason, completion.stop_reason) == (text, "stop", token)
+        assert completion.token_ids[-1] == token
+
+
+def test_ignoring_the_end_of_sequence_leaves_stop_tokens():
+    completion, _ = complete("ab", ignore_eos=True, stop_token_ids=[EOS])
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", EOS)
+    assert complete("ab", stop_token_ids=[EOS])[0].stop_reason is None
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        ({"stop": "o S"}, "two S"),
+        ({"stop": ["STOP", "ST"]}, "two ST"),
+        ({"stop": "<|im_end|>"}, "two STOP<|im_end|>"),
+        ({"stop": "P<|im_"}, "two STOP<|im_"),
+        ({"stop_token_ids": [END]}, "two STOP"),
+        ({"stop_token_ids": [END], "skip_special_tokens": False}, "two STOP<|im_end|>"),
+        ({"stop_token_ids": ids_of("S")}, "two S"),
+        ({}, "two STOP three"),
+        ({"skip_special_tokens": False}, "two STOP<|im_end|> three<|endoftext|>"),
+    ],
+)
+def test_what_has_stopped_it_is_text_where_it_is_asked_for(params, text):
+    completion, texts = complete("two STOP<|im_end|> three", include_stop_str_in_output=True, **params)
+    assert completion.text == text
+    for shown in texts:
+        assert text.startswith(shown)
+
+
+def test_special_tokens_are_text_where_they_are_asked_for():
+    completion, texts = complete("a<|im_start|>b<|im_end|>", skip_special_tokens=False)
+    assert completion.text == "a<|im_start|>b<|im_end|>"
+    assert texts[1] == "a<|im_start|>"
+    assert complete("a<|im_start|>bc", skip_special_tokens=False, stop="c")[0].text == "a<|im_start|>b"
+
+
+def test_without_detokenizing_there_is_no_text():
+    completion, _ = complete("abc", detokenize=False)
+    assert (completion.text, completion.finish_reason) == ("", "stop")
+
+
+@pytest.mark.parametrize(
+    ("min_tokens", "text"),
+    [(0, "x"), (3, "x"), (4, "xSTOPx"), (8, "xSTOPx"), (9, "xSTOPxSTOP")],
+)
+def test_a_stop_string_counts_where_it_ends_behind_min_tokens(min_tokens, text):
+    completion, _ = complete("xSTOPxSTOP", stop="STOP", min_tokens=min_tokens + 1)
+    assert completion.text == text
+
+
+def test_a_stop_string_that_began_before_min_tokens_counts():
+    assert complete("xSTOP", stop="STOP", min_tokens=4)[0].text == "x"
+
+
 def spelled_out(ids: list[int]) -> str:
     return BYTES.decode(ids, skip_special_tokens=False)
 
@@ -216,7 +279,7 @@ def test_prompt_and_text_are_the_decoding_of_all_tokens_whatever_the_decoder(dat
     stop = data.draw(st.sampled_from([(), "never there", ("<", "\0")]))
     tokens = tokenizer(backend)
     whole, prompt = tokens.decode(ids), tokens.decode(ids[:cut])
-    completion = Completion(ids[:cut], SamplingParams(stop=stop), 1000, [], tokens)
+    completion = completion_of(ids[:cut], 1000, [], tokens, stop=stop)
     texts = []
     for token in ids[cut:]:
         completion.grow(token)
@@ -236,7 +299,7 @@ def test_stop_strings_see_the_first_space_and_the_text_has_it():
     prompt = backend.encode("Hello", add_special_tokens=False).ids
     world = backend.token_to_id("▁world")
     for stop, text in (((), " world"), (" w", ""), ("wor", " ")):
-        completion = Completion(prompt, SamplingParams(stop=stop), 1, [], tokens)
+        completion = completion_of(prompt, 1, [], tokens, stop=stop)
         completion.grow(world)
         assert completion.text == text
 
@@ -244,7 +307,7 @@ def test_stop_strings_see_the_first_space_and_the_text_has_it():
 def test_a_stop_string_cuts_behind_a_first_word_that_has_lost_its_space():
     backend = every_kind()["Metaspace, always"]
     word, special = backend.token_to_id("d▁"), backend.token_to_id("<s>")
-    completion = Completion([special], SamplingParams(stop=" d"), 100, [], tokenizer(backend))
+    completion = completion_of([special], 100, [], tokenizer(backend), stop=" d")
     completion.grow(word)
     completion.grow(word)
     assert (completion.text, completion.finish_reason) == ("d", "stop")
@@ -253,7 +316,7 @@ def test_a_stop_string_cuts_behind_a_first_word_that_has_lost_its_space():
 def test_a_stop_string_of_byte_tokens_ends_at_their_last():
     backend = sentencepiece()
     flamingo = [backend.token_to_id(f"<0x{byte:02X}>") for byte in "🦩".encode()]
-    completion = Completion([1], SamplingParams(stop="🦩"), 100, [], tokenizer(backend))
+    completion = completion_of([1], 100, [], tokenizer(backend), stop="🦩")
     for token in [*flamingo, 5, 5]:
         if completion.finish_reason is None:
             completion.grow(token)

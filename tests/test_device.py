@@ -38,7 +38,7 @@ from tsqp_shm.shm.plan import Plan
 
 PROMPTS = [list(random_token_ids(length, seed=length)) for length in (1, 40, 7, 100)]
 MAX_TOKENS = 12
-GREEDY = SamplingParams(max_tokens=MAX_TOKENS)
+GREEDY = SamplingParams(max_tokens=MAX_TOKENS, temperature=0)
 # Many operations in flight: blocks of one tile, tiles of few rows.
 SMALL = {"tile_rows": 8, "block_rows": 8, "max_model_len": 160, "dtype": "float32"}
 WAYS = ("registered", "staged", "pageable")

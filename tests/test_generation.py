@@ -45,7 +45,7 @@ MODELS = {
 # Around the tiles' and the key blocks' borders, and more of them than there are caches below.
 PROMPTS = [list(random_token_ids(length, seed=length)) for length in (1, 2, 7, 63, 64, 65, 100, 129, 31)]
 MAX_TOKENS = 24
-GREEDY = SamplingParams(max_tokens=MAX_TOKENS)
+GREEDY = SamplingParams(max_tokens=MAX_TOKENS, temperature=0)
 
 
 @pytest.fixture(scope="module", params=DEVICES)
@@ -71,7 +71,7 @@ def test_demo_model_completes_20_prompts_as_transformers_does(demo_model):
     longest = sorted(topics, key=lambda topic: (-len(topics[topic]), topic))[:20]
     with LLM(demo_model, dtype="float32", max_model_len=96) as llm:
         prompts = [llm.tokenizer.encode(topics[topic])[40:104] for topic in longest]
-        ours = token_ids(llm.generate(prompts, SamplingParams(max_tokens=16)))
+        ours = token_ids(llm.generate(prompts, SamplingParams(max_tokens=16, temperature=0)))
     assert [len(prompt) for prompt in prompts] == [64] * 20
     theirs = greedy_of_transformers(demo_model, prompts, 16)
     transformers_model.cache_clear()

@@ -411,7 +411,7 @@ def test_a_session_over_tcp_comes_up_among_strangers(fast, doorbell):
         with fast.llm(
             model_folder(RandomModel("llama")), doorbell=doorbell, endpoint=endpoint, max_model_len=64
         ) as llm:
-            outputs = llm.generate([[1, 2, 3]], SamplingParams(max_tokens=8, ignore_eos=True))
+            outputs = llm.generate([[1, 2, 3]], SamplingParams(max_tokens=8, ignore_eos=True, temperature=0))
             assert len(outputs[0].outputs[0].token_ids) == 8
     finally:
         is_over.set()

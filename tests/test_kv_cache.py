@@ -188,7 +188,7 @@ def test_a_place_that_held_nan_gives_the_next_sequence_the_same_bits(poisoned_mo
 def test_a_short_completion_after_a_long_one_is_what_it_is_in_a_fresh_cache():
     folder = model_folder(RandomModel("mistral", {"sliding_window": 16}))
     prompts = [list(random_token_ids(length, seed=length)) for length in (150, 3, 90, 5, 1, 64)]
-    params = SamplingParams(max_tokens=20)
+    params = SamplingParams(max_tokens=20, temperature=0)
     with fast_start() as fast:
         limits = {"dtype": "float32", "max_model_len": MAX_MODEL_LEN, "max_num_seqs": 1}
         with fast.llm(folder, **limits) as llm:

@@ -337,8 +337,34 @@ def test_chat_applies_the_template_and_zero_is_a_seed(model):
     plain = json.loads(run("launch", model, "--prompt", "Hello", "--json", *flags).stdout)
     assert "im_start" in template
     assert result["prompt_tokens"] > plain["prompt_tokens"]
+    assert result["seed"] == 0
     # The same seed, and so the same text, though it is 0.
     assert completion("launch", model, "--chat", "--prompt", "Hello", *flags) == result["text"] + "\n"
+
+
+@pytest.mark.slow
+def test_a_seed_that_was_drawn_is_told_and_repeats_the_completion(model):
+    flags = [
+        "--max-new-tokens",
+        "12",
+        "--max-model-len",
+        "64",
+        "--temperature",
+        "1",
+        "--min-p",
+        "0.001",
+        "--ignore-eos",
+    ]
+    flags += ["--presence-penalty", "0.5", "--frequency-penalty", "0.1", "--min-new-tokens", "2", "--json"]
+    drawn = json.loads(run("launch", model, *flags).stdout)
+    again = json.loads(run("launch", model, *flags, "--seed", str(drawn["seed"])).stdout)
+    assert again["token_ids"] == drawn["token_ids"]
+    stop = drawn["token_ids"][5]
+    stopped = json.loads(
+        run("launch", model, *flags, "--seed", str(drawn["seed"]), "--stop-token-ids", str(stop)).stdout
+    )
+    assert (stopped["finish_reason"], stopped["stop_reason"]) == ("stop", stop)
+    assert stopped["token_ids"] == drawn["token_ids"][: drawn["token_ids"].index(stop) + 1]
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ from small_tokenizers import byte_level, sentencepiece
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.errors import PeerDied, RequestError, TsqpError
 
-GREEDY = SamplingParams(max_tokens=12)
+GREEDY = SamplingParams(max_tokens=12, temperature=0)
 # The demo model's vocabulary, in which most characters outside of ASCII take several tokens.
 TEXT_MODEL = RandomModel("llama", {"vocab_size": 49152})
 PROMPTS = ["The capital of France", "One, two, three", "Grüße aus Köln 🙂"]
@@ -110,7 +110,11 @@ def test_prompts_of_every_form_give_the_same(llm):
 
 
 def test_each_prompt_may_have_params_of_its_own(llm):
-    params = [SamplingParams(max_tokens=3), SamplingParams(max_tokens=None, deadline_s=1e-9), GREEDY]
+    params = [
+        SamplingParams(max_tokens=3, temperature=0),
+        SamplingParams(max_tokens=None, deadline_s=1e-9, temperature=0),
+        GREEDY,
+    ]
     outputs = llm.generate(PROMPTS, params)
     assert [len(output.outputs[0].token_ids) for output in outputs] == [3, 0, 12]
     with pytest.raises(RequestError, match="one for each of the 3 prompts"):
@@ -120,7 +124,7 @@ def test_each_prompt_may_have_params_of_its_own(llm):
 
 
 def test_max_tokens_none_is_until_the_context_is_full(llm):
-    completion = only(llm.generate([5] * 120, SamplingParams(max_tokens=None, ignore_eos=True)))
+    completion = only(llm.generate([5] * 120, SamplingParams(max_tokens=None, ignore_eos=True, temperature=0)))
     assert (len(completion.token_ids), completion.finish_reason) == (8, "length")
 
 
@@ -239,16 +243,14 @@ def test_the_pieces_of_a_stream_add_up_to_the_text(llm, prompt):
 
 
 def test_a_piece_never_splits_a_character(llm):
-    """The tokens of a text full of long characters, drawn one by one from logits that leave no other choice."""
+    """The tokens of a text full of long characters, one by one."""
     text = "a🙂é漢字🏳️‍🌈ø"
     wanted = llm.tokenizer.encode(text, add_special_tokens=False)
     assert len(wanted) > len(text)
-    completion = llm.start([1], SamplingParams(max_tokens=len(wanted)))
+    completion = llm.start([1], SamplingParams(max_tokens=len(wanted), temperature=0))
     shown = []
     for token in wanted:
-        logits = np.zeros(llm.spec.vocab_size, np.float32)
-        logits[token] = 1
-        completion.grow(completion.choose(logits))
+        completion.grow(token)
         shown.append(completion.text)
     assert shown[-1] == text
     for earlier, later in itertools.pairwise(shown):
@@ -258,7 +260,7 @@ def test_a_piece_never_splits_a_character(llm):
 
 def test_a_stream_shows_text_before_the_answer_has_ended(fast, text_model):
     with fast.llm(text_model, max_model_len=512) as llm:
-        completion = llm.start(PROMPTS[0], SamplingParams(max_tokens=500, ignore_eos=True))
+        completion = llm.start(PROMPTS[0], SamplingParams(max_tokens=500, ignore_eos=True, temperature=0))
         stream = llm.stream_completion(completion)
         assert next(stream)
         assert completion.finish_reason is None
@@ -266,7 +268,7 @@ def test_a_stream_shows_text_before_the_answer_has_ended(fast, text_model):
 
 
 def test_streams_take_turns_and_give_what_each_gives_alone(llm):
-    params = SamplingParams(max_tokens=25)
+    params = SamplingParams(max_tokens=25, temperature=0)
     alone = texts(llm.generate(PROMPTS, params))
     streams = [llm.stream(prompt, params) for prompt in PROMPTS]
     together = ["" for _ in streams]
@@ -282,7 +284,7 @@ def test_streams_take_turns_and_give_what_each_gives_alone(llm):
 
 
 def test_a_closed_stream_frees_its_place_and_the_others_go_on(fast, text_model):
-    params = SamplingParams(max_tokens=20, ignore_eos=True)
+    params = SamplingParams(max_tokens=20, ignore_eos=True, temperature=0)
     with fast.llm(text_model, max_model_len=64, max_num_seqs=1) as llm:
         expected = texts(llm.generate(PROMPTS[1], params))
         for _ in range(3):
@@ -298,7 +300,7 @@ def test_a_closed_stream_frees_its_place_and_the_others_go_on(fast, text_model):
 
 
 def test_a_stream_that_waits_for_a_place_gets_it(fast, text_model):
-    params = SamplingParams(max_tokens=20, ignore_eos=True)
+    params = SamplingParams(max_tokens=20, ignore_eos=True, temperature=0)
     with fast.llm(text_model, max_model_len=64, max_num_seqs=1) as llm:
         expected = texts(llm.generate(PROMPTS[:2], params))
         first, second = (llm.stream(prompt, params) for prompt in PROMPTS[:2])
@@ -310,12 +312,15 @@ def test_a_stream_that_waits_for_a_place_gets_it(fast, text_model):
 
 def test_a_deadline_before_the_first_step_leaves_nothing_and_the_others_go_on(llm):
     alone = texts(llm.generate(PROMPTS[1], GREEDY))
-    late = llm.stream(PROMPTS[0], SamplingParams(deadline_s=1e-9))
+    late = llm.stream(PROMPTS[0], SamplingParams(deadline_s=1e-9, temperature=0, max_tokens=64))
     assert list(late) == []
     before = llm.statistics.doorbells
-    assert only(llm.generate(PROMPTS[0], SamplingParams(deadline_s=1e-9))).finish_reason == "deadline"
+    assert (
+        only(llm.generate(PROMPTS[0], SamplingParams(deadline_s=1e-9, temperature=0, max_tokens=64))).finish_reason
+        == "deadline"
+    )
     assert llm.statistics.doorbells == before
-    assert texts(llm.generate(PROMPTS[1], SamplingParams(max_tokens=12, deadline_s=1000))) == alone
+    assert texts(llm.generate(PROMPTS[1], SamplingParams(max_tokens=12, deadline_s=1000, temperature=0))) == alone
 
 
 def test_a_wrong_prompt_is_refused_when_the_stream_is_asked_for(llm):
@@ -339,7 +344,7 @@ def test_an_end_of_sequence_token_finishes_by_stop(fast, text_model, tmp_path):
 
 def fast_answers(fast, folder, prompts, max_tokens, **params):
     with fast.llm(folder, dtype="float32", max_model_len=64) as llm:
-        return llm.generate(prompts, SamplingParams(max_tokens=max_tokens, **params))
+        return llm.generate(prompts, SamplingParams(max_tokens=max_tokens, temperature=0, **params))
 
 
 def with_tokenizer_of(folder: Path):
@@ -358,7 +363,7 @@ def copy_with_eos(folder: Path, target: Path, eos: int) -> Path:
 
 
 def test_a_stop_string_cuts_text_and_stream_alike(llm):
-    params = {"max_tokens": 40, "ignore_eos": True}
+    params = {"max_tokens": 40, "ignore_eos": True, "temperature": 0}
     whole = only(llm.generate(PROMPTS[0], SamplingParams(**params))).text
     stop = whole[len(whole) // 2 : len(whole) // 2 + 5]
     cut = whole[: whole.index(stop)]
@@ -376,7 +381,9 @@ def test_an_output_is_a_value_that_can_be_read_and_pickled(llm):
     outputs = llm.generate([{"prompt": "both", "prompt_token_ids": np.array([5, 6])}], GREEDY)
     assert (outputs[0].prompt, outputs[0].prompt_token_ids) == ("both", [5, 6])
     assert pickle.loads(pickle.dumps(outputs)) == outputs
-    assert repr(outputs[0]).startswith("RequestOutput(prompt='both', prompt_token_ids=[5, 6], outputs=[CompletionOut")
+    assert repr(outputs[0]).startswith(
+        "RequestOutput(prompt='both', prompt_token_ids=[5, 6], prompt_logprobs=None, outputs=[C"
+    )
 
 
 # So many special tokens that a random model says some.
@@ -396,11 +403,11 @@ def test_stop_strings_with_special_tokens_end_where_they_do_in_transformers(fast
     folder = model_of(tokenizer, tmp_path)
     prompt = [3, 4, 5]
     with fast.llm(folder, dtype="float32", max_model_len=64) as llm:
-        answer = only(llm.generate(prompt, SamplingParams(max_tokens=40))).token_ids
+        answer = only(llm.generate(prompt, SamplingParams(max_tokens=40, temperature=0))).token_ids
         special = next(place for place, token_id in enumerate(answer) if place and token_id >= 256)
         spelled = [tokenizer.decode([token_id], skip_special_tokens=False) for token_id in answer]
         for stop in (spelled[special], "|>", spelled[special][:3]):
-            completion = only(llm.generate(prompt, SamplingParams(max_tokens=40, stop=stop)))
+            completion = only(llm.generate(prompt, SamplingParams(max_tokens=40, stop=stop, temperature=0)))
             theirs = transformers_model(folder, torch.float32, "eager").generate(
                 torch.tensor([prompt]),
                 max_new_tokens=40,
@@ -417,11 +424,11 @@ def test_prompt_and_text_are_the_decoding_of_all_tokens(fast, tmp_path):
     tokenizer = sentencepiece()
     with fast.llm(model_of(tokenizer, tmp_path), dtype="float32", max_model_len=64) as llm:
         for prompt in ("x", "!x x", [260, 261], [1, 263]):
-            (output,) = llm.generate(prompt, SamplingParams(max_tokens=30))
+            (output,) = llm.generate(prompt, SamplingParams(max_tokens=30, temperature=0))
             completion = output.outputs[0]
             before = tokenizer.decode(output.prompt_token_ids)
             assert before + completion.text == tokenizer.decode(output.prompt_token_ids + completion.token_ids)
-            pieces = list(llm.stream(prompt, SamplingParams(max_tokens=30)))
+            pieces = list(llm.stream(prompt, SamplingParams(max_tokens=30, temperature=0)))
             assert "".join(pieces) == completion.text
 
 
@@ -435,7 +442,9 @@ def test_chat_answers_one_conversation_or_several(llm):
     (output,) = llm.chat(CONVERSATION, GREEDY)
     assert (output.prompt, output.prompt_token_ids, output.outputs[0].token_ids) == (text, ids, expected[0])
     parts = [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]}, CONVERSATION[1]]
-    outputs = llm.chat([CONVERSATION, parts], sampling_params=[GREEDY, SamplingParams(max_tokens=3)], use_tqdm=False)
+    outputs = llm.chat(
+        [CONVERSATION, parts], sampling_params=[GREEDY, SamplingParams(max_tokens=3, temperature=0)], use_tqdm=False
+    )
     assert tokens(outputs) == [expected[0], expected[0][:3]]
     assert llm.chat([]) == []
     assert llm.chat_prompt(CONVERSATION) == ids
@@ -500,7 +509,7 @@ def test_logits_refuse_a_wrong_prompt(llm):
 
 def test_logits_leave_a_completion_in_progress_as_it_was(fast, text_model):
     """They take a cache of their own, and where all are taken they wait for one."""
-    params = SamplingParams(max_tokens=30, ignore_eos=True)
+    params = SamplingParams(max_tokens=30, ignore_eos=True, temperature=0)
     for max_num_seqs in (1, 2):
         with fast.llm(text_model, dtype="float32", max_model_len=64, max_num_seqs=max_num_seqs) as llm:
             expected, logits = only(llm.generate(PROMPTS[0], params)).text, llm.logits([1, 2, 3])
@@ -513,7 +522,7 @@ def test_logits_leave_a_completion_in_progress_as_it_was(fast, text_model):
 def test_stop_strings_and_text_need_a_tokenizer(fast, small_model):
     with fast.llm(small_model, max_model_len=32) as llm:
         with pytest.raises(RequestError, match="tokenizer"):
-            llm.generate([1], SamplingParams(stop="x"))
+            llm.generate([1], SamplingParams(stop="x", temperature=0, max_tokens=64))
         with pytest.raises(TsqpError, match=r"tokenizer\.json"):
             llm.generate("text")
         assert only(llm.generate([1], GREEDY)).text == ""
@@ -541,7 +550,7 @@ def test_stats_have_everything_the_command_prints(llm):
 def test_bytes_in_slots_are_counted_as_the_shapes_say(fast, small_model):
     rows, columns, dtype_bytes = 10, 64, 2
     with fast.llm(small_model, max_model_len=32) as llm:
-        llm.generate([1] * rows, SamplingParams(max_tokens=1))
+        llm.generate([1] * rows, SamplingParams(max_tokens=1, temperature=0))
         moved = llm.stats()["bytes"]
     hidden, feed_forward, vocab = (GEOMETRY[name] for name in ("hidden_size", "intermediate_size", "vocab_size"))
     qk = (GEOMETRY["num_attention_heads"] + GEOMETRY["num_key_value_heads"]) * GEOMETRY["head_dim"]
@@ -550,14 +559,14 @@ def test_bytes_in_slots_are_counted_as_the_shapes_say(fast, small_model):
     to_tee = rows * (2 * hidden + qk + 2 * feed_forward) * dtype_bytes + scores
     layers = GEOMETRY["num_hidden_layers"]
     assert moved["to_gpu"] == rows * 4 + layers * to_gpu + hidden * dtype_bytes
-    assert moved["to_tee"] == rows * hidden * dtype_bytes + layers * to_tee + vocab * dtype_bytes
+    assert moved["to_tee"] == rows * hidden * dtype_bytes + layers * to_tee + vocab * 4
 
 
 def test_two_llms_in_one_process_do_not_meet(fast, text_model, small_model):
     with fast.llm(small_model, max_model_len=64, dtype="float32") as first:
         expected = tokens(first.generate([1, 2, 3], GREEDY))
         with fast.llm(text_model, max_model_len=64) as second:
-            stream = second.stream(PROMPTS[0], SamplingParams(max_tokens=10, ignore_eos=True))
+            stream = second.stream(PROMPTS[0], SamplingParams(max_tokens=10, ignore_eos=True, temperature=0))
             next(stream)
             assert tokens(first.generate([1, 2, 3], GREEDY)) == expected
             assert list(stream)
@@ -603,7 +612,7 @@ def test_a_killed_gpu_process_is_named_and_the_llm_stays_broken(fast, small_mode
         stream = llm.stream([1, 2])
         os.kill(llm.stats()["processes"]["gpu"]["pid"], signal.SIGKILL)
         with pytest.raises(PeerDied, match="gpu") as caught:
-            llm.generate([1], SamplingParams(max_tokens=50))
+            llm.generate([1], SamplingParams(max_tokens=50, temperature=0))
         for use in (lambda: llm.generate([1]), lambda: llm.logits([1]), lambda: next(stream)):
             with pytest.raises(PeerDied) as again:
                 use()
@@ -622,7 +631,7 @@ def test_its_own_gpu_process_is_started_stopped_and_quoted(small_model):
     with LLM(small_model, max_model_len=64) as llm:
         os.kill(llm.stats()["processes"]["gpu"]["pid"], signal.SIGKILL)
         with pytest.raises(PeerDied, match="SIGKILL"):
-            llm.generate([1], SamplingParams(max_tokens=50))
+            llm.generate([1], SamplingParams(max_tokens=50, temperature=0))
 
 
 @pytest.mark.slow
@@ -646,7 +655,7 @@ from tsqp_shm import LLM, SamplingParams
 with LLM(sys.argv[1], max_model_len=128) as llm:
     llm.generate("The capital of France", SamplingParams(max_tokens=4, temperature=1.0, stop="x"))
     text = llm.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
-    print("".join(llm.stream(text, SamplingParams(max_tokens=4))), file=sys.stderr)
+    print("".join(llm.stream(text, SamplingParams(max_tokens=4, temperature=0))), file=sys.stderr)
     maps = open("/proc/self/maps").read()
     gpu_maps = open(f"/proc/{llm.stats()['processes']['gpu']['pid']}/maps").read()
     print(json.dumps({

@@ -28,7 +28,7 @@ from tsqp_shm.tee.completion import Completion
 
 PROMPTS = [list(random_token_ids(count, seed=count)) for count in (3, 40, 70)]
 SMALL = {"tile_rows": 16, "block_rows": 16, "max_model_len": 128}
-GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
+GREEDY = SamplingParams(max_tokens=6, ignore_eos=True, temperature=0)
 PLAN = Plan.of_slots([("x", "float32", 1, 1)])
 
 
@@ -62,7 +62,8 @@ def test_a_random_model_answers_as_in_two_processes(fast, family):
     with LocalGpus(folder).llm(**SMALL) as llm:
         found_tokens, found_logits = answers(llm, PROMPTS)
     assert found_tokens == expected_tokens
-    assert np.array_equal(found_logits, expected_logits)
+    # Odd widths are the tensor library's products, whose sums depend on its threads in the last bits of float32.
+    np.testing.assert_allclose(found_logits, expected_logits, rtol=0, atol=1e-5)
 
 
 def test_the_demo_model_answers_as_in_two_processes(fast, demo_model):
@@ -106,7 +107,7 @@ def test_a_session_leaves_no_thread_descriptor_or_mapping(model):
 def test_the_steps_may_be_the_test_s_own(gpus, model):
     told = []
     with gpus.runtime(**SMALL) as runtime:
-        completion = Completion(PROMPTS[1], GREEDY, GREEDY.max_tokens, frozenset(), None)
+        completion = Completion(PROMPTS[1], GREEDY, GREEDY.max_tokens, frozenset(), None, vocab_size=257)
         runtime.add([completion], told.append)
         steps = 1
         while runtime.step():

@@ -112,6 +112,8 @@ def sides(instruction_set, model):
 
 
 def to_float(bits):
+    if bits.dtype == np.float32:
+        return bits
     return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float().numpy()
 
 

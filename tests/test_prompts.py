@@ -145,7 +145,6 @@ def test_one_prompt_is_not_several():
 
 def test_params_are_for_all_or_for_each():
     one, other = SamplingParams(seed=1), SamplingParams(seed=2)
-    assert params_of_each(None, 2) == [SamplingParams()] * 2
     assert params_of_each(one, 2) == [one, one]
     assert params_of_each([one, other], 2) == [one, other]
     assert params_of_each(iter((one, other)), 2) == [one, other]
@@ -238,7 +237,7 @@ def test_an_endless_prompt_is_read_no_further_than_it_may_be_long():
 
 def test_what_takes_long_is_shown_on_a_terminal_and_gone_at_the_end(monkeypatch):
     ours, theirs = os.openpty()
-    first, second = (Completion([1], SamplingParams(), 3, [], None) for _ in range(2))
+    first, second = (Completion([1], SamplingParams(), 3, [], None, vocab_size=4) for _ in range(2))
     with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb", buffering=0) as screen:
         monkeypatch.setattr("sys.stderr", terminal)
         with PromptProgress(True, 2, interval_s=0.0) as progress:

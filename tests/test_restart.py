@@ -17,7 +17,7 @@ from tsqp_shm.errors import PeerDied
 from tsqp_shm.shm.posix.folder import sessions_folder
 from tsqp_shm.shm.transport import Hold
 
-GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
+GREEDY = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0)
 SEEDED = SamplingParams(max_tokens=12, ignore_eos=True, temperature=1.0, top_k=20, seed=5)
 # Longer than a step may be, of different lengths, and more than may run at once.
 PROMPTS = [list(random_token_ids(length, seed=length)) for length in (3, 40, 17, 70)]
@@ -184,3 +184,24 @@ def test_its_own_gpu_process_is_replaced_and_its_death_explained(model):
         blocked = int(status.split("SigBlk:")[1].split()[0], 16)
         assert not blocked & 1 << signal.SIGTERM - 1
     assert any(line.startswith("the gpu process died (signal SIGKILL)") for line in said)
+
+
+def test_drawn_tokens_and_log_probabilities_are_those_of_a_run_without_a_fault(fast, model):
+    """One dies while a prompt is scored, one in the middle of the answers: nothing is drawn or scored twice."""
+    params = SamplingParams(n=2, max_tokens=12, ignore_eos=True, seed=7, logprobs=2, prompt_logprobs=1)
+
+    def values(outputs) -> tuple[list, np.ndarray]:
+        """Tokens, and what is known to the last bits only: a cache is filled again in other shapes."""
+        completions = [completion for output in outputs for completion in output.outputs]
+        found = [each for output in outputs for each in output.prompt_logprobs[1:]]
+        found += [each for completion in completions for each in completion.logprobs]
+        chosen = np.array([(token, one.logprob) for each in found for token, one in list(each.items())[:1]])
+        return [completion.token_ids for completion in completions], chosen
+
+    with fast.llm(model, **LIMITS) as llm:
+        expected, expected_scores = values(llm.generate(PROMPTS, params))
+    with LLM(model, start_gpu=starts(fast, model, 40, 130), **LIMITS, restart_gpu=2) as llm:
+        token_ids, scores = values(llm.generate(PROMPTS, params))
+        assert llm.statistics.gpu_restarts == 2
+    assert token_ids == expected
+    np.testing.assert_allclose(scores, expected_scores, atol=1e-4)

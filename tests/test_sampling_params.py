@@ -80,11 +80,35 @@ class Hostile:
         ("stop", np.array(["a", "b"]), ("a", "b")),
         ("stop", np.array("a"), ("a",)),
         ("stop", [], ()),
+        ("n", np.int64(3), 3),
+        ("presence_penalty", -2, -2.0),
+        ("frequency_penalty", np.float32(0.5), 0.5),
+        ("min_p", 1, 1.0),
+        ("min_tokens", np.int8(3), 3),
+        ("logprobs", None, None),
+        ("logprobs", 0, 0),
+        ("logprobs", -1, -1),
+        ("logprobs", True, 1),
+        ("prompt_logprobs", np.int64(5), 5),
+        ("prompt_logprobs", True, 1),
+        ("detokenize", np.False_, False),
+        ("skip_special_tokens", False, False),
+        ("include_stop_str_in_output", True, True),
+        ("stop_token_ids", None, ()),
+        ("stop_token_ids", [3, np.int64(1), 3], (3, 1)),
+        ("stop_token_ids", np.array([2, 1]), (2, 1)),
+        ("bad_words", None, ()),
+        ("bad_words", ["a", "b", "a"], ("a", "b")),
+        ("logit_bias", None, ()),
+        ("logit_bias", {5: 1, np.int64(7): np.float32(-0.5), "9": -100}, ((5, 1.0), (7, -0.5), (9, -100.0))),
+        ("logit_bias", [(5, 1.0)], ((5, 1.0),)),
+        ("allowed_token_ids", None, None),
+        ("allowed_token_ids", range(3), (0, 1, 2)),
     ],
     ids=described,
 )
 def test_a_value_means_what_it_means_in_vllm(field, given, meant):
-    value = getattr(SamplingParams(**{field: given}), field)
+    value = getattr(SamplingParams(**{"max_tokens": 20, field: given}), field)
     assert value == meant
     assert type(value) is type(meant)
     if field == "stop":
@@ -124,6 +148,34 @@ def test_a_value_means_what_it_means_in_vllm(field, given, meant):
         ("repetition_penalty", 0, "got 0.0"),
         ("repetition_penalty", math.inf, "got inf"),
         ("seed", -2, "got -2"),
+        ("seed", 2**64, "got 18446744073709551616, expected a whole number, 0 to 2\\^64 - 1"),
+        ("n", 0, "got 0, expected a whole number, 1 to 16,384"),
+        ("n", 16_385, "got 16385"),
+        ("presence_penalty", 2.1, "got 2.1, expected a number, -2 to 2"),
+        ("frequency_penalty", math.nan, "got nan"),
+        ("min_p", -0.1, "got -0.1"),
+        ("min_p", 1.1, "got 1.1"),
+        ("min_tokens", -1, "got -1"),
+        ("min_tokens", 17, "got 17, expected at most max_tokens, which is 16"),
+        ("logprobs", -2, "got -2"),
+        ("logprobs", "all", r"got 'all' \(str\)"),
+        ("logprobs", False, r"got False \(bool\)"),
+        ("prompt_logprobs", 1.0, r"got 1.0 \(float\)"),
+        ("detokenize", 0, r"got 0 \(int\)"),
+        ("stop_token_ids", 5, r"got 5 \(int\)"),
+        ("stop_token_ids", "5", r"got '5' \(str\)"),
+        ("stop_token_ids", [1, "2"], r"stop_token_ids\[1\]: got '2' \(str\)"),
+        ("stop_token_ids", [-1], r"stop_token_ids\[0\]: got -1"),
+        ("bad_words", "word", r"got 'word' \(str\)"),
+        ("bad_words", [""], r"bad_words\[0\]: got ''"),
+        ("logit_bias", {1: math.inf}, r"logit_bias\[1\]: got inf"),
+        ("logit_bias", {1: None}, r"logit_bias\[1\]: got None"),
+        ("logit_bias", {"a": 1.0}, r"logit_bias: token: got 'a' \(str\)"),
+        ("logit_bias", {-1: 1.0}, "logit_bias: token: got -1"),
+        ("logit_bias", [1, 2], r"got 1 \(int\)"),
+        ("logit_bias", 5, r"got 5 \(int\)"),
+        ("allowed_token_ids", [], r"allowed_token_ids: got \[\], expected token ids, one at least"),
+        ("allowed_token_ids", [1.0], r"allowed_token_ids\[0\]: got 1.0 \(float\)"),
         ("seed", 1.0, r"got 1.0 \(float\)"),
         ("deadline_s", 0, "got 0.0"),
         ("deadline_s", math.inf, "got inf"),
@@ -151,12 +203,14 @@ def test_another_value_is_named_with_its_field_and_type(field, given, said):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"n": 1}, "n: got 1, expected none of this name; there are max_tokens, temperature"),
-        ({"presence_penalty": 0.0}, "presence_penalty: got 0.0, expected .* near it: repetition_penalty"),
-        ({"logprobs": None}, "logprobs: got None"),
-        ({"min_p": 0.1}, "min_p: got 0.1"),
+        (
+            {"structured_outputs": None},
+            "structured_outputs: got None, expected none of this name: no grammar is followed",
+        ),
+        ({"best_of": 2}, "best_of: got 2, expected none of this name: .* `n`"),
+        ({"output_kind": 0}, "output_kind: got 0, expected none of this name: `generate` gives what is complete"),
         ({"max_new_tokens": 5}, "max_new_tokens: got 5, expected max_tokens, as it is called here"),
-        ({"stop_token_ids": [1]}, "stop_token_ids"),
+        ({"num_return_sequences": 2}, "num_return_sequences: got 2, expected n, as it is called here"),
         ({"temprature": 5}, "temprature: got 5, expected .* near it: temperature"),
     ],
 )
@@ -174,9 +228,51 @@ def pickled(value: object) -> object:
     return pickle.loads(pickle.dumps(value))
 
 
+def test_defaults_are_those_of_vllm():
+    """As its 0.32.0 has them, with its lists as tuples."""
+    assert dataclasses.asdict(SamplingParams()) == {
+        "n": 1,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "seed": None,
+        "stop": (),
+        "stop_token_ids": (),
+        "ignore_eos": False,
+        "max_tokens": 16,
+        "min_tokens": 0,
+        "logprobs": None,
+        "prompt_logprobs": None,
+        "detokenize": True,
+        "skip_special_tokens": True,
+        "include_stop_str_in_output": False,
+        "bad_words": (),
+        "logit_bias": (),
+        "allowed_token_ids": None,
+        "deadline_s": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"n": 2, "temperature": 0}, "n: got 2, expected 1 where temperature is 0"),
+        ({"stop": "a", "detokenize": False}, r"stop: got \('a',\), expected no stop strings where detokenize is False"),
+    ],
+)
+def test_values_that_cannot_go_together_are_named(given, said):
+    with pytest.raises(ConfigError, match=said):
+        SamplingParams(**given)
+
+
 def test_params_are_values():
-    params = SamplingParams(max_tokens=None, temperature=1, stop=["a", "b"], seed=np.int64(3))
-    same = SamplingParams(max_tokens=None, temperature=np.float64(1), stop=("a", "b"), seed=3)
+    asked = {"logit_bias": {3: 1.5}, "stop_token_ids": [2], "bad_words": ["a"], "allowed_token_ids": [3, 2]}
+    params = SamplingParams(max_tokens=None, temperature=1, stop=["a", "b"], seed=np.int64(3), **asked)
+    same = SamplingParams(max_tokens=None, temperature=np.float64(1), stop=("a", "b"), seed=3, **asked)
     assert params == same
     assert hash(params) == hash(same)
     assert params != dataclasses.replace(params, seed=4)

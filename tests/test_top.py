@@ -60,7 +60,7 @@ def seen(llm: LLM, *arguments: str, busy: bool = False) -> str:
     """What a view shows, while completions run or none does."""
     process = subprocess.Popen([*COMMAND, "--once", *arguments], stdout=subprocess.PIPE, text=True)
     while busy and process.poll() is None:
-        llm.generate([3, 4, 5], SamplingParams(max_tokens=20, ignore_eos=True))
+        llm.generate([3, 4, 5], SamplingParams(max_tokens=20, ignore_eos=True, temperature=0))
     shown, _ = process.communicate()
     assert process.returncode == 0
     return shown
@@ -93,7 +93,7 @@ def test_a_busy_session_shows_its_rates(fast, doorbell):
 
 
 def test_an_idle_session_shows_what_it_has_done_and_that_it_waits(llm):
-    llm.generate([3, 4, 5], SamplingParams(max_tokens=7, ignore_eos=True))
+    llm.generate([3, 4, 5], SamplingParams(max_tokens=7, ignore_eos=True, temperature=0))
     doorbells = llm.statistics.doorbells
     shown = seen(llm, "--interval", "0.3")
     assert "idle: nothing to complete" in shown
@@ -107,10 +107,10 @@ def test_an_idle_session_shows_what_it_has_done_and_that_it_waits(llm):
 
 
 def test_a_cancelled_completion_is_not_shown_as_running(llm):
-    stream = llm.stream([3, 4, 5], SamplingParams(max_tokens=50, ignore_eos=True))
+    stream = llm.stream([3, 4, 5], SamplingParams(max_tokens=50, ignore_eos=True, temperature=0))
     stream.close()
     updates = SimpleQueue()
-    completion = llm.start([3, 4, 5], SamplingParams(max_tokens=50, ignore_eos=True))
+    completion = llm.start([3, 4, 5], SamplingParams(max_tokens=50, ignore_eos=True, temperature=0))
     llm.runtime.add([completion], updates.put)
     updates.get()
     with closing(observer_of(session_of(llm))) as observer:

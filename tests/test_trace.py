@@ -192,7 +192,7 @@ def test_nothing_of_the_prompt_is_in_the_trace(launched):
 
 def test_an_llm_writes_one_too(model, tmp_path):
     with LLM(model, device="cpu", max_model_len=64, trace=tmp_path / "llm.json") as llm:
-        llm.generate([3, 4, 5], SamplingParams(max_tokens=2, ignore_eos=True))
+        llm.generate([3, 4, 5], SamplingParams(max_tokens=2, ignore_eos=True, temperature=0))
         doorbells = llm.statistics.doorbells
     trace = Trace(tmp_path / "llm.json")
     # And the one that told the GPU process to stop.

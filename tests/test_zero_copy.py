@@ -196,7 +196,7 @@ def test_only_records_of_64_bytes_pass_through_the_socket(fast, doorbell, monkey
     folder = model_folder(RandomModel("llama"))
     options = {"doorbell": doorbell, "endpoint": f"tcp://127.0.0.1:{wire.behind}", "yield_us": 0, "spin_us": 0}
     with fast.llm(folder, max_model_len=300, **options) as llm:
-        llm.generate([list(random_token_ids(250)), [1]], SamplingParams(max_tokens=4))
+        llm.generate([list(random_token_ids(250)), [1]], SamplingParams(max_tokens=4, temperature=0))
         stats = llm.stats()
     wire.close()
 
@@ -225,7 +225,7 @@ def test_nothing_is_allocated_in_the_arena_while_a_model_runs(fast):
     with fast.llm(model_folder(RandomModel("llama")), max_model_len=300) as llm:
         path = Path("/dev/shm") / llm.stats()["arena"]["name"].lstrip("/")
         before = path.stat()
-        llm.generate([list(random_token_ids(250))], SamplingParams(max_tokens=4))
+        llm.generate([list(random_token_ids(250))], SamplingParams(max_tokens=4, temperature=0))
         after = path.stat()
         assert (before.st_ino, before.st_size, before.st_blocks) == (after.st_ino, after.st_size, after.st_blocks)
         # Backed in full from the beginning.

@@ -1,9 +1,9 @@
-"""Native core: rings and kernels on the slots of an arena.
+"""Native core: rings, kernels on the slots of an arena, and the sampler.
 
-Contracts: native/border/ring.h, native/border/submissions.h and native/kernels/kernels.h.
+Contracts: native/border/ring.h, native/border/submissions.h, native/kernels/kernels.h, native/sampler/sampler.h.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -151,3 +151,37 @@ def active_instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...
 def set_num_threads(num_threads: int, patience_us: int = 0) -> None: ...
 def get_num_threads() -> int: ...
+
+NOT_FINITE: int
+NOTHING_LEFT: int
+
+class TokenSampler:
+    def __init__(
+        self,
+        vocab_size: int,
+        prompt: Sequence[int],
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        seed: int = 0,
+        stream: int = 0,
+        allowed: Sequence[int] = ...,
+        bias: Sequence[tuple[int, float]] = ...,
+        bad_words: Sequence[Sequence[int]] = ...,
+        min_tokens: int = 0,
+        ending: Sequence[int] = ...,
+    ) -> None: ...
+    @property
+    def position(self) -> int: ...
+    def grow(self, token: int) -> None: ...
+
+def draw_tokens(logits: npt.NDArray[np.float32], samplers: Sequence[TokenSampler]) -> npt.NDArray[np.int32]: ...
+def score_tokens(
+    logits: npt.NDArray[np.float32], tokens: npt.NDArray[np.int32], top: int = 0
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32]]: ...
+def philox(key: Sequence[int], counter: Sequence[int]) -> list[int]: ...

@@ -113,6 +113,8 @@ def summary(completion: Completion) -> dict[str, Any]:
         "text": completion.text,
         "token_ids": completion.token_ids,
         "finish_reason": completion.finish_reason,
+        "stop_reason": completion.stop_reason,
+        "seed": completion.seed,
         "prompt_tokens": len(completion.prompt_token_ids),
         "completion_tokens": len(completion.token_ids),
         "prefill_s": prefill_s,

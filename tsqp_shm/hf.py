@@ -7,14 +7,14 @@ enclave would not do; `tsqp_shm.LLM` is the front that does not. Needs `pip inst
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers.modeling_outputs import CausalLMOutput
 
-from tsqp_shm.errors import RequestError
+from tsqp_shm.errors import ConfigError, RequestError
 from tsqp_shm.llm import LLM
-from tsqp_shm.tee.sampling_params import SamplingParams
 
 
 class SplitForCausalLM:
@@ -66,13 +66,15 @@ class SplitForCausalLM:
 
         Args:
             attention_mask: all ones, as above.
-            sampling: fields of `SamplingParams`.
+            sampling: fields of `SamplingParams`, over what the model's generation_config.json says.
 
         Raises:
             ConfigError: as `SamplingParams`.
             RequestError: as `LLM.generate`, or the shapes are others.
         """
-        params = SamplingParams(max_tokens=max_new_tokens, **sampling)
+        params = replace(self.llm.get_default_sampling_params(), max_tokens=max_new_tokens, **sampling)
+        if params.n != 1:
+            raise ConfigError("n", params.n, "1, as each row is completed once; LLM.generate gives several")
         outputs = self.llm.generate(_rows(input_ids, attention_mask), params, use_tqdm=False)
         completions = [output.outputs[0].token_ids for output in outputs]
         longest = max(len(completion) for completion in completions)

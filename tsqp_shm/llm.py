@@ -6,6 +6,7 @@ import os
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,12 +20,13 @@ from tsqp_shm.config import EngineConfig
 from tsqp_shm.conversations import Message, as_conversation, as_conversations, render
 from tsqp_shm.errors import ConfigError, ModelFileError, RequestError
 from tsqp_shm.model.files import is_there
+from tsqp_shm.model.generation_config import GENERATION_CONFIG_FILE, sampling_fields
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import HOW_TO_MAKE_ONE, TOKENIZER_FILE, Tokenizer
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.model_folder import find_model_folder
-from tsqp_shm.outputs import CompletionOutput, RequestOutput
+from tsqp_shm.outputs import CompletionOutput, Logprob, RequestOutput
 from tsqp_shm.prompt_progress import Bar, PromptProgress
 from tsqp_shm.prompts import Form, Prompt, as_prompt, as_prompts, params_of_each
 from tsqp_shm.roles.process import RoleProcess
@@ -35,13 +37,14 @@ from tsqp_shm.shm.transport import Hold, Transport
 from tsqp_shm.tee.completion import Completion, checked_token_ids
 from tsqp_shm.tee.connection import StartGpu
 from tsqp_shm.tee.runtime import Runtime
-from tsqp_shm.tee.sampling_params import SamplingParams
+from tsqp_shm.tee.sampler import drawn_seed
+from tsqp_shm.tee.sampling_params import UNASKED, SamplingParams
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.updates import Told, Update
 from tsqp_shm.trace.file import TraceFile
 from tsqp_shm.trace.recorder import recording
 
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams"]
+__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams"]
 
 _NAMES_OF_PARAMS = {name: f"SamplingParams({name}=...)" for name in SamplingParams.__dataclass_fields__}
 _NAMES_OF_ARGUMENTS = {**_NAMES_OF_PARAMS, "params": "sampling_params", "progress": "use_tqdm"}
@@ -115,6 +118,7 @@ class LLM:
         self.spec = ModelSpec.from_folder(self.model)
         limits = self.config.limits(self.spec.max_positions, Network.of(self.spec).layer_parameters)
         self.max_model_len = limits.max_model_len
+        self._default_params: SamplingParams | None = None
         self._tokenizer = Tokenizer.from_folder(self.model) if _has_tokenizer(self.model) else None
         with ExitStack() as stack:
             if self._tokenizer is not None:
@@ -170,6 +174,20 @@ class LLM:
             raise ModelFileError(self.model / TOKENIZER_FILE, reason)
         return self._tokenizer
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What a request without params is sampled by: the sampling fields of the model's generation_config.json, as
+        transformers takes them; where there are none, the likeliest token. 64 tokens at most.
+
+        Raises:
+            ModelFileError, UnsupportedModel: a field is malformed, or asks for what is not done here.
+        """
+        if self._default_params is None:
+            try:
+                self._default_params = replace(UNASKED, **sampling_fields(self.model))
+            except ConfigError as error:
+                raise ModelFileError(self.model / GENERATION_CONFIG_FILE, str(error)) from error
+        return self._default_params
+
     def generate(
         self,
         prompts: Form | None = None,
@@ -185,7 +203,7 @@ class LLM:
             prompts: a string; token ids in any sequence, numpy's and torch's included; a dict with "prompt" or
                 "prompt_token_ids" or both, as in vLLM; or a sequence of these. A flat sequence of numbers is one
                 prompt.
-            sampling_params: of all prompts, or one for each.
+            sampling_params: of all prompts, or one for each; None: `get_default_sampling_params()`.
             use_tqdm: whether a line on stderr says how far it is, where that is a terminal and it takes long; or what
                 makes a bar, called as vLLM calls tqdm.
             prompt_token_ids: in the place of `prompts`, as older programs write it.
@@ -270,8 +288,11 @@ class LLM:
         Raises:
             RequestError: as `generate`.
         """
-        (params,) = params_of_each(sampling_params, 1)
-        return self._started(as_prompt(prompt), params)
+        (params,) = self._params(sampling_params, 1)
+        if params.n != 1:
+            raise RequestError("n", params.n, "1, as one completion is started; `generate` gives several")
+        (completion,) = self._started(as_prompt(prompt), params)
+        return completion
 
     def stream_completion(self, completion: Completion) -> Generator[str, None, None]:
         """Runs a completion of `start`, yielding its new text after each token that makes some."""
@@ -318,9 +339,10 @@ class LLM:
 
     def _generated(self, prompts: Sequence[Prompt], sampling_params: object, use_tqdm: object) -> list[RequestOutput]:
         self._runtime.require_working()
-        params = params_of_each(sampling_params, len(prompts))
-        progress = PromptProgress(use_tqdm, len(prompts))
-        completions = [self._started(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
+        params = self._params(sampling_params, len(prompts))
+        requests = [self._started(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
+        completions = [completion for request in requests for completion in request]
+        progress = PromptProgress(use_tqdm, len(completions))
         updates: SimpleQueue[Update] = SimpleQueue()
         wants_all = progress.wants_all
 
@@ -341,9 +363,15 @@ class LLM:
                         del error, update
                 going -= update.is_last
                 progress.saw(update)
-        return [RequestOutput.of(prompt.text, each) for prompt, each in zip(prompts, completions, strict=True)]
+        decode = None if self._tokenizer is None else self._tokenizer.spelled
+        return [RequestOutput.of(prompt.text, each, decode) for prompt, each in zip(prompts, requests, strict=True)]
 
-    def _started(self, prompt: Prompt, params: SamplingParams) -> Completion:
+    def _params(self, sampling_params: object, count: int) -> list[SamplingParams]:
+        if sampling_params is None:
+            return [self.get_default_sampling_params()] * count
+        return params_of_each(sampling_params, count)
+
+    def _started(self, prompt: Prompt, params: SamplingParams) -> list[Completion]:
         self._runtime.require_working()
         if params.stop and self._tokenizer is None:
             raise RequestError("stop", params.stop, "no stop strings, as the model has no tokenizer")
@@ -351,7 +379,20 @@ class LLM:
         token_ids = self._token_ids(prompt, self.max_model_len - 1)
         room = self.max_model_len - len(token_ids)
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
-        return Completion(token_ids, params, max_tokens, self.spec.eos_token_ids, self._tokenizer)
+        seed = drawn_seed(params)
+        return [
+            Completion(
+                token_ids,
+                params,
+                max_tokens,
+                self.spec.eos_token_ids,
+                self._tokenizer,
+                vocab_size=self.spec.vocab_size,
+                index=index,
+                seed=seed,
+            )
+            for index in range(params.n)
+        ]
 
     def _token_ids(self, prompt: Prompt, most: int) -> list[int]:
         ids = prompt.token_ids

@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tsqp_shm.tee.completion import Completion
+from tsqp_shm.tee.sampler import TokenScore
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """What the logits of one position say of a token.
+
+    Attributes:
+        logprob: its log probability, by the logits as they come from the model: before bias, penalties, temperature.
+        rank: how many tokens are as likely or likelier, itself included.
+        decoded_token: its text alone; None where the model has no tokenizer or the params ask for none.
+    """
+
+    logprob: float
+    rank: int
+    decoded_token: str | None
+
+
+# By token id: the token that is there first, then the likeliest, likeliest first.
+Logprobs = dict[int, Logprob]
 
 
 @dataclass(frozen=True)
@@ -13,33 +34,42 @@ class CompletionOutput:
 
     Attributes:
         index: its place in `RequestOutput.outputs`.
-        text: what follows the prompt, with its first space; without the stop string and special tokens; "" where the
-            model has no tokenizer.
-        token_ids: an ending end-of-sequence token included.
-        finish_reason: "stop" (end-of-sequence token or stop string), "length" or "deadline".
-        stop_reason: the stop string that ended it; None where another thing did.
+        text: what follows the prompt, with its first space; without stop string, ending token and special tokens,
+            unless the params ask for them; "" where the model has no tokenizer or the params ask for none.
+        token_ids: an ending token included.
+        cumulative_logprob: the sum of its tokens' log probabilities; None where `logprobs` is.
+        logprobs: of each token, where the params ask for them.
+        finish_reason: "stop" (end-of-sequence token, stop token or stop string), "length" or "deadline".
+        stop_reason: the stop string or stop token that ended it; None where another thing did.
+        seed: what its tokens were drawn by, together with `index`; None where none was drawn, at temperature 0.
     """
 
     index: int
     text: str
     token_ids: list[int]
+    cumulative_logprob: float | None
+    logprobs: list[Logprobs] | None
     finish_reason: str
-    stop_reason: str | None
+    stop_reason: str | int | None
+    seed: int | None
 
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """One prompt with its completion.
+    """One prompt with its completions.
 
     Attributes:
         prompt: its text; None where it was given as token ids alone.
-        outputs: always one; a list as in vLLM.
+        prompt_logprobs: of each token of the prompt, where the params ask for them; None for the first, which nothing
+            comes before.
+        outputs: as many as the params ask for.
         prefill_s: from the request to the first token, waiting for a place in the batch included.
         decode_s: from the first token to the last.
     """
 
     prompt: str | None
     prompt_token_ids: list[int]
+    prompt_logprobs: list[Logprobs | None] | None
     outputs: list[CompletionOutput]
     prefill_s: float
     decode_s: float
@@ -49,21 +79,59 @@ class RequestOutput:
         """As in vLLM, where there are outputs that are not."""
         return True
 
+    @property
+    def seed(self) -> int | None:
+        """That of all outputs, each of which has its index beside it."""
+        return self.outputs[0].seed
+
     @classmethod
-    def of(cls, prompt: str | None, completion: Completion) -> RequestOutput:
-        """What a completion has come to."""
-        first = completion.first_token_s or completion.started_s
-        output = CompletionOutput(
-            index=0,
-            text=completion.text,
-            token_ids=completion.token_ids,
-            finish_reason=completion.finish_reason or "",
-            stop_reason=completion.stop_reason,
-        )
+    def of(
+        cls, prompt: str | None, completions: Sequence[Completion], decode: Callable[[int], str] | None
+    ) -> RequestOutput:
+        """What the completions of one prompt have come to.
+
+        Args:
+            decode: one token's text; None: there is no tokenizer.
+        """
+        first = completions[0]
+        if not first.params.detokenize:
+            decode = None
+        started_s = first.started_s
+        first_token_s = min(completion.first_token_s or started_s for completion in completions)
+        ended_s = max(completion.ended_s or first_token_s for completion in completions)
+        prompt_logprobs: list[Logprobs | None] | None = None
+        if first.params.prompt_logprobs is not None:
+            prompt_logprobs = [None, *(_logprobs(score, decode) for score in first.prompt_scores)]
         return cls(
             prompt=prompt,
-            prompt_token_ids=completion.prompt_token_ids,
-            outputs=[output],
-            prefill_s=first - completion.started_s,
-            decode_s=(completion.ended_s or first) - first,
+            prompt_token_ids=first.prompt_token_ids,
+            prompt_logprobs=prompt_logprobs,
+            outputs=[_output(completion, decode) for completion in completions],
+            prefill_s=first_token_s - started_s,
+            decode_s=ended_s - first_token_s,
         )
+
+
+def _output(completion: Completion, decode: Callable[[int], str] | None) -> CompletionOutput:
+    has_scores = completion.params.logprobs is not None
+    return CompletionOutput(
+        index=completion.index,
+        text=completion.text,
+        token_ids=completion.token_ids,
+        cumulative_logprob=sum(score.logprob for score in completion.scores) if has_scores else None,
+        logprobs=[_logprobs(score, decode) for score in completion.scores] if has_scores else None,
+        finish_reason=completion.finish_reason or "",
+        stop_reason=completion.stop_reason,
+        seed=completion.seed,
+    )
+
+
+def _logprobs(score: TokenScore, decode: Callable[[int], str] | None) -> Logprobs:
+    def entry(token_id: int, logprob: float, rank: int) -> Logprob:
+        return Logprob(logprob, rank, None if decode is None else decode(token_id))
+
+    found = {score.token_id: entry(score.token_id, score.logprob, score.rank)}
+    top = zip(score.top_token_ids.tolist(), score.top_logprobs.tolist(), strict=True)
+    for rank, (token_id, logprob) in enumerate(top, 1):
+        found.setdefault(token_id, entry(token_id, logprob, rank))
+    return found

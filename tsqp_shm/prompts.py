@@ -114,8 +114,6 @@ def params_of_each(sampling_params: object, count: int) -> list[SamplingParams]:
     Raises:
         RequestError: they are none, or not as many.
     """
-    if sampling_params is None:
-        return [SamplingParams()] * count
     if isinstance(sampling_params, SamplingParams):
         return [sampling_params] * count
     expected = "a SamplingParams, or one for each prompt"

@@ -12,8 +12,12 @@ namespace {
 
 #if defined(__x86_64__)
 // Tiles are for the GPU process's products (products/panels.h); the TEE's kernels are those of AVX512_BF16.
-const KernelTable kAmxKernels{"amx", kAvx512Bf16Kernels.bf16, kAvx512Bf16Kernels.f32,
-                              kAvx512Bf16Kernels.exp_nonpositive};
+const KernelTable kAmxKernels{"amx",
+                              kAvx512Bf16Kernels.bf16,
+                              kAvx512Bf16Kernels.f32,
+                              kAvx512Bf16Kernels.exp_nonpositive,
+                              kAvx512Bf16Kernels.logit_maxima,
+                              kAvx512Bf16Kernels.logit_weights};
 #endif
 
 const KernelTable* const kTables[] = {

@@ -121,6 +121,34 @@ struct ExpArgs {
     float* to;
 };
 
+// The first look at a row of logits: where its largest are, and whether all are numbers.
+//
+//   Shapes:   logits [size] f32, private; maxima [ceil(size / kLogitBlock)] f32: of each run of kLogitBlock.
+//   Numerics: exact. False where a logit is a NaN or an infinity; -inf counts as one, maxima are right with
+//   it.
+struct LogitMaximaArgs {
+    const float* logits;
+    std::size_t size;
+    float* maxima;
+};
+
+// What each token weighs against the likeliest one: the softmax before its division, as integers, so that
+// sums do not depend on their order.
+//
+//   Shapes:   logits [items] f32, private; weights [items].
+//   Numerics: weight = rint(exp((logit - maximum) * factor) * 2^30), ties to even, exp as in ExpArgs.
+//             A token that is 2 * 10^-9 times as likely as the likeliest, or less, weighs one or two units or
+//             nothing. logit <= maximum, finite; a logit of -inf weighs nothing. factor in (0, FLT_MAX].
+struct LogitWeightsArgs {
+    const float* logits;
+    float maximum;
+    float factor;
+    std::uint32_t* weights;
+};
+
+inline constexpr std::size_t kLogitBlock = 4 * kLanes;
+inline constexpr std::uint32_t kLargestWeight = std::uint32_t{1} << 30;
+
 struct ElementKernels {
     void (*add_rms_norm)(const AddRmsNormArgs&, std::size_t begin, std::size_t end) noexcept;
     void (*load)(const LoadArgs&, std::size_t begin, std::size_t end) noexcept;
@@ -135,6 +163,8 @@ struct KernelTable {
     ElementKernels bf16;
     ElementKernels f32;
     void (*exp_nonpositive)(const ExpArgs&, std::size_t begin, std::size_t end) noexcept;
+    bool (*logit_maxima)(const LogitMaximaArgs&) noexcept;
+    void (*logit_weights)(const LogitWeightsArgs&, std::size_t begin, std::size_t end) noexcept;
 };
 
 extern const KernelTable kScalarKernels;  // kernels_scalar.cpp: the oracle

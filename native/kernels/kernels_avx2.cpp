@@ -78,6 +78,17 @@ struct Avx2Lanes {
         for (std::size_t i = 0; i < part.count; ++i) to[i] = block[i];
     }
 
+    // Nearest integers, ties to even, of 0 <= x <= 2^30.
+    static void store_rounded(std::uint32_t* to, V x, Full) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_cvtps_epi32(x.low));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 8), _mm256_cvtps_epi32(x.high));
+    }
+    static void store_rounded(std::uint32_t* to, V x, Partial part) {
+        alignas(32) std::uint32_t block[kLanes];
+        store_rounded(block, x, Full{});
+        for (std::size_t i = 0; i < part.count; ++i) to[i] = block[i];
+    }
+
     static V opaque(V x) {
         asm("" : "+x"(x.low), "+x"(x.high));
         return x;

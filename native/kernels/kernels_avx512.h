@@ -83,6 +83,14 @@ struct Avx512Lanes {
     static void store(float* to, V x, Full) { _mm512_storeu_ps(to, x); }
     static void store(float* to, V x, Partial part) { _mm512_mask_storeu_ps(to, lanes(part.count), x); }
 
+    // Nearest integers, ties to even, of 0 <= x <= 2^30.
+    static void store_rounded(std::uint32_t* to, V x, Full) {
+        _mm512_storeu_si512(to, _mm512_cvtps_epi32(x));
+    }
+    static void store_rounded(std::uint32_t* to, V x, Partial part) {
+        _mm512_mask_storeu_epi32(to, lanes(part.count), _mm512_cvtps_epi32(x));
+    }
+
     static V select(V x, V other, Between seen) {
         const auto inside = static_cast<__mmask16>(lanes(seen.end) & ~lanes(seen.begin));
         return _mm512_mask_mov_ps(other, inside, x);

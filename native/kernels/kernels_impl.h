@@ -211,6 +211,7 @@ struct Kernels {
     // `x` in the lanes of `seen`, `other` in the rest.
     static V keep(V x, V, Full) { return x; }
     static V keep(V x, V other, Between seen) { return L::select(x, other, seen); }
+    static V keep(V x, V other, Partial part) { return L::select(x, other, Between{0, part.count}); }
 
     // Softmax of elements [lo, hi), lo < hi, of a row of whole blocks, in place; the others become 0.
     template <class E>
@@ -290,13 +291,38 @@ struct Kernels {
         }
     }
 
+    static bool logit_maxima(const LogitMaximaArgs& args) noexcept {
+        const V none = L::set(-__builtin_inff());
+        V differences = L::set(0.0f);  // x - x is 0 for a number and else NaN, which a sum keeps
+        for (std::size_t first = 0, block = 0; first < args.size; first += kLogitBlock, ++block) {
+            const std::size_t left = args.size - first;
+            V maxima = none;
+            for_each_block(left < kLogitBlock ? left : kLogitBlock, [&](std::size_t i, auto part) {
+                const V x = keep(L::load(args.logits + first + i, part), none, part);
+                maxima = L::max(x, maxima);
+                differences = L::add(differences, keep(L::sub(x, x), L::set(0.0f), part));
+            });
+            args.maxima[block] = max_lanes(maxima);
+        }
+        return sum_lanes(differences) == 0.0f;
+    }
+
+    static void logit_weights(const LogitWeightsArgs& args, std::size_t begin, std::size_t end) noexcept {
+        const V highest = L::set(args.maximum), factor = L::set(args.factor);
+        const V unit = L::set(static_cast<float>(kLargestWeight));
+        for_each_block(end - begin, [&](std::size_t i, auto part) {
+            const V x = L::mul(L::sub(L::load(args.logits + begin + i, part), highest), factor);
+            L::store_rounded(args.weights + begin + i, L::mul(exp_nonpositive<float>(x), unit), part);
+        });
+    }
+
     template <class E>
     static constexpr ElementKernels for_element() {
         return {add_rms_norm<E>, load<E>, store<E>, rope<E>, softmax<E>, silu_mul<E>};
     }
 
     static constexpr KernelTable table(const char* name) {
-        return {name, for_element<Bf16>(), for_element<float>(), exp_kernel};
+        return {name, for_element<Bf16>(), for_element<float>(), exp_kernel, logit_maxima, logit_weights};
     }
 };
 

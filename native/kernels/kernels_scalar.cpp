@@ -54,6 +54,14 @@ struct ScalarLanes {
         for (std::size_t i = 0; i < count(part); ++i) to[i] = x.lane[i];
     }
 
+    // Nearest integers, ties to even, of 0 <= x <= 2^30.
+    template <class Part>
+    static void store_rounded(std::uint32_t* to, V x, Part part) {
+        for (std::size_t i = 0; i < count(part); ++i)
+            to[i] = static_cast<std::uint32_t>(
+                __builtin_bit_cast(std::uint64_t, static_cast<double>(x.lane[i]) + 0x1.8p52));
+    }
+
     static V opaque(V x) { return x; }
     static V select(V x, V other, Between seen) {
         for (std::size_t i = 0; i < kLanes; ++i)

@@ -158,10 +158,10 @@ void CpuProducts::embed(const Rows& tokens, const Rows& hidden) const {
 }
 
 void CpuProducts::apply(const PackedLinear& linear, const Rows& x, const Rows& out) const {
-    require(x.dtype == Dtype::bf16 && out.dtype == Dtype::bf16 && x.rows == out.rows &&
+    require(x.dtype == Dtype::bf16 && out.dtype != Dtype::i32 && x.rows == out.rows &&
                 x.row_elements == linear.depth() && out.row_elements == linear.columns(),
             "the slots' rows do not fit the weight");
-    linear.apply(kernels_, elements(x), x.rows, elements(out));
+    linear.apply(kernels_, elements(x), x.rows, out.data, out.dtype == Dtype::f32);
 }
 
 void CpuProducts::linear(std::size_t layer, Linear which, const Rows& x, const Rows& out) const {
@@ -175,8 +175,8 @@ void CpuProducts::qkv(std::size_t layer, std::size_t first_row, const Rows& x, c
     const std::size_t width = geometry_.num_kv_heads * geometry_.head_dim;
     require(first_row <= geometry_.max_tokens && x.rows <= geometry_.max_tokens - first_row,
             "rows outside the batch");
-    layers_[layer].linears[static_cast<std::size_t>(Linear::v)].apply(kernels_, elements(x), x.rows,
-                                                                      new_values_.data() + first_row * width);
+    layers_[layer].linears[static_cast<std::size_t>(Linear::v)].apply(
+        kernels_, elements(x), x.rows, new_values_.data() + first_row * width, false);
 }
 
 void CpuProducts::output(std::size_t layer, std::size_t first_row, const Rows& hidden) const {

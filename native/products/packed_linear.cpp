@@ -41,7 +41,9 @@ PackedLinear::PackedLinear(const Bf16* weight, std::size_t columns, std::size_t 
     if (bias != nullptr) bias_.assign(bias, bias + columns);
 }
 
-void PackedLinear::apply(const PanelKernels& kernels, const Bf16* x, std::size_t rows, Bf16* out) const {
+void PackedLinear::apply(const PanelKernels& kernels, const Bf16* x, std::size_t rows, void* out,
+                         bool out_is_f32) const {
+    const std::size_t out_row_bytes = columns_ * (out_is_f32 ? sizeof(float) : sizeof(Bf16));
     const std::size_t panels = num_panels(columns_), panel_stride = depth_ * kPanelColumns;
     const bool few = rows <= kFewRows, is_cut = !few && kernels.cuts_depth && depth_ > kWholeDepth;
     const std::size_t row_block = few ? rows : is_cut ? kCutRowBlock : kRowBlock;
@@ -65,14 +67,15 @@ void PackedLinear::apply(const PanelKernels& kernels, const Bf16* x, std::size_t
                                                    .panels = panels_.data() + k * kPanelColumns,
                                                    .panel_stride = panel_stride,
                                                    .bias = bias_.empty() ? nullptr : bias_.data(),
-                                                   .out = out + row * columns_,
+                                                   .out = static_cast<std::byte*>(out) + row * out_row_bytes,
                                                    .out_stride = columns_,
                                                    .rows = std::min(row_block, rows - row),
                                                    .depth = std::min(depth_block, depth_ - k),
                                                    .columns = columns_,
                                                    .sums = sums,
                                                    .is_first = k == 0,
-                                                   .is_last = k + depth_block >= depth_};
+                                                   .is_last = k + depth_block >= depth_,
+                                                   .out_is_f32 = out_is_f32};
                               kernels.product(args, panel, std::min(panel + panel_block, panels));
                           }
                       }

@@ -27,10 +27,10 @@ constexpr std::size_t num_panels(std::size_t columns) {
     return (columns + kPanelColumns - 1) / kPanelColumns;
 }
 
-// out[r, n] = sum_k a[r, k] B[k, n] + bias[n], rounded once.
+// out[r, n] = sum_k a[r, k] B[k, n] + bias[n], rounded once, or not at all where `out` is f32.
 //
 //   Shapes:   a [rows, K] bf16, rows a_stride elements apart; panels as above, panel_stride elements apart;
-//             bias [N] or null; out [rows, N] bf16, rows out_stride apart.
+//             bias [N] or null; out [rows, N] bf16 or f32, rows out_stride elements apart.
 //   Numerics: f32 sums of pairs along K in order; denormals count as zero where the instruction set says so.
 struct PanelArgs {
     const std::uint16_t* a;
@@ -38,7 +38,7 @@ struct PanelArgs {
     const std::uint16_t* panels;
     std::size_t panel_stride;
     const std::uint16_t* bias;
-    std::uint16_t* out;
+    void* out;
     std::size_t out_stride;
     std::size_t rows, depth, columns;
     // Where K is cut and this is one of its blocks (kernels with `cuts_depth`): the call's sums_elements(),
@@ -49,6 +49,7 @@ struct PanelArgs {
     // elements behind `panels`. Null: all of K is one block.
     const std::int32_t* blocks = nullptr;
     std::size_t block_stride = 0;
+    bool out_is_f32 = false;
 };
 
 namespace {  // kernels of several instruction sets compile it: see kernels_impl.h
@@ -62,6 +63,12 @@ inline std::size_t end_of_block(const PanelArgs& a, std::size_t k) {
 inline const std::uint16_t* block_of(const PanelArgs& a, std::size_t panel, std::size_t k) {
     const std::size_t block = a.blocks == nullptr ? 0 : static_cast<std::size_t>(a.blocks[k / kKeyBlock]);
     return a.panels + panel * a.panel_stride + block * a.block_stride;
+}
+
+// Where the results of a row of a panel lie.
+inline void* results_of(const PanelArgs& a, std::size_t row, std::size_t panel) {
+    const std::size_t element = row * a.out_stride + panel * kPanelColumns;
+    return static_cast<std::byte*>(a.out) + element * (a.out_is_f32 ? sizeof(float) : sizeof(std::uint16_t));
 }
 
 }  // namespace

@@ -39,11 +39,10 @@ template <bool Lower>
     const std::uint16_t* lower = upper + 16 * a.a_stride;
     const std::size_t a_bytes = a.a_stride * 2;
     constexpr std::size_t kPairBytes = kPanelColumns * 4;
-    std::uint16_t* out = a.out + row * a.out_stride + panel * kPanelColumns;
     // The TEE read these lines last: they come over while the sums are made (docs/performance.md).
     if (a.is_last)
         for (std::size_t r = 0; r < upper_rows + lower_rows; ++r)
-            asm volatile("prefetchw %0" ::"m"(out[r * a.out_stride]));
+            asm volatile("prefetchw %0" ::"m"(*static_cast<std::uint16_t*>(results_of(a, row + r, panel))));
     if (a.is_first) {
         _tile_zero(0);
         _tile_zero(1);
@@ -91,10 +90,10 @@ template <bool Lower>
     const auto sum = [&](std::size_t tile, std::size_t r) {
         return _mm512_load_ps(whole + tile * kTileFloats + r * 16);
     };
-    for (std::size_t r = 0; r < upper_rows; ++r) store(out + r * a.out_stride, sum(0, r), sum(1, r));
+    for (std::size_t r = 0; r < upper_rows; ++r) store(results_of(a, row + r, panel), sum(0, r), sum(1, r));
     if constexpr (Lower)
         for (std::size_t r = 0; r < lower_rows; ++r)
-            store(out + (16 + r) * a.out_stride, sum(2, r), sum(3, r));
+            store(results_of(a, row + 16 + r, panel), sum(2, r), sum(3, r));
 }
 
 void product(const PanelArgs& a, std::size_t begin, std::size_t end) noexcept {

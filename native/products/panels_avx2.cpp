@@ -51,9 +51,14 @@ void panel_of_rows(const PanelArgs& a, std::size_t panel, std::size_t row) {
         alignas(32) float lanes[kPanelColumns];
         for (std::size_t part = 0; part < kParts; ++part)
             _mm256_store_ps(lanes + part * kLanes, sums[r][part]);
-        std::uint16_t* out = a.out + (row + r) * a.out_stride + column;
-        for (std::size_t c = 0; c < (left < kPanelColumns ? left : kPanelColumns); ++c)
-            out[c] = narrowed(a.bias == nullptr ? lanes[c] : lanes[c] + widened(a.bias[column + c]));
+        void* out = results_of(a, row + r, panel);
+        for (std::size_t c = 0; c < (left < kPanelColumns ? left : kPanelColumns); ++c) {
+            const float sum = a.bias == nullptr ? lanes[c] : lanes[c] + widened(a.bias[column + c]);
+            if (a.out_is_f32)
+                static_cast<float*>(out)[c] = sum;
+            else
+                static_cast<std::uint16_t*>(out)[c] = narrowed(sum);
+        }
     }
 }
 

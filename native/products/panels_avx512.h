@@ -1,4 +1,4 @@
-// What the AVX-512 and the tile kernels share: sums to bf16, with a bias, behind a column mask.
+// What the AVX-512 and the tile kernels share: sums to results, with a bias, behind a column mask.
 #pragma once
 
 // gcc's own headers start from registers that they leave undefined on purpose.
@@ -14,9 +14,10 @@ namespace {
 struct PanelStore {
     __m512 low_bias, high_bias;
     __mmask32 mask;
+    bool is_f32;
 
     // The last panel of N columns may be partial.
-    PanelStore(const PanelArgs& a, std::size_t panel) {
+    PanelStore(const PanelArgs& a, std::size_t panel) : is_f32(a.out_is_f32) {
         const std::size_t first = panel * kPanelColumns, left = a.columns - first;
         mask = left >= kPanelColumns ? ~__mmask32{0} : static_cast<__mmask32>((1u << left) - 1);
         low_bias = high_bias = _mm512_setzero_ps();
@@ -31,10 +32,15 @@ struct PanelStore {
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
     }
 
-    void operator()(std::uint16_t* to, __m512 low, __m512 high) const {
-        const __m512bh both =
-            _mm512_cvtne2ps_pbh(_mm512_add_ps(high, high_bias), _mm512_add_ps(low, low_bias));
-        _mm512_mask_storeu_epi16(to, mask, reinterpret_cast<__m512i>(both));
+    void operator()(void* to, __m512 low, __m512 high) const {
+        low = _mm512_add_ps(low, low_bias);
+        high = _mm512_add_ps(high, high_bias);
+        if (is_f32) {
+            _mm512_mask_storeu_ps(to, static_cast<__mmask16>(mask), low);
+            _mm512_mask_storeu_ps(static_cast<float*>(to) + 16, static_cast<__mmask16>(mask >> 16), high);
+        } else {
+            _mm512_mask_storeu_epi16(to, mask, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+        }
     }
 };
 
@@ -73,7 +79,7 @@ template <std::size_t Rows>
             low[r][0] = _mm512_add_ps(low[r][0], low[r][c]);
             high[r][0] = _mm512_add_ps(high[r][0], high[r][c]);
         }
-        store(a.out + (row + r) * a.out_stride + panel * kPanelColumns, low[r][0], high[r][0]);
+        store(results_of(a, row + r, panel), low[r][0], high[r][0]);
     }
 }
 

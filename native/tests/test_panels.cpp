@@ -62,10 +62,31 @@ void test_product(const PanelKernels& kernels, std::size_t rows, std::size_t col
                              .is_last = k + depth_block >= depth},
                             begin, end);
     }
+    // In f32 it is the same sums, before they are rounded.
+    Guarded<float> wide(out.size());
+    for (float& element : wide) element = -1.0f;
+    if (depth_block >= depth)
+        kernels.product({.a = a.data(),
+                         .a_stride = a_stride,
+                         .panels = panels.data(),
+                         .panel_stride = depth * kPanelColumns,
+                         .bias = has_bias ? bias.data() : nullptr,
+                         .out = wide.data(),
+                         .out_stride = out_stride,
+                         .rows = rows,
+                         .depth = depth,
+                         .columns = columns,
+                         .out_is_f32 = true},
+                        0, num_panels(columns));
     for (std::size_t row = 0; row < rows; ++row)
         for (std::size_t column = 0; column < out_stride; ++column) {
             if (row * out_stride + column >= out.size()) break;
             const Bf16 found = out[row * out_stride + column];
+            const float unrounded = wide[row * out_stride + column];
+            if (depth_block >= depth && column < columns)
+                CHECK(std::abs(exact(found) - unrounded) <= std::abs(unrounded) / 256);
+            else
+                CHECK(unrounded == -1.0f);
             if (column >= columns) {
                 CHECK(found == 0x1234);
                 continue;

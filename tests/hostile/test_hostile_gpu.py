@@ -63,7 +63,7 @@ def outcome(model: Path, session: str, **config: Any) -> Outcome:
         **config,
     )  # fmt: skip
     with llm:
-        completion = llm.start(PROMPT, SamplingParams(max_tokens=TOKENS, ignore_eos=True))
+        completion = llm.start(PROMPT, SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=0))
         try:
             for _ in llm.stream_completion(completion):
                 pass

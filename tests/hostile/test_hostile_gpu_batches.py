@@ -23,7 +23,7 @@ from tsqp_shm.tee.updates import Update
 # At the step of the fault some of them decode, the longest has a chunk of its prompt, and one waits for a place.
 PROMPTS = [list(random_token_ids(length, seed=length)) for length in (3, 1, 17, 110, 9, 30)]
 LIMITS = {"max_num_seqs": 5, "max_batch_tokens": 48, "tile_rows": 16, "max_model_len": 128, "tee_threads": 2}
-PARAMS = SamplingParams(max_tokens=12, ignore_eos=True)
+PARAMS = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0)
 SESSION_NAMES = (f"batches{os.getpid()}-{number}" for number in itertools.count())
 
 
@@ -136,7 +136,7 @@ def test_a_deadline_ends_the_wait_in_the_middle_of_a_step(against):
     def check(llm: LLM) -> None:
         begun_s = time.monotonic()
         open_end = llm.stream(PROMPTS[1], PARAMS)
-        late = SamplingParams(max_tokens=12, ignore_eos=True, deadline_s=1.0)
+        late = SamplingParams(max_tokens=12, ignore_eos=True, deadline_s=1.0, temperature=0)
         outputs = [output.outputs[0] for output in llm.generate(PROMPTS, late)]
         took_s = time.monotonic() - begun_s
         assert [output.finish_reason for output in outputs] == ["deadline"] * len(PROMPTS)

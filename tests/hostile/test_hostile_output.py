@@ -117,7 +117,7 @@ def trigger(tmp_path, monkeypatch) -> Iterator[Path]:
 
 def test_an_error_that_the_peer_forges_in_mid_session_is_its_death_and_another_takes_its_place(model, trigger):
     said = []
-    params = SamplingParams(max_tokens=20, ignore_eos=True)
+    params = SamplingParams(max_tokens=20, ignore_eos=True, temperature=0)
     prompt = list(random_token_ids(20))
     settings = {"gpu_threads": 1, "max_model_len": 64, "dtype": "float32", "device": "cpu"}
     with LLM(model, restart_gpu=1, report=said.append, **settings) as llm:

@@ -16,7 +16,7 @@ from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.errors import ConfigError, PeerDied, ProtocolError, TsqpError
 
 PROMPT = list(random_token_ids(20))
-PARAMS = SamplingParams(max_tokens=4, ignore_eos=True)
+PARAMS = SamplingParams(max_tokens=4, ignore_eos=True, temperature=0)
 SESSION_NAMES = (f"hostile-tee{os.getpid()}-{number}" for number in itertools.count())
 # What the GPU process ends with: well, a fault it did not expect (a token of no vocabulary), or an error of ours.
 ORDERLY = (0, 1, ProtocolError.exit_code, PeerDied.exit_code)

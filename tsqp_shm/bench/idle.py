@@ -68,7 +68,7 @@ def run_idle(options: IdleOptions, demo_model: Callable[[], Path]) -> int:
 def _core_shares(folder: Path, options: IdleOptions) -> dict[str, float]:
     """The CPU time of each process while a session that has worked is idle, divided by the time that passed."""
     with LLM(folder, dtype=options.dtype, device=options.device) as llm:
-        llm.generate([[1, 2, 3]], SamplingParams(max_tokens=4, ignore_eos=True))
+        llm.generate([[1, 2, 3]], SamplingParams(max_tokens=4, ignore_eos=True, temperature=0))
         pids = {"tee": os.getpid(), "gpu": llm.bring_up()["processes"]["gpu"]["pid"]}
         time.sleep(SETTLE_S)
         began = time.monotonic()

@@ -46,11 +46,11 @@ class Ours:
         if not job.new_tokens:
             before = self._tallies()
             with measured(self.processes, answer):
-                llm.generate([prompts[0]], SamplingParams(max_tokens=1, ignore_eos=True), use_tqdm=False)
+                llm.generate([prompts[0]], SamplingParams(max_tokens=1, ignore_eos=True, temperature=0), use_tqdm=False)
             return {**answer, "tokens": turn.tokens, **self._since(before)}
 
         # The prefill is not to be counted in any number: all have their first token when the measured time begins.
-        params = SamplingParams(max_tokens=job.new_tokens + 1, ignore_eos=True)
+        params = SamplingParams(max_tokens=job.new_tokens + 1, ignore_eos=True, temperature=0)
         completions = [llm.start(prompt, params) for prompt in prompts]
         updates: SimpleQueue[Update] = SimpleQueue()
         llm.runtime.add(completions, updates.put)

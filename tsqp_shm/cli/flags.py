@@ -89,16 +89,39 @@ def prompt_flags() -> Parser:
         "--interactive", action="store_true", help="ask for prompts, turn by turn; Ctrl-C cancels, Ctrl-D ends"
     )
 
-    sampling = parser.add_argument_group("sampling")
+    sampling = parser.add_argument_group(
+        "sampling", "where a flag is not given, as the model's generation_config.json says, else as in brackets"
+    )
     sampling.add_argument(
         "--max-new-tokens", dest="max_tokens", type=int, metavar="N", help="most tokens to generate (64)"
+    )
+    sampling.add_argument(
+        "--min-new-tokens", dest="min_tokens", type=int, metavar="N", help="fewest tokens to generate (0)"
     )
     sampling.add_argument("--temperature", type=float, metavar="X", help="0 takes the likeliest token (0)")
     sampling.add_argument("--top-p", type=float, metavar="X", help="sample within this probability (1)")
     sampling.add_argument("--top-k", type=int, metavar="N", help="sample among N tokens; 0: all (0)")
+    sampling.add_argument(
+        "--min-p", type=float, metavar="X", help="sample among tokens of this share of the likeliest one's (0)"
+    )
     sampling.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1 repeats less (1)")
-    sampling.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
+    sampling.add_argument(
+        "--presence-penalty", type=float, metavar="X", help="above 0 repeats less, -2 to 2; the answer alone counts (0)"
+    )
+    sampling.add_argument(
+        "--frequency-penalty", type=float, metavar="X", help="the same, as often as a token was said (0)"
+    )
+    sampling.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable; --json tells which it was")
     sampling.add_argument("--stop", action="append", metavar="TEXT", help="ends the completion; may be repeated")
+    sampling.add_argument(
+        "--stop-token-ids", action="append", type=int, metavar="ID",
+        help="a token that ends the completion; may be repeated",
+    )  # fmt: skip
+    sampling.add_argument(
+        "--include-stop", dest="include_stop_str_in_output", action="store_true",
+        help="print what has stopped the completion, too",
+    )  # fmt: skip
+    sampling.add_argument("--bad-words", action="append", metavar="TEXT", help="is not said; may be repeated")
     sampling.add_argument("--ignore-eos", action="store_true", help="go on after an end-of-sequence token")
     sampling.add_argument(
         "--deadline", dest="deadline_s", type=float, metavar="S", help="end a completion after so many seconds (none)"

@@ -72,7 +72,6 @@ def play_tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
 
     config = engine_config(arguments)
     require_sane(arguments)
-    params = sampling_params(arguments)
     # Whom it waits for is of interest to a person at this terminal, not to a supervisor that starts both.
     report = _silent if lifeline.has_parent else reporter(arguments)
     try:
@@ -83,7 +82,7 @@ def play_tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
             lifeline.ready()
             run_prompts(
                 llm,
-                params,
+                sampling_params(arguments, llm.get_default_sampling_params()),
                 prompt_text(arguments),
                 chat=arguments.chat,
                 interactive=arguments.interactive,

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,10 @@ def require_sane(arguments: argparse.Namespace) -> None:
     """
     if arguments.prompt is not None:
         arguments.prompt = _as_typed("prompt", arguments.prompt)
-    if arguments.stop is not None:
-        arguments.stop = [_as_typed("stop", text) for text in arguments.stop]
+    for name in ("stop", "bad_words"):
+        texts = getattr(arguments, name)
+        if texts is not None:
+            setattr(arguments, name, [_as_typed(name.replace("_", "-"), text) for text in texts])
     sampling_params(arguments)
     if arguments.prompt is not None and arguments.prompt_file is not None:
         raise ConfigError("prompt-file", arguments.prompt_file, "either --prompt or --prompt-file")
@@ -117,16 +120,16 @@ def _as_typed(flag: str, text: str) -> str:
         raise ConfigError(flag, "bytes that are no UTF-8", "UTF-8 text") from None
 
 
-def sampling_params(arguments: argparse.Namespace) -> Any:
-    from tsqp_shm.tee.sampling_params import SamplingParams
+def sampling_params(arguments: argparse.Namespace, defaults: Any = None) -> Any:
+    """What was given, over `defaults`; None: those of a model that says nothing."""
+    from tsqp_shm.tee.sampling_params import UNASKED, SamplingParams
 
-    return SamplingParams(
-        **{
-            name: value
-            for name, value in vars(arguments).items()
-            if name in SamplingParams.__dataclass_fields__ and _is_given(value)
-        }
-    )
+    given = {
+        name: value
+        for name, value in vars(arguments).items()
+        if name in SamplingParams.__dataclass_fields__ and _is_given(value)
+    }
+    return replace(defaults or UNASKED, **given)
 
 
 def engine_config(arguments: argparse.Namespace) -> EngineConfig:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from tsqp_shm.gpu.device import Device
+from tsqp_shm.gpu.device import TORCH_DTYPES, Device
 from tsqp_shm.gpu.kv_cache import BlockTable, KVCache
 from tsqp_shm.gpu.weights import Weights
 from tsqp_shm.model.network import Network
@@ -53,7 +53,9 @@ class GemmProducts:
         dtype = weights.embedding.dtype
         tokens = limits.max_batch_tokens
         self._slots = plan.slots
-        self._embedding, self._linears = weights.embedding, tuple(weights.linears)
+        *linears, lm_head = weights.linears
+        self._embedding = weights.embedding
+        self._linears = (*linears, lm_head.giving(TORCH_DTYPES[plan.slot("logits").dtype]))
         # Of each layer, q and k together, v, and o.
         self._attention = [
             (*self._linears[of.qkv.index].split(of.q_width + of.kv_width), self._linears[of.o.index])

@@ -19,11 +19,23 @@ class LinearWeights:
     bias: torch.Tensor | None
 
     def apply(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        """Shapes: x [T, K]; out [T, N], written in place. Numerics: f32 accumulator, rounds once."""
-        if self.bias is None:
+        """Shapes: x [T, K]; out [T, N], written in place. Numerics: f32 accumulator, rounded once to out's dtype."""
+        x = x.to(self.weight.dtype)
+        if out.dtype != self.weight.dtype:
+            # CUDA alone has this product; elsewhere the weight is widened.
+            torch.mm(x, self.weight.t(), out_dtype=out.dtype, out=out)
+            if self.bias is not None:
+                out += self.bias
+        elif self.bias is None:
             torch.mm(x, self.weight.t(), out=out)
         else:
             torch.addmm(self.bias, x, self.weight.t(), out=out)
+
+    def giving(self, dtype: torch.dtype) -> LinearWeights:
+        """What can be applied to an output of that dtype: itself, or a copy whose weight has it."""
+        if dtype == self.weight.dtype or self.weight.device.type == "cuda":
+            return self
+        return LinearWeights(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
     def split(self, rows: int) -> tuple[LinearWeights, LinearWeights]:
         """The first rows of the output and the others, over the same memory."""

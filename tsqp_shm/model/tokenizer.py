@@ -159,6 +159,10 @@ class Tokenizer:
         token: str | None = self._backend.id_to_token(token_id)
         return token
 
+    def spelled(self, token_id: int) -> str:
+        """Returns the text of one token alone, special ones included; half a character is a replacement character."""
+        return self.decode([token_id], skip_special_tokens=False)
+
     @cached_property
     def _longest_token_bytes(self) -> int:
         """As the vocabulary spells it, which is in no fewer bytes than its text has."""

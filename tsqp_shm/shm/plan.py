@@ -268,7 +268,8 @@ class Plan:
         """The arena of one session.
 
         Shapes: tokens [T, 1] i32; segments [N, 4] i32 (sequence, position, first row, rows); x, hidden [T, C];
-            qk [T, (H+G)*D]; gate_up [T, 2F]; act [T, F]; logits [R, V]; scores.N [H*tile_rows, S], used as a run of
+            qk [T, (H+G)*D]; gate_up [T, 2F]; act [T, F]; logits [R, V] f32,
+            as rounding them would make likeliest tokens equal; scores.N [H*tile_rows, S], used as a run of
             dense [H, rows, columns] blocks, one per segment of a tile.
         """
         geometry = Geometry.of(model)
@@ -286,7 +287,7 @@ class Plan:
             SlotShape("qk", dtype, tokens, (geometry.num_heads + geometry.num_kv_heads) * geometry.head_dim),
             SlotShape("gate_up", dtype, tokens, 2 * geometry.intermediate_size),
             SlotShape("act", dtype, tokens, geometry.intermediate_size),
-            SlotShape("logits", dtype, logit_rows, geometry.vocab_size),
+            SlotShape("logits", "float32", logit_rows, geometry.vocab_size),
         ]
         score_rows = geometry.num_heads * limits.tile_rows
         slots += [

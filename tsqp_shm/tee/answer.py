@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 
 from tsqp_shm.model.tokenizer import Tokenizer
+from tsqp_shm.tee.sampling_params import SamplingParams
 
 
 class Answer:
@@ -21,20 +22,31 @@ class Answer:
         stopped_by: the stop string that was found; nothing may be pushed after it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         self.stopped_by: str | None = None
-        self._stops = stops
-        self._hidden = tokenizer.special_token_ids
-        self._shown = tokenizer.stream(prompt_token_ids)
+        self._stops = stops = params.stop_strings
+        self._shows_stop = params.include_stop_str_in_output
+        skips = params.skip_special_tokens
+        self._hidden = tokenizer.special_token_ids if skips else frozenset()
+        self._shown = tokenizer.stream(prompt_token_ids, skip_special_tokens=skips)
         self._spelled = tokenizer.stream(prompt_token_ids, skip_special_tokens=False) if stops else None
         # What is held back, in both texts, and the lengths of both that belong together, token by token.
         self._held = self._held_spelled = ""
         self._marks: list[tuple[int, int]] = []
+        # Before this place of the spelled-out text no stop string counts.
+        self._counts_from = 0
+        self._may_stop = True
 
-    def push(self, token_id: int) -> str:
-        """Takes a token. Returns what can be given out with it."""
-        if token_id in self._hidden:
-            return self.push_hidden(token_id)
+    def push(self, token_id: int, *, is_shown: bool = True, may_stop: bool = True) -> str:
+        """Takes a token. Returns what can be given out with it.
+
+        Args:
+            is_shown: False for a token that the text leaves out, an end-of-sequence token say.
+            may_stop: whether stop strings count that end in its text.
+        """
+        self._may_stop = may_stop
+        if not is_shown or token_id in self._hidden:
+            return self._push_hidden(token_id)
         piece = self._shown.push(token_id)
         if self._spelled is None:
             return piece
@@ -47,8 +59,7 @@ class Answer:
         self._marks.append((len(self._held_spelled), len(self._held)))
         return self._give()
 
-    def push_hidden(self, token_id: int) -> str:
-        """Takes a token that the text leaves out, an end-of-sequence token say. Returns what can be given out."""
+    def _push_hidden(self, token_id: int) -> str:
         if self._spelled is None:
             return ""
         place = len(self._held) + len(self._shown.pending)
@@ -75,19 +86,26 @@ class Answer:
         tentative = self._spelled.pending
         # A character that is not whole yet is no replacement character.
         looked_at = self._held_spelled + ("" if "\N{REPLACEMENT CHARACTER}" in tentative else tentative)
+        if not self._may_stop:
+            self._counts_from = len(looked_at)
         # A token may complete several: the first in the text ends it, not the first in the list.
-        ends = [(at, stop) for stop in self._stops if (at := looked_at.find(stop)) >= 0]
+        ends = [
+            (at, stop)
+            for stop in self._stops
+            if (at := looked_at.find(stop, max(0, self._counts_from - len(stop) + 1))) >= 0
+        ]
         found = min(ends, key=itemgetter(0), default=None)
         if found is not None:
             end, self.stopped_by = found
             self._held += self._shown.finish()
             self._marks.append((len(looked_at), len(self._held)))
             given, self._held = self._held[: self._place(end)], ""
-            return given
+            return given + (self.stopped_by if self._shows_stop else "")
         end = len(self._held_spelled) - _longest_overlap(self._held_spelled, self._stops)
         place = self._place(end)
         given, self._held = self._held[:place], self._held[place:]
         self._held_spelled = self._held_spelled[end:]
+        self._counts_from = max(0, self._counts_from - end)
         # What is not certain yet of the shown text stays before the place.
         marks = [(end, place), *(mark for mark in self._marks if mark[0] > end)]
         self._marks = [(spelled - end, shown - len(given)) for spelled, shown in marks]

@@ -32,6 +32,12 @@ class Chunk:
     token_ids: Sequence[int]
     num_logits: int = 1
 
+    @property
+    def wanted_positions(self) -> range:
+        """Those after which logits are wanted."""
+        end = self.position + len(self.token_ids)
+        return range(end - self.num_logits, end)
+
 
 class Step(NamedTuple):
     """One forward pass.

@@ -11,24 +11,36 @@ from tsqp_shm.errors import RequestError
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.scalars import whole
 from tsqp_shm.tee.answer import Answer
-from tsqp_shm.tee.ops import Float32
-from tsqp_shm.tee.sampler import Sampler
+from tsqp_shm.tee.sampler import TokenScore, drawn_seed, token_sampler
 from tsqp_shm.tee.sampling_params import SamplingParams
 
 
 class Completion:
     """Grows token by token.
 
+    Args:
+        max_tokens: most tokens that it may have, whatever the params say.
+        seed: of its request, where that has several completions; None: the params', or one that is drawn.
+
     Attributes:
         prompt_token_ids: what was asked.
+        index: which completion of its request.
+        seed: by which its tokens are drawn; None where none is drawn.
+        sampler: draws its tokens, and knows those that it has.
         token_ids: what was answered so far, an ending token included.
+        scores: of each of these, where the params ask for log probabilities.
+        prompt_scores: of each token of the prompt but the first, where the params ask for them.
         text: the answer so far, without special tokens; what the decoding of prompt and answer has after that of the
             prompt. Never half a character, never a part of a stop string.
-        stop_reason: the stop string that has ended it, if one has.
-        finish_reason: None, "stop" (end-of-sequence token or stop string), "length", "deadline" or "cancelled"; set
-            when everything else is, as other threads look at it.
+        stop_reason: the stop string or stop token that has ended it, if one has.
+        finish_reason: None, "stop" (end-of-sequence token, stop token or stop string), "length", "deadline",
+            "cancelled" or "error"; set when everything else is, as other threads look at it.
+        error: why no token can follow, where that has ended it.
         cached: how many tokens of prompt and answer lie in the cache.
         started_s, first_token_s, ended_s: times on the monotonic clock, None until then.
+
+    Raises:
+        RequestError: the params do not fit the model.
     """
 
     def __init__(
@@ -38,30 +50,67 @@ class Completion:
         max_tokens: int,
         eos_token_ids: Sequence[int],
         tokenizer: Tokenizer | None,
+        *,
+        vocab_size: int,
+        index: int = 0,
+        seed: int | None = None,
     ) -> None:
         self.prompt_token_ids = list(prompt_token_ids)
+        self.params = params
+        self.vocab_size = vocab_size
+        self.index = index
+        self.seed = drawn_seed(params) if seed is None else seed
+        self.sampler = token_sampler(
+            params,
+            self.prompt_token_ids,
+            vocab_size,
+            seed=self.seed,
+            index=index,
+            ending_token_ids=(*eos_token_ids, *params.stop_tokens),
+            tokenizer=tokenizer,
+        )
         self.token_ids: list[int] = []
+        self.scores: list[TokenScore] = []
+        self.prompt_scores: list[TokenScore] = []
         self.text = ""
-        self.stop_reason: str | None = None
+        self.stop_reason: str | int | None = None
         self.finish_reason: str | None = None
+        self.error: RequestError | None = None
         self.cached = 0
         self.started_s = time.monotonic()
         self.first_token_s: float | None = None
         self.ended_s: float | None = None
         self._has_begun = False
-        self._sampler = Sampler(params)
-        self._deadline_s = params.deadline_s
         self._max_tokens = max_tokens
         self._eos_token_ids = () if params.ignore_eos else tuple(eos_token_ids)
-        self._answer = Answer(tokenizer, self.prompt_token_ids, params.stop_strings) if tokenizer else None
+        # Of several completions of a prompt, one scores it.
+        scores_prompt = params.prompt_logprobs is not None and index == 0
+        self._num_to_score = len(self.prompt_token_ids) - 1 if scores_prompt else 0
+        self._answer = None
+        if tokenizer is not None and params.detokenize:
+            self._answer = Answer(tokenizer, self.prompt_token_ids, params)
 
     @property
     def all_token_ids(self) -> list[int]:
         return self.prompt_token_ids + self.token_ids
 
+    @property
+    def _num_tokens(self) -> int:
+        return len(self.prompt_token_ids) + len(self.token_ids)
+
     def uncached_token_ids(self, most: int) -> list[int]:
         """The tokens whose positions are not in the cache yet, at most so many."""
         return self.all_token_ids[self.cached : self.cached + most]
+
+    def num_wanted(self, end: int) -> int:
+        """After how many of the positions from `cached` to `end`, the last ones, logits are wanted."""
+        num_scored = len(self.prompt_scores)
+        first = num_scored if num_scored < self._num_to_score else self._num_tokens - 1
+        return max(0, end - max(self.cached, first))
+
+    def scored_token(self, position: int) -> int | None:
+        """What the logits after a position score; None: the next token is drawn from them."""
+        return self.prompt_token_ids[position + 1] if position < self._num_tokens - 1 else None
 
     def begin(self) -> None:
         """Says that it is run now, which it is once.
@@ -73,49 +122,60 @@ class Completion:
             raise RequestError("completion", "one that was run before", "a new one")
         self._has_begun = True
 
-    def choose(self, logits: Float32) -> int:
-        """The next token by logits [V]; it is not taken yet.
+    def score_prompt(self, scores: Sequence[TokenScore]) -> None:
+        """Takes the scores of the prompt's next tokens."""
+        self.prompt_scores += scores
 
-        Raises:
-            ProtocolError: they are no numbers.
-        """
-        return self._sampler.sample(logits, self.all_token_ids)
-
-    def grow(self, token_id: int) -> None:
+    def grow(self, token_id: int, score: TokenScore | None = None) -> None:
         """Takes the next token."""
         now = time.monotonic()
         if self.first_token_s is None:
             self.first_token_s = now
+        self.sampler.grow(token_id)
         self.token_ids.append(token_id)
-        if token_id in self._eos_token_ids:
-            if self._answer is not None:
-                self.text += self._answer.push_hidden(token_id)
-            self._end("stop")
-            return
+        if score is not None:
+            self.scores.append(score)
+        is_eos = token_id in self._eos_token_ids
+        is_last = is_eos or token_id in self.params.stop_tokens
         if self._answer is not None:
-            self.text += self._answer.push(token_id)
-            if self._answer.stopped_by is not None:
-                self._end("stop")
-                return
-        if len(self.token_ids) >= self._max_tokens:
+            self.text += self._answer.push(
+                token_id,
+                is_shown=not is_last or self.params.include_stop_str_in_output,
+                may_stop=len(self.token_ids) > self.params.min_tokens,
+            )
+        if is_last:
+            self._end("stop", None if is_eos else token_id)
+        elif self._answer is not None and self._answer.stopped_by is not None:
+            self._end("stop")
+        elif len(self.token_ids) >= self._max_tokens:
             self._end("length")
+
+    def refuse_rules(self) -> None:
+        """Ends because its rules leave no token."""
+        given = f"rules that leave none as token {len(self.token_ids)} of the completion"
+        expected = "one at least that allowed_token_ids has and bad_words and min_tokens do not forbid"
+        self.error = RequestError("sampling_params", given, expected)
+        self._end("error")
 
     @property
     def left_s(self) -> float | None:
         """Until its deadline; below 0: it has passed. None: there is none."""
-        return None if self._deadline_s is None else self.started_s + self._deadline_s - time.monotonic()
+        deadline_s = self.params.deadline_s
+        return None if deadline_s is None else self.started_s + deadline_s - time.monotonic()
 
     def cancel(self, reason: str = "cancelled") -> None:
         if self.finish_reason is None:
             self._end(reason)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, stop_token_id: int | None = None) -> None:
+        self.stop_reason = stop_token_id
         if self._answer is not None:
             # A stop string may be completed by the very last piece.
             self.text += self._answer.finish()
-            self.stop_reason = self._answer.stopped_by
+            if self._answer.stopped_by is not None:
+                reason, self.stop_reason = "stop", self._answer.stopped_by
         self.ended_s = time.monotonic()
-        self.finish_reason = reason if self.stop_reason is None else "stop"
+        self.finish_reason = reason
 
 
 def checked_token_ids(

@@ -27,6 +27,9 @@ from tsqp_shm.tee.ops import Float32, Operations
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
 
+# What is done with logits: never all of a prompt's at once, which would take T x V floats.
+TakeLogits = Callable[[int, Float32], None]
+
 
 @dataclass(frozen=True)
 class Ports:
@@ -54,13 +57,16 @@ class Engine:
         self._ports = ports
         self._mlp = GatedMlp(plan, ports.linears, ops)
         self._x, self._hidden, self._logits = plan.slot("x"), plan.slot("hidden"), plan.slot("logits")
-        # Private: the residual stream never lies in the arena.
+        # Private: of what is looked at only copies, and the residual stream, which never lies in the arena.
+        self._rows: Float32 = np.empty((self._logits.num_rows, network.vocab_size), np.float32)
         self._residual: Float32 = np.zeros((plan.limits.max_batch_tokens, network.hidden_size), np.float32)
 
-    def forward(self, chunks: Sequence[Chunk]) -> Float32:
+    def forward(self, chunks: Sequence[Chunk], take: TakeLogits) -> None:
         """Runs one step: every chunk's tokens enter the cache.
 
-        Shapes: logits [R, V] f32, the wanted rows of all chunks in order.
+        Args:
+            take: called with (first, logits [R, V] f32), the wanted rows of all chunks in their order from that one on,
+                a slot's worth at a time. The array is used again.
 
         Raises:
             PeerDied, PeerTimeout, ProtocolError: the session is over.
@@ -71,9 +77,7 @@ class Engine:
         interleave([ports.embedding.begin(step)], ports.wait)
         ports.attention.begin(step)
         interleave([self._layers(step, block) for block in step.blocks], ports.wait)
-        logits: Float32 = np.empty((len(step.wanted), self._network.vocab_size), np.float32)
-        interleave([self._lm_head(step, logits)], ports.wait)
-        return logits
+        interleave([self._lm_head(step, take)], ports.wait)
 
     def _layers(self, step: Step, block: Block) -> Task:
         """A block's way through all layers."""
@@ -87,7 +91,7 @@ class Engine:
             yield from self._mlp.run(layer, block)
             delta = self._hidden
 
-    def _lm_head(self, step: Step, logits: Float32) -> Task:
+    def _lm_head(self, step: Step, take: TakeLogits) -> Task:
         """Adds the last delta, normalises the wanted rows and has their logits computed, a slot's worth at a time."""
         network = self._network
         for first in range(0, len(step.wanted), self._logits.num_rows):
@@ -97,7 +101,8 @@ class Engine:
                 network.final_norm, self._residual, self._x, 0, rows, delta=self._hidden, row_index=index
             )
             yield from self._ports.linears.apply(network.lm_head, Block(0, 0, rows, ()), self._x, self._logits)
-            self._ops.load_rows(self._logits, 0, rows, logits[first : first + rows])
+            self._ops.load_rows(self._logits, 0, rows, self._rows[:rows])
+            take(first, self._rows[:rows])
 
 
 # Makes the engine of one connection, and another for each GPU process that takes an earlier one's place.

@@ -216,6 +216,8 @@ class Runtime:
         taken = list(completions)
         for completion in taken:
             self._checked(completion.prompt_token_ids, self._limits.max_model_len - 1)
+            if completion.vocab_size != self._vocab_size:
+                raise RequestError("completion", f"one of {completion.vocab_size} tokens", f"{self._vocab_size}")
             completion.begin()
 
         def order() -> None:

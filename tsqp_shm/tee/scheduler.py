@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -11,7 +10,7 @@ from tsqp_shm.shm.plan import Plan
 from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.engine import Engine
-from tsqp_shm.tee.ops import Float32
+from tsqp_shm.tee.harvest import Harvest
 from tsqp_shm.tee.statistics import Statistics
 
 
@@ -140,27 +139,17 @@ class Scheduler:
         batch = self._next_batch()
         if not batch:
             return
-        logits = self._engine.forward([chunk for _, chunk in batch])
-        chosen = self._sample([completion for completion, chunk in batch if chunk.num_logits], logits)
+        harvest = Harvest(batch, self._statistics)
+        self._engine.forward([chunk for _, chunk in batch], harvest.take)
         self._statistics.steps += 1
         for completion, chunk in batch:
             self._statistics.tokens += len(chunk.token_ids)
             completion.cached += len(chunk.token_ids)
             # What ended while the step lasted takes nothing of it.
-            if completion in chosen and completion.finish_reason is None:
-                completion.grow(chosen[completion])
-                self._statistics.generated += 1
+            if completion.finish_reason is None:
+                self._statistics.generated += harvest.give(completion)
             if completion.finish_reason is not None:
                 self._release(completion)
-
-    def _sample(self, completions: list[Completion], logits: Float32) -> dict[Completion, int]:
-        """The next token of each, all of them before any grows: a fault in one row is one of the whole pass."""
-        chosen = {}
-        for row, completion in enumerate(completions):
-            started_ns = time.perf_counter_ns()
-            chosen[completion] = completion.choose(logits[row])
-            self._statistics.count("SAMPLE", started_ns)
-        return chosen
 
     def _admit(self) -> None:
         """Gives free caches to who has waited longest."""
@@ -180,9 +169,8 @@ class Scheduler:
                 break
             token_ids = completion.uncached_token_ids(budget)
             budget -= len(token_ids)
-            is_complete = completion.cached + len(token_ids) == len(completion.all_token_ids)
-            chunk = Chunk(self._running[completion], completion.cached, token_ids, int(is_complete))
-            batch.append((completion, chunk))
+            wanted = completion.num_wanted(completion.cached + len(token_ids))
+            batch.append((completion, Chunk(self._running[completion], completion.cached, token_ids, wanted)))
         return batch
 
     def _release(self, completion: Completion) -> None:

@@ -149,14 +149,19 @@ class Stepper:
         Raises:
             TsqpError: the session is over.
         """
-        most = self.connection.arena.plan.slot("tokens").num_rows
+        plan = self.connection.arena.plan
+        most = plan.slot("tokens").num_rows
+        logits: Float32 = np.empty((len(token_ids), plan.slot("logits").row_elements), np.float32)
 
         def forward() -> Float32:
-            rows = []
             for position in range(0, len(token_ids), most):
                 chunk = token_ids[position : position + most]
-                rows.append(self._engine.forward([Chunk(sequence, position, chunk, num_logits=len(chunk))]))
-            return np.concatenate(rows)
+
+                def take(first: int, rows: Float32, position: int = position) -> None:
+                    logits[position + first : position + first + len(rows)] = rows
+
+                self._engine.forward([Chunk(sequence, position, chunk, num_logits=len(chunk))], take)
+            return logits
 
         return self._survive(forward)
 

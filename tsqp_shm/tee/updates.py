@@ -51,7 +51,9 @@ class Outlet:
         if token_ids or completion.finish_reason is not None:
             self._num_tokens += len(token_ids)
             self._num_characters += len(text)
-            return self._tell(Update(completion, token_ids, text, completion.finish_reason))
+            # One of the caller's own: whoever raises it gives it a traceback.
+            error = None if completion.error is None else completion.error.again()
+            return self._tell(Update(completion, token_ids, text, completion.finish_reason, error))
         return True
 
     def fail(self, error: TsqpError) -> None:
