@@ -369,13 +369,14 @@ def test_only_this_user_may_connect_to_a_path(runtime_folder):
 
 
 @pytest.mark.parametrize("role", ["tee", "gpu"])
-def test_a_folder_in_which_others_may_put_a_socket_is_refused(tmp_path, role):
-    (tmp_path / "open").mkdir()
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_a_folder_in_which_others_may_put_a_socket_is_refused(tmp_path, role, below):
+    (tmp_path / f"open{below}").mkdir(parents=True)
     (tmp_path / "open").chmod(0o777)
     with pytest.raises(ConfigError, match="no other user"):
-        ZmqStream(f"ipc://{tmp_path}/open/bell", role, SECRET)
+        ZmqStream(f"ipc://{tmp_path}/open{below}/bell", role, SECRET)
     (tmp_path / "open").chmod(0o1777)
-    ZmqStream(f"ipc://{tmp_path}/open/bell", role, SECRET).close()
+    ZmqStream(f"ipc://{tmp_path}/open{below}/bell", role, SECRET).close()
 
 
 @needs_root
