@@ -66,6 +66,7 @@ class ZmqStream(RecordStream):
         self._strangers: dict[bytes, Handshake] = {}
         self._dials = 0
         self._vain = 0
+        self._has_met = False
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.STREAM)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -124,7 +125,9 @@ class ZmqStream(RecordStream):
 
     def stranger(self) -> ConfigError | None:
         """Where the TEE has reached somebody that has not proved itself, or hangs up: the error that says so."""
-        if self._role == "gpu" or self._peer is not None or not (self._strangers or self._vain > MAX_VAIN):
+        # Whoever hangs up after the peer was met is the peer: its silence is the error then.
+        hangs_up = self._vain > MAX_VAIN and not self._has_met
+        if self._role == "gpu" or self._peer is not None or not (self._strangers or hangs_up):
             return None
         expected = "an address at which this session's GPU process answers; whoever does has not proved to be of it"
         return ConfigError("endpoint", self._endpoint, expected)
@@ -196,6 +199,7 @@ class ZmqStream(RecordStream):
                 raise error
             self._hang_up(connection)
         elif handshake.is_proven:
+            self._has_met = True
             self._peer, self._received = connection, handshake.rest
             for other in self._strangers:
                 if other != connection:
