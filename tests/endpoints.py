@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from tsqp_shm.shm.posix.handshake import NONCE_BYTES, PROOF_BYTES, Handshake
+from tsqp_shm.shm.posix.handshake import NONCE_BYTES, PROOF_BYTES, Handshake, tcp_ends
 from tsqp_shm.shm.posix.stream import ZmqStream
 
 # Of a doorbell that a test opens without a session.
@@ -46,7 +46,8 @@ def meet(*ends: ZmqStream) -> None:
 
 def prove(connection: socket.socket, role: str, secret: bytes = SECRET) -> None:
     """Does what a peer that knows the secret does first. The other side has to be looking."""
-    handshake = Handshake(secret, role)
+    ends = tcp_ends(connection.fileno(), role) if connection.family == socket.AF_INET else b""
+    handshake = Handshake(secret, role, ends)
     connection.sendall(handshake.hello)
     connection.sendall(handshake.push(_received(connection, NONCE_BYTES)))
     handshake.push(_received(connection, PROOF_BYTES))

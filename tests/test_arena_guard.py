@@ -1,10 +1,13 @@
 """An arena whose pages somebody takes away: an error that says so, and never a signal that ends the process."""
 
+import ctypes
 import faulthandler
 import mmap
 import os
+import resource
 import secrets
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -254,6 +257,56 @@ def test_a_fault_elsewhere_ends_the_process_once_whoever_is_told_of_it(name, for
 
     assert forked(fault).wait() == -signal.SIGBUS
     assert said.read_text().count("Fatal Python error: Bus error") == is_told
+
+
+def has_a_handler_that_mends_nothing() -> None:
+    faulthandler.disable()
+    signal.signal(signal.SIGBUS, lambda number, frame: None)
+
+
+def test_faults_elsewhere_in_two_threads_end_the_process_though_a_handler_returns(name, forked, tmp_path):
+    """Each comes again and again, in turn with the other's."""
+
+    def fault():
+        has_a_handler_that_mends_nothing()
+        arena = new_arena(PLAN, name)
+        Path(f"/dev/shm{name}").unlink()
+        addresses = []
+        for number in range(2):
+            with (tmp_path / str(number)).open("w+b") as file:
+                file.truncate(4096)
+                mapped = mmap.mmap(file.fileno(), 4096)
+                file.truncate(0)
+                addresses.append(mapped)
+        # Without the interpreter's lock, which one that faults with it would keep from the other.
+        read = ctypes.CDLL(None).memchr
+        both = threading.Barrier(2)
+
+        def touch(mapped):
+            start = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+            both.wait()
+            read(ctypes.c_void_p(start), 1, ctypes.c_size_t(1))
+
+        threads = [threading.Thread(target=touch, args=(mapped,)) for mapped in addresses]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        arena.close()
+
+    assert forked(fault).wait() == -signal.SIGBUS
+
+
+def test_an_arena_whose_pages_cannot_be_replaced_ends_the_process_though_a_handler_returns(name, forked):
+    def fault():
+        has_a_handler_that_mends_nothing()
+        with new_arena(PLAN, name) as arena:
+            truncate(name)
+            Path(f"/dev/shm{name}").unlink()
+            resource.setrlimit(resource.RLIMIT_AS, (1, 1))
+            _native.load_word(arena.buffer, 0)
+
+    assert forked(fault).wait() == -signal.SIGBUS
 
 
 def test_a_signal_that_is_sent_is_the_embedding_program_s(name, forked):

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import secrets
+import select
 import socket
 import stat
 import threading
@@ -25,7 +26,7 @@ from tsqp_shm.shm import layout
 from tsqp_shm.shm.posix.handshake import NONCE_BYTES, PROOF_BYTES, Handshake
 from tsqp_shm.shm.posix.memory import take_secret
 from tsqp_shm.shm.posix.session import Session
-from tsqp_shm.shm.posix.stream import MAX_STRANGERS, ZmqStream
+from tsqp_shm.shm.posix.stream import MAX_STRANGERS, MAX_VAIN, ZmqStream
 
 NOBODY = 65534
 RECORD = bytes(range(layout.RECORD_BYTES))
@@ -102,6 +103,12 @@ def test_it_comes_in_pieces_of_any_size_and_what_follows_is_kept(size):
     assert (tee.is_proven, tee.rest) == (True, RECORD)
     gpu.push(b"".join(replies))
     assert gpu.is_proven
+
+
+def test_what_is_said_over_one_connection_proves_nothing_over_another():
+    tee, gpu = Handshake(SECRET, "tee", b"one"), Handshake(SECRET, "gpu", b"another")
+    exchange(tee, gpu)
+    assert (tee.is_refused, gpu.is_refused) == (True, True)
 
 
 # At the GPU process's end.
@@ -270,6 +277,72 @@ def proves(connection: socket.socket, proven: list[bool]) -> None:
         proven.append(True)
 
 
+def test_a_stranger_who_hangs_up_whoever_connects_is_named_at_the_end_of_the_wait(stack, endpoint):
+    with listen_at(endpoint) as listening:
+        tee = stack.enter_context(end(endpoint, "tee"))
+        assert tee.stranger() is None
+        # More than count: some end before this side has looked.
+        for _ in range(3 * MAX_VAIN):
+            accepted_while(listening, tee).close()
+            assert tee.receive(SLICE_NS) is None
+    for _ in range(10):
+        assert tee.receive(SLICE_NS) is None
+    error = tee.stranger()
+    assert isinstance(error, ConfigError)
+    assert error.value == endpoint
+    if endpoint.startswith("ipc"):
+        Path(endpoint.removeprefix("ipc://")).unlink()
+
+
+# In the middle.
+
+
+def become_nobody() -> None:
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+
+
+def relay(endpoint: str, gpu_may_bind: int) -> None:
+    """Takes the TEE's connection, leaves the port to the GPU process, and passes on what each of them says."""
+    become_nobody()
+    with listen_at(endpoint) as listening:
+        tee, _ = listening.accept()
+    os.write(gpu_may_bind, b"x")
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            gpu = connect_to(endpoint)
+            break
+    other = {tee: gpu, gpu: tee}
+    with tee, gpu, contextlib.suppress(ConnectionError):
+        while True:
+            for source in select.select([tee, gpu], [], [])[0]:
+                data = source.recv(4096)
+                if not data:
+                    return
+                other[source].sendall(data)
+
+
+@needs_root
+def test_another_user_who_relays_between_the_two_proves_nothing(stack, forked):
+    endpoint = free_tcp_endpoint()
+    has_tee, gpu_may_bind = os.pipe()
+    child = forked(relay, endpoint, gpu_may_bind)
+    tee = stack.enter_context(end(endpoint, "tee"))
+    os.read(has_tee, 1)
+    gpu = stack.enter_context(end(endpoint, "gpu"))
+    with pytest.raises(ConfigError, match="has not proved to be of it"):
+        while not tee.is_connected() or not gpu.is_connected():
+            gpu.is_connected()
+    for _ in range(10):
+        assert gpu.receive(SLICE_NS) is None
+    assert not gpu.is_connected()
+    tee.close()
+    child.join()
+    os.close(has_tee)
+    os.close(gpu_may_bind)
+
+
 # Paths and names.
 
 
@@ -296,13 +369,14 @@ def test_only_this_user_may_connect_to_a_path(runtime_folder):
 
 
 @pytest.mark.parametrize("role", ["tee", "gpu"])
-def test_a_folder_in_which_others_may_put_a_socket_is_refused(tmp_path, role):
-    (tmp_path / "open").mkdir()
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_a_folder_in_which_others_may_put_a_socket_is_refused(tmp_path, role, below):
+    (tmp_path / f"open{below}").mkdir(parents=True)
     (tmp_path / "open").chmod(0o777)
     with pytest.raises(ConfigError, match="no other user"):
-        ZmqStream(f"ipc://{tmp_path}/open/bell", role, SECRET)
+        ZmqStream(f"ipc://{tmp_path}/open{below}/bell", role, SECRET)
     (tmp_path / "open").chmod(0o1777)
-    ZmqStream(f"ipc://{tmp_path}/open/bell", role, SECRET).close()
+    ZmqStream(f"ipc://{tmp_path}/open{below}/bell", role, SECRET).close()
 
 
 @needs_root
@@ -336,7 +410,8 @@ def test_a_socket_that_somebody_uses_and_does_not_look_at_is_left_alone(runtime_
     path.unlink()
 
 
-def test_the_socket_of_a_killed_gpu_process_goes_with_its_session(runtime_folder, stack, forked):
+@pytest.mark.parametrize("has_met", [True, False], ids=["after it has proved itself", "before"])
+def test_the_socket_of_a_killed_gpu_process_goes_with_its_session(runtime_folder, stack, forked, has_met):
     """A file that somebody has at the endpoint of a session without a GPU process stays."""
     met, alone = (runtime_folder / secrets.token_hex(4) for _ in range(2))
     with socket.socket(socket.AF_UNIX) as theirs:
@@ -346,9 +421,11 @@ def test_the_socket_of_a_killed_gpu_process_goes_with_its_session(runtime_folder
             memory = stack.enter_context(closing(session.create_memory(layout.SLOTS_OFFSET_BYTES)))
             tee = stack.enter_context(closing(session.open_waker()))
             if path == met:
-                child = forked(stays_until_killed, f"ipc://{path}", take_secret(memory.buffer))
-                while not tee.is_connected():
-                    pass
+                secret = take_secret(memory.buffer)
+                child = forked(stays_until_killed, f"ipc://{path}", secret if has_met else SECRET)
+                with contextlib.suppress(ConfigError):
+                    while not tee.is_connected():
+                        pass
                 child.kill()
                 assert met.exists()
     assert (met.exists(), alone.exists()) == (False, True)
@@ -372,9 +449,7 @@ def test_another_user_at_the_port_is_believed_nothing(forked, doorbell):
     listening = listen_at(endpoint)
 
     def impostor():
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+        become_nobody()
         connection, _ = listening.accept()
         said = b""
         while data := connection.recv(4096):

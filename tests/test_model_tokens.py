@@ -180,6 +180,8 @@ CASES: dict[str, tuple[Backend, dict[str, Any], dict[str, Any]]] = {
 ROLES = {"model_specific_special_tokens": {"x_token": "<|tool|>", "eos_token": added("<|eot|>", lstrip=True)}}
 CASES |= {
     "by roles of the model": (byte_level(), {**FAST, **ROLES}, {}),
+    "beside those of a class": (byte_level(), {"tokenizer_class": "GPTNeoXTokenizer", "sep_token": "<|eot|>"}, {}),
+    "beside many of a class": (byte_level(), {"tokenizer_class": "CohereTokenizer", "eos_token": "<|eot|>"}, {}),
     "by roles of the model, beside another one": (byte_level(), {**FAST, **ROLES, "image_token": "<|one|>"}, {}),
 }
 # What transformers' own classes make of white space is not followed: they put a pre-tokenizer in the file's place.

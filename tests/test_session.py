@@ -2,19 +2,25 @@
 
 import os
 import secrets
+import shutil
 import signal
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from arenas import arena_of, new_arena
+from endpoints import listen_at
 
 from tsqp_shm.errors import ArenaError, ConfigError, SessionBusy, SessionFolderError
+from tsqp_shm.shm import layout
 from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.posix.folder import list_sessions, sessions_folder, sweep_dead_sessions
+from tsqp_shm.shm.posix.folder import SOCKET_FILE, list_sessions, sessions_folder, sweep_dead_sessions
 from tsqp_shm.shm.posix.objects import arena_name
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.posix.transport import PosixTransport
 
+NOBODY = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 PLAN = Plan.of_slots([("x", "float32", 1, 1)])
 BAD_NAMES = [".hidden", "..", "a/b", "/a", "a b", "-x", "_x", "é", "a\n", "a\0b", "x" * 41]
 
@@ -122,6 +128,19 @@ def test_a_killed_session_is_swept_when_the_next_begins(name, live_elsewhere, wh
         assert (session.folder.parent / name).exists() == (which == "the same name")
 
 
+def test_a_session_whose_folder_somebody_has_removed_leaves_that_of_its_successor(name):
+    with Session.begin(name) as first:
+        shutil.rmtree(first.folder)
+        with Session.begin(name) as second:
+            socket = second.folder / SOCKET_FILE
+            with closing(listen_at(f"ipc://{socket}")):
+                first.create_memory(layout.SLOTS_OFFSET_BYTES).close()
+                assert socket.exists()
+                first.end()
+                assert {found.name: found.is_alive for found in list_sessions()}[name]
+                assert socket.exists()
+
+
 def test_sweeping_names_what_it_removed(name, live_elsewhere):
     live_elsewhere(name).kill()
     assert sweep_dead_sessions() == [name]
@@ -169,6 +188,36 @@ def test_a_folder_that_is_a_link_is_refused(root, tmp_path):
     root.mkdir()
     (root / "tsqp-shm").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="mode 0700"):
+        sessions_folder()
+
+
+@pytest.mark.parametrize("is_sticky", [False, True])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_folder_below_one_in_which_others_may_put_another_is_refused(root, monkeypatch, depth, is_sticky):
+    (root / "a" / "b").mkdir(parents=True)
+    monkeypatch.setenv("TSQP_SHM_RUNTIME_DIR", str(root / "a" / "b"))
+    around = (root / "a" / "b", root / "a", root)[depth - 1]
+    around.chmod(0o1777 if is_sticky else 0o777)
+    if is_sticky:
+        assert sessions_folder() == root / "a" / "b" / "tsqp-shm"
+    else:
+        with pytest.raises(ConfigError, match=f"put another in the place of.*{around} is of user"):
+            sessions_folder()
+
+
+@needs_root
+@pytest.mark.parametrize("what", ["folder", "link", "link on the way", "folder around a link"])
+def test_a_folder_that_another_user_may_lead_elsewhere_is_refused(root, tmp_path, monkeypatch, what):
+    """Of whoever owns a folder or a link, and not only of the last one."""
+    (tmp_path / "true" / "b").mkdir(parents=True)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "link").symlink_to(tmp_path / "true")
+    root.symlink_to(Path("theirs") / "link" if what == "folder around a link" else tmp_path / "true")
+    owned = {"folder": tmp_path / "true", "folder around a link": tmp_path / "theirs"}.get(what, root)
+    monkeypatch.setenv("TSQP_SHM_RUNTIME_DIR", str(root / "b" if what == "link on the way" else root))
+    sessions_folder()
+    os.chown(owned, NOBODY, NOBODY, follow_symlinks=False)
+    with pytest.raises(ConfigError, match=f"put another in the place of.*{owned} is of user {NOBODY}"):
         sessions_folder()
 
 

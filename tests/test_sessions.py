@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import secrets
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from tsqp_shm.shm.posix.folder import sessions_folder
 from tsqp_shm.shm.posix.objects import arena_name
 from tsqp_shm.shm.posix.session import Session
 
+NOBODY = 65534
+PR_SET_DUMPABLE = 4
 PLAN = Plan.of_slots([("x", "float32", 100, 300)])
 
 
@@ -46,6 +50,22 @@ def test_a_live_session_is_listed_with_its_arena_and_processes(name, begin_elsew
     assert (session.name, session.is_alive, session.arena_bytes) == (name, True, PLAN.total_bytes)
     assert (session.tee_pid, session.pids) == (child.pid, [child.pid])
     assert session.age_s >= 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_processes_of_other_users_are_not_looked_at(name, held_elsewhere):
+    with Session.begin(name, sweeps=False) as session, arena_of(session, PLAN) as arena:
+
+        def become_nobody():
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            # Else what /proc has of it would be root's, as of one that a program may have left secrets to.
+            ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1)
+            return arena
+
+        held_elsewhere(become_nobody)
+        (listed,) = Survey.take().sessions
+        assert listed.pids == [os.getpid()]
 
 
 def test_a_dead_session_is_listed_as_dead_and_stays_until_it_is_cleaned(name, begin_elsewhere):

@@ -1,4 +1,4 @@
-"""Opening by name where another process may have laid what lies there: nothing is waited for, and no link followed."""
+"""What lies under a name where others may lay something: opened without waiting or following a link; whose it is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from tsqp_shm.printable import shown
 
 # Of what `os.open` says where no regular file lies, in words that fit behind a path.
 _KINDS = {errno.ELOOP: "is a symbolic link", errno.ENXIO: "is no regular file", errno.EISDIR: "is a folder"}
+# As many as Linux follows.
+_MAX_LINKS = 40
 
 
 class ForeignFile(OSError):
@@ -104,3 +106,28 @@ def _command(pid: int) -> str:
         return f" ({shown(Path(f'/proc/{pid}/comm').read_text(errors='replace').strip(), lines=False)})"
     except OSError:
         return ""
+
+
+def replaceable_part(folder: Path) -> str | None:
+    """What is wrong with the first folder or link on the way to a folder, itself included, in the place of which a user
+    may put another who is neither this one nor root; None: nothing is.
+
+    Raises:
+        OSError: a part does not exist, or cannot be looked at.
+    """
+    at, ahead, num_links = Path("/"), list(reversed(folder.absolute().parts)), 0
+    while ahead:
+        # From the root itself on, and past links by hand, so that no folder is left out in which one lies.
+        at = Path(os.path.normpath(at / ahead.pop()))
+        status = at.lstat()
+        is_link = stat.S_ISLNK(status.st_mode)
+        is_open = not is_link and status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+        if status.st_uid not in (os.geteuid(), 0) or is_open:
+            return f"{at} is of user {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}"
+        if is_link:
+            num_links += 1
+            if num_links > _MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(folder))
+            ahead += reversed(at.readlink().parts)
+            at = at.parent
+    return None

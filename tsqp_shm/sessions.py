@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ class ListedSession:
         age_s: since it began; None if that cannot be told.
         arena_bytes: of shared memory it holds; 0 before its arena is made.
         tee_pid: None if it did not get so far as to write it.
-        pids: of the processes that map its arena, as far as this process may look.
+        pids: of this user's processes that map its arena, as far as this process may look.
     """
 
     name: str
@@ -139,13 +140,16 @@ def _size_bytes(arena: str) -> int:
 
 
 def _arena_users() -> dict[str, list[int]]:
-    """The pids that map each arena; processes of other users, and in other containers, cannot be seen."""
+    """The pids that map each arena, of this user's processes: another's may keep a look at it waiting, and map nothing
+    of ours. Those in other containers cannot be seen."""
     users: dict[str, list[int]] = {}
     prefix = f"{SHM_FOLDER}/{_object('')}"
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():
             continue
         try:
+            if process.stat().st_uid != os.geteuid():
+                continue
             maps = (process / "maps").read_text(errors="replace")
         except OSError:
             continue

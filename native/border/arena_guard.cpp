@@ -47,6 +47,8 @@ void on_bus_error(int number, siginfo_t* info, void* context) {
         void* base = reinterpret_cast<void*>(arena->base.load(std::memory_order_relaxed));
         handled = mmap(base, arena->size_bytes.load(std::memory_order_relaxed), PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) != MAP_FAILED;
+        // The fault comes back, and is to be passed on each time: whoever waits for the pages would for ever.
+        if (!handled) arena->lost.store(false);
     }
     if (!handled) pass_bus_error_on(number, info, context);
     errno = error_before;

@@ -16,10 +16,15 @@ constexpr std::size_t kMaxOthers = 8;
 std::array<Action, kMaxOthers> others;
 std::atomic<std::size_t> num_others{0};
 
-// Of a signal that comes again, how many have been told already: it was theirs, and they did not mend it.
-std::atomic<std::size_t> num_told{0};
-std::atomic<void*> told_of{nullptr};
-std::atomic<bool> is_raised_again{false};
+// Of a signal that comes again to a thread, how many have been told already: it was theirs, and they did not
+// mend it. Each thread has its own, as another's fault in between is no new beginning.
+// SAFETY: "initial-exec", or the first use in a thread would allocate, in a signal handler.
+struct Told {
+    std::size_t count = 0;
+    void* of = nullptr;
+    bool is_raised_again = false;
+};
+[[gnu::tls_model("initial-exec")]] constinit thread_local Told told;
 
 // SAFETY: sa_handler and sa_sigaction are one word.
 bool is_same(const Action& one, const Action& other) { return one.sa_sigaction == other.sa_sigaction; }
@@ -74,12 +79,13 @@ void pass_bus_error_on(int number, siginfo_t* info, void* context) {
     const bool is_fault = info->si_code > 0;
     // A fault that nobody mended comes back by itself. One that tells of a signal and raises it again, as
     // faulthandler does, means the handler before itself; when it is disabled it just returns.
-    const bool comes_again =
-        is_fault ? told_of.exchange(info->si_addr) == info->si_addr : is_raised_again.exchange(false);
-    if (!comes_again) num_told.store(0);
-    const std::size_t count = num_others.load(), told = num_told.fetch_add(1);
-    if (told >= count) return take_default_action(info);
-    const Action& other = others[count - 1 - told];
+    const bool comes_again = is_fault ? told.of == info->si_addr : told.is_raised_again;
+    if (is_fault) told.of = info->si_addr;
+    told.is_raised_again = false;
+    if (!comes_again) told.count = 0;
+    const std::size_t count = num_others.load(), num_told = told.count++;
+    if (num_told >= count) return take_default_action(info);
+    const Action& other = others[count - 1 - num_told];
     // The kernel lets nobody ignore a fault.
     if (other.sa_handler == SIG_DFL || (other.sa_handler == SIG_IGN && is_fault))
         return take_default_action(info);
@@ -89,7 +95,7 @@ void pass_bus_error_on(int number, siginfo_t* info, void* context) {
     else
         other.sa_handler(number);
     sigset_t pending;
-    is_raised_again.store(sigpending(&pending) == 0 && sigismember(&pending, SIGBUS) == 1);
+    told.is_raised_again = sigpending(&pending) == 0 && sigismember(&pending, SIGBUS) == 1;
 }
 
 }  // namespace tsqp

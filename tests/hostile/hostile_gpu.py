@@ -39,6 +39,8 @@ from tsqp_shm.shm.transport import Waker
 
 # The forward pass in which it happens: the first is the prompt's, and each ends in a token.
 FAULT_STEP = 3
+# Near the end of what a TEE of `test_hostile_gpu` waits.
+READY_LATE_S = 1.6
 SUBMISSION_HEAD, SUBMISSION_PARKED, COMPLETION_TAIL, COMPLETION_PARKED = (
     layout.CONTROL_OFFSET_BYTES + 128 * word for word in (1, 2, 3, 5)
 )
@@ -94,6 +96,9 @@ class HostileGpu:
         self.fill(record)
         self.answer(record)
 
+    def be_ready(self, record: Record) -> None:
+        self.answer(record, value=pack_identity(os.getpid(), None, "in place"))
+
     def until_the_tee_ends(self) -> None:
         while True:
             self.watch.check()
@@ -105,14 +110,14 @@ class HostileGpu:
         """
         while True:
             record = self.receive()
-            if record.opcode == Opcode.READY:
-                self.answer(record, value=pack_identity(os.getpid(), None, "in place"))
+            if moment(self, record):
+                moment = _never
+                misbehave(self, record)
+            elif record.opcode == Opcode.READY:
+                self.be_ready(record)
             elif record.opcode == Opcode.STOP:
                 self.answer(record)
                 return
-            elif moment(self, record):
-                moment = _never
-                misbehave(self, record)
             else:
                 self.work(record)
 
@@ -143,6 +148,13 @@ def late(gpu: HostileGpu, record: Record) -> None:
 
 
 def silent(gpu: HostileGpu, record: Record) -> None:
+    gpu.until_the_tee_ends()
+
+
+def ready_late(gpu: HostileGpu, record: Record) -> None:
+    """In form, and then it answers nothing more."""
+    time.sleep(READY_LATE_S)
+    gpu.be_ready(record)
     gpu.until_the_tee_ends()
 
 
@@ -359,7 +371,7 @@ def vanish(gpu: HostileGpu, record: Record) -> None:
 FIELDS = tuple(name for name in Record._fields if name not in ("busy_ns", "value"))
 MISBEHAVIOURS: dict[str, tuple[Moment, Misbehaviour]] = {
     "none": (_never, silent),
-    "no-pulse": (_never, silent),
+    "no-pulse": (_moment("READY", step=0), ready_late),
     "late": (_moment("QKV"), late),
     "silent": (_moment("SCORES"), silent),
     "drip": (_moment("EMBED"), drip(0.4)),

@@ -6,13 +6,14 @@ import itertools
 import os
 import resource
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from endpoints import free_tcp_endpoint
-from hostile_gpu import FAULT_STEP, FIELDS, MISBEHAVIOURS, HostileGpu
+from hostile_gpu import FAULT_STEP, FIELDS, MISBEHAVIOURS, READY_LATE_S, HostileGpu
 from models import RandomModel, model_folder, random_token_ids
 from processes import ForkServer
 
@@ -139,11 +140,14 @@ def test_an_answer_that_is_not_due_is_refused(against, misbehaviour, doorbell, e
 
 @pytest.mark.parametrize("doorbell", ALL)
 def test_a_gpu_process_without_a_heartbeat_is_never_ready(server, model, forked, doorbell):
-    """It answers READY in form, and has not written into the arena."""
+    """It answers READY in form, late, and has not written into the arena: no more is waited for it, nor is it asked to
+    stop."""
 
     def open_llm():
+        started = time.monotonic()
         with pytest.raises(PeerTimeout, match="heartbeat in the arena"):
             LLM(model, start_gpu=False, session=session, timeout_s=TIMEOUT_S, max_model_len=100, doorbell=doorbell)
+        assert time.monotonic() - started < READY_LATE_S + TIMEOUT_S
 
     session = next(SESSION_NAMES)
     server.start(str(model), session, "no-pulse")

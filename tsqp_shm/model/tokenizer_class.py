@@ -32,6 +32,23 @@ _DEFAULTS: Mapping[str, Mapping[str, str]] = {
     _LLAMA: {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
     _QWEN2: {"eos_token": _END, "unk_token": _END, "pad_token": _END},
     _GPT2: {"bos_token": _END, "eos_token": _END, "unk_token": _END},
+    "GPTNeoXTokenizer": {"bos_token": _END, "eos_token": _END, "unk_token": _END, "pad_token": "<|padding|>"},
+    "GemmaTokenizer": {
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+    },
+    "CohereTokenizer": {
+        "bos_token": "<BOS_TOKEN>",
+        "eos_token": "<|END_OF_TURN_TOKEN|>",
+        "unk_token": "<UNK>",
+        "sep_token": "<SEP>",
+        "pad_token": "<PAD>",
+        "cls_token": "<CLS>",
+        "mask_token": "<MASK_TOKEN>",
+    },
 }
 # What other classes build from a field, by its name in a normalizer of tokenizer.json.
 _OF_NORMALIZER = {
@@ -116,7 +133,7 @@ class TokenizerClass:
         if self.name == _LLAMA:
             return self._llama(content, backend)
         prefix = self._flag("add_prefix_space")
-        if self.name not in _DEFAULTS:
+        if self.name not in (_QWEN2, _GPT2):
             self._refuse_contradictions(prefix, backend)
         elif prefix is not None and prefix != _adds_prefix(backend):
             return self._byte_level(content, prefix, backend)

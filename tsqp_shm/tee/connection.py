@@ -74,14 +74,16 @@ class StoppableWatch:
         self.look()
         self.peer.check()
 
-    def require_pulse(self, timeout_s: float) -> None:
+    def require_pulse(self, timeout_s: float, started: float) -> None:
         """Waits until the peer's heartbeat has moved: whoever answers without one has no hold on the arena.
+
+        Args:
+            timeout_s: how long at most, since `started`, of the monotonic clock.
 
         Raises:
             PeerTimeout: there is none.
             TsqpError: as `check`.
         """
-        started = time.monotonic()
         while True:
             self.check()
             if self.heartbeat_age_s is not None:
@@ -141,7 +143,8 @@ class Connection:
             recorder: takes what this process does and when; None: nothing does.
             must_stop: asked now and then while the peer is waited for; True ends the wait, and with it the session.
             look: called as often; does what is due meanwhile.
-            ready_timeout_s: how long the GPU process may take to be ready; None: as long as a step.
+            ready_timeout_s: how long the GPU process may take to be ready, its heartbeat included; None: as long as a
+                step.
 
         Raises:
             TsqpError: what kept it from coming up; nothing is left behind but the session.
@@ -182,13 +185,15 @@ class Connection:
                 ProgressWriter(arena, statistics), gpu_process, watch,
             )  # fmt: skip
             stack.callback(connection._stop_gpu)
+            timeout_s = config.timeout_s if ready_timeout_s is None else ready_timeout_s
             if gpu_process is None:
                 command = " ".join(("tsqp-shm gpu MODEL", *session.gpu_flags))
-                report(f"waiting up to {ready_timeout_s or config.timeout_s:.0f} s for the GPU process: {command}")
-            connection.gpu_pid, connection.gpu_device, connection.gpu_transfer = unpack_identity(
-                queue.call(Opcode.READY, ready_timeout_s).value
-            )
-            watch.require_pulse(config.timeout_s)
+                report(f"waiting up to {timeout_s:.0f} s for the GPU process: {command}")
+            started = time.monotonic()
+            identity = queue.call(Opcode.READY, timeout_s).value
+            watch.require_pulse(timeout_s, started)
+            # From here on it is asked to stop: whoever has no hold on the arena is not.
+            connection.gpu_pid, connection.gpu_device, connection.gpu_transfer = unpack_identity(identity)
             if gpu_process is not None:
                 gpu_process.came_up()
             connection._stack = stack.pop_all()

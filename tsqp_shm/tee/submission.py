@@ -176,7 +176,7 @@ class SubmissionQueue:
         """Asks the watch, and whether the step's waits have taken too long; native code completes on until the next."""
         self._watch.check()
         if self._left_s <= 0:
-            raise self._overdue()
+            raise self._doorbell.stranger() or self._overdue()
         self._look_ns = time.perf_counter_ns() + _LOOK_INTERVAL_NS
         self._submissions.look_at(self._look_ns)
 

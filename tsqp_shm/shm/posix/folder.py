@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tsqp_shm.config import SESSION_NAME
 from tsqp_shm.errors import ConfigError, SessionBusy, SessionFolderError, TsqpError
-from tsqp_shm.files import ForeignFile, open_own
+from tsqp_shm.files import ForeignFile, open_own, replaceable_part
 from tsqp_shm.shm.posix.locks import take_lock, try_lock
 from tsqp_shm.shm.posix.objects import arena_name, unlink_dead
 
@@ -36,6 +36,7 @@ SOCKET_FILE = "doorbell"
 # What the lock of a session begins with; the pid of its TEE process follows.
 _MARK = b"tsqp-shm session\n"
 _MAX_LOCK_BYTES = 64
+_CURE = "chmod 700 it if it is yours, else set TSQP_SHM_RUNTIME_DIR"
 _PASSING = re.compile(r"\.passing-[0-9a-f]{16}")
 _SOCKET = re.compile(rf"{SOCKET_FILE}(\.[0-9]+|-[a-z-]+)?")
 
@@ -97,11 +98,12 @@ def sessions_folder() -> Path:
     root = Path(chosen) / "tsqp-shm" if chosen else Path(tempfile.gettempdir()) / f"tsqp-shm-{os.geteuid()}"
     with storing(root):
         root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        around = root.parent.stat()
+        replaceable = replaceable_part(root.parent)
         root.mkdir(mode=0o700, exist_ok=True)
         status = root.lstat()
-    if around.st_uid not in (os.geteuid(), 0) or (around.st_mode & 0o022 and not around.st_mode & stat.S_ISVTX):
-        raise _unsafe(root.parent, around, f"a folder of user {os.geteuid()} that others may not write to")
+    if replaceable is not None:
+        safe = "one that no user but you and root may put another in the place of"
+        raise ConfigError("session folder", str(root), f"{safe} ({replaceable}); {_CURE}")
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise _unsafe(root, status, f"a folder of user {os.geteuid()} with mode 0700")
     return root
@@ -110,8 +112,7 @@ def sessions_folder() -> Path:
 def _unsafe(folder: Path, status: os.stat_result, expected: str) -> ConfigError:
     kind = "" if stat.S_ISDIR(status.st_mode) else "no folder, "
     found = f"it is {kind}of user {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}"
-    cure = "chmod 700 it if it is yours, else set TSQP_SHM_RUNTIME_DIR"
-    return ConfigError("session folder", str(folder), f"{expected} ({found}); {cure}")
+    return ConfigError("session folder", str(folder), f"{expected} ({found}); {_CURE}")
 
 
 @contextlib.contextmanager

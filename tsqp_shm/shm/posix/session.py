@@ -8,7 +8,9 @@ import weakref
 from pathlib import Path
 
 from tsqp_shm.config import require_session_name
+from tsqp_shm.files import is_named
 from tsqp_shm.shm.posix.folder import (
+    LOCK_FILE,
     SOCKET_FILE,
     remove_session,
     remove_sockets,
@@ -19,7 +21,7 @@ from tsqp_shm.shm.posix.folder import (
 )
 from tsqp_shm.shm.posix.memory import PosixMemory
 from tsqp_shm.shm.posix.objects import OwnObject, arena_name
-from tsqp_shm.shm.posix.stream import ZmqStream
+from tsqp_shm.shm.posix.stream import ChosenPath, ZmqStream
 
 
 def new_session_name() -> str:
@@ -37,7 +39,7 @@ class Session:
         # Of the memory made last: the object under its name, and what proves a process to be of this session.
         self._object: OwnObject | None = None
         self._secret = b""
-        self._waker: ZmqStream | None = None
+        self._chosen_path: ChosenPath | None = None
         self._arenas = 0
         _begun.add(self)
 
@@ -86,7 +88,8 @@ class Session:
         Raises:
             ArenaError: as `PosixMemory.create`.
         """
-        remove_sockets(self.folder)
+        if self._has_folder():
+            remove_sockets(self.folder)
         self._arenas += 1
         # Noted before anything lies under the name, so that the session's end finds it whenever a signal comes.
         self._object = OwnObject(self.arena_name)
@@ -99,8 +102,13 @@ class Session:
         return memory
 
     def open_waker(self) -> ZmqStream:
-        self._waker = ZmqStream(self.endpoint, "tee", self._secret)
-        return self._waker
+        # Before any GPU process is invited there.
+        self._chosen_path = self._chosen_path or ChosenPath.of(self._endpoint)
+        return ZmqStream(self.endpoint, "tee", self._secret)
+
+    def _has_folder(self) -> bool:
+        """Whether the folder of the name is this session's: somebody may have removed it, and another session begun."""
+        return self._lock_fd is not None and is_named(self.folder / LOCK_FILE, self._lock_fd)
 
     def end(self) -> None:
         """Removes the folder and lets go of the name. Ending twice does nothing."""
@@ -110,10 +118,10 @@ class Session:
         if self._object is not None:
             # As a rule it is gone by now; not if a signal came between its making and whoever was to close it.
             self._object.remove()
-        if self._waker is not None:
-            # A GPU process that was killed leaves it, wherever the endpoint is.
-            self._waker.remove_dead_socket()
-        remove_session(self.folder)
+        if self._chosen_path is not None:
+            self._chosen_path.remove_dead_socket()
+        if self._has_folder():
+            remove_session(self.folder)
         os.close(self._lock_fd)
         self._lock_fd = None
 

@@ -8,14 +8,16 @@ import os
 import socket
 import stat
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
 
 from tsqp_shm.config import require_endpoint
 from tsqp_shm.errors import ConfigError
+from tsqp_shm.files import replaceable_part
 from tsqp_shm.shm import layout
-from tsqp_shm.shm.posix.handshake import Handshake
+from tsqp_shm.shm.posix.handshake import Handshake, tcp_ends
 from tsqp_shm.shm.record_stream import RecordStream
 
 IPC = "ipc://"
@@ -26,9 +28,10 @@ MAX_IPC_PATH_BYTES = 107
 MAX_CHUNKS = layout.RING_DEPTH + 2
 # How often the TEE looks whether the GPU process has its socket yet.
 RECONNECT_INTERVAL_MS = 20
-# A connection to a port of this machine that nobody listens at may, by chance, be made with itself. Once in some
-# thousand attempts: whoever echoes more often is no accident.
-MAX_ECHOES = 3
+# Connections of the TEE over which nothing was proved. One to a port of this machine that nobody listens at may, by
+# chance, be made with itself, once in some thousand attempts, and a GPU process may be killed before it has answered:
+# whoever echoes or hangs up more often is no accident.
+MAX_VAIN = 3
 # Connections of the GPU process that have not proved themselves; one more, and the oldest of them is dropped.
 MAX_STRANGERS = 16
 
@@ -55,13 +58,14 @@ class ZmqStream(RecordStream):
         """
         super().__init__()
         self._endpoint = endpoint
+        self._is_ipc = endpoint.startswith(IPC)
         self._role = role
         self._secret = secret
         # By routing id: the peer, which has proved itself, and those that have not, the oldest first.
         self._peer: bytes | None = None
         self._strangers: dict[bytes, Handshake] = {}
         self._dials = 0
-        self._echoes = 0
+        self._vain = 0
         self._has_met = False
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.STREAM)
@@ -83,7 +87,7 @@ class ZmqStream(RecordStream):
 
     def _bind(self) -> None:
         self._socket.bind(self._endpoint)
-        if self._endpoint.startswith(IPC):
+        if self._is_ipc:
             # Whatever the umask is, no other user is to connect.
             Path(self._endpoint.removeprefix(IPC)).chmod(0o600)
 
@@ -120,8 +124,10 @@ class ZmqStream(RecordStream):
         return self._peer is not None
 
     def stranger(self) -> ConfigError | None:
-        """Where the TEE has reached somebody that has not proved itself: the error that says so."""
-        if self._role == "gpu" or not self._strangers:
+        """Where the TEE has reached somebody that has not proved itself, or hangs up: the error that says so."""
+        # Whoever hangs up after the peer was met is the peer: its silence is the error then.
+        hangs_up = self._vain > MAX_VAIN and not self._has_met
+        if self._role == "gpu" or self._peer is not None or not (self._strangers or hangs_up):
             return None
         expected = "an address at which this session's GPU process answers; whoever does has not proved to be of it"
         return ConfigError("endpoint", self._endpoint, expected)
@@ -140,7 +146,12 @@ class ZmqStream(RecordStream):
 
     def _take(self) -> None:
         # UNTRUSTED: a copy of at most a chunk; what it holds is the caller's to check, once its sender is proven.
-        sender, chunk = self._socket.recv_multipart(zmq.NOBLOCK)
+        if self._peer is not None:
+            sender, chunk = self._socket.recv_multipart(zmq.NOBLOCK)
+        else:
+            # As a frame, which knows the connection that it came from.
+            first, frame = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            sender, chunk = first.bytes, frame.bytes
         if sender == self._peer:
             if chunk:
                 self._received += chunk
@@ -149,25 +160,30 @@ class ZmqStream(RecordStream):
                 self._part()
         elif sender not in self._strangers:
             # Of one that was dropped, bytes may still be on their way.
-            if not chunk:
-                self._meet(sender)
+            if not chunk and self._peer is None:
+                self._meet(sender, frame)
+            elif not chunk:
+                self._drop(sender)
         elif chunk:
             self._hear(sender, self._strangers[sender], chunk)
         else:
-            del self._strangers[sender]
-            self._part()
+            self._hang_up(sender)
 
-    def _meet(self, connection: bytes) -> None:
+    def _meet(self, connection: bytes, first: zmq.Frame) -> None:
         if self._role == "tee" and connection != self._dialled:
             return
-        if self._peer is not None:
-            self._drop(connection)
+        try:
+            # SAFETY: a connection that has ended leaves its descriptor, and its place in libzmq, to another. The notice
+            # of its end comes before anything of that other one, and takes with it what was begun with these ends.
+            ends = b"" if self._is_ipc else tcp_ends(first.get(zmq.SRCFD), self._role)
+        except (zmq.ZMQError, OSError):
+            self._hang_up(connection)
             return
         if len(self._strangers) == MAX_STRANGERS:
             oldest = next(iter(self._strangers))
             del self._strangers[oldest]
             self._drop(oldest)
-        handshake = self._strangers[connection] = Handshake(self._secret, self._role)
+        handshake = self._strangers[connection] = Handshake(self._secret, self._role, ends)
         self._send(connection, handshake.hello)
 
     def _hear(self, connection: bytes, handshake: Handshake, chunk: bytes) -> None:
@@ -178,13 +194,10 @@ class ZmqStream(RecordStream):
         if reply:
             self._send(connection, reply)
         if handshake.is_refused:
-            self._echoes += handshake.is_echo
             error = self.stranger()
-            if error is not None and (not handshake.is_echo or self._echoes > MAX_ECHOES):
+            if error is not None and (not handshake.is_echo or self._vain >= MAX_VAIN):
                 raise error
-            del self._strangers[connection]
-            self._drop(connection)
-            self._part()
+            self._hang_up(connection)
         elif handshake.is_proven:
             self._has_met = True
             self._peer, self._received = connection, handshake.rest
@@ -192,6 +205,13 @@ class ZmqStream(RecordStream):
                 if other != connection:
                     self._drop(other)
             self._strangers.clear()
+
+    def _hang_up(self, stranger: bytes) -> None:
+        """On one that has proved nothing, and may have ended by itself."""
+        self._strangers.pop(stranger, None)
+        self._vain += 1
+        self._drop(stranger)
+        self._part()
 
     def _drop(self, connection: bytes) -> None:
         self._send(connection, b"")
@@ -209,14 +229,41 @@ class ZmqStream(RecordStream):
         self._socket.close(linger=linger_ms)
         self._context.term()
 
+
+@dataclass(frozen=True)
+class ChosenPath:
+    """A path that was chosen as a session's endpoint, and what lay there before the session used it.
+
+    The session's GPU processes bind there, and one that is killed leaves its socket.
+    """
+
+    path: Path
+    laid_before: tuple[int, int, int] | None
+
+    @classmethod
+    def of(cls, endpoint: str | None) -> ChosenPath | None:
+        if endpoint is None or not endpoint.startswith(IPC):
+            return None
+        path = Path(endpoint.removeprefix(IPC))
+        return cls(path, _identity(path))
+
     def remove_dead_socket(self) -> None:
-        """Removes the file of the socket at which the peer has been met, where nobody listens any more."""
-        path = Path(self._endpoint.removeprefix(IPC))
-        if self._has_met and self._endpoint.startswith(IPC):
-            with contextlib.suppress(OSError):
-                status = path.lstat()
-                if stat.S_ISSOCK(status.st_mode) and status.st_uid == os.geteuid() and not _has_listener(path):
-                    path.unlink()
+        """Removes a socket of this user that was laid there since, and that nobody listens at."""
+        if _identity(self.path) in (None, self.laid_before):
+            return
+        with contextlib.suppress(OSError):
+            status = self.path.lstat()
+            if stat.S_ISSOCK(status.st_mode) and status.st_uid == os.geteuid() and not _has_listener(self.path):
+                self.path.unlink()
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.lstat()
+    except (OSError, ValueError):
+        return None
+    # With its time: a file system gives the number of a file that is gone to the next.
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def require_usable(endpoint: str, role: str) -> None:
@@ -234,15 +281,15 @@ def require_usable(endpoint: str, role: str) -> None:
         raise ConfigError("endpoint", endpoint, shorter)
     try:
         around = path.parent.stat()
+        replaceable = replaceable_part(path.parent)
         status = path.lstat() if os.path.lexists(path) else None
     except OSError:
         raise ConfigError("endpoint", endpoint, "a path in a folder that exists") from None
     if not stat.S_ISDIR(around.st_mode):
         raise ConfigError("endpoint", endpoint, "a path in a folder that exists")
-    if around.st_uid not in (os.geteuid(), 0) or (around.st_mode & 0o022 and not around.st_mode & stat.S_ISVTX):
-        raise ConfigError(
-            "endpoint", endpoint, "a path in a folder in which no other user may put another in its place"
-        )
+    if replaceable is not None:
+        safe = "a path in a folder in which no other user may put another in its place"
+        raise ConfigError("endpoint", endpoint, f"{safe} ({replaceable})")
     if status is None:
         return
     if not stat.S_ISSOCK(status.st_mode):
