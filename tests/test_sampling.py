@@ -232,6 +232,21 @@ def test_several_completions_are_drawn_apart_and_each_as_it_is_alone(llm):
     assert len(output.prompt_logprobs) == len(PROMPTS[1])
     (fewer,) = llm.generate(PROMPTS[1], SamplingParams(n=2, **params))
     assert [tuple(one.token_ids) for one in fewer.outputs] == drawn[:2]
+    bars = []
+
+    class Bar:
+        def __init__(self, total: int, desc: str) -> None:
+            self.total, self.done = total, 0
+            bars.append(self)
+
+        def update(self, count: int) -> None:
+            self.done += count
+
+        def close(self) -> None:
+            pass
+
+    llm.generate(PROMPTS, SamplingParams(n=2, **params), use_tqdm=Bar)
+    assert [(bar.total, bar.done) for bar in bars] == [(3, 3)]
     with pytest.raises(RequestError, match="n: got 2, expected 1, as one completion is started"):
         llm.start(PROMPTS[1], SamplingParams(n=2))
 
