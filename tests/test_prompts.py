@@ -242,14 +242,14 @@ def test_what_takes_long_is_shown_on_a_terminal_and_gone_at_the_end(monkeypatch)
         monkeypatch.setattr("sys.stderr", terminal)
         with PromptProgress(True, 2, interval_s=0.0) as progress:
             assert progress.wants_all
-            progress.saw(Update(first, [5, 6]))
+            progress.saw(Update(first, [5, 6]), ends_prompt=False)
             assert screen.read(200) == b"\r\x1b[K0 of 2 prompts, 2 tokens, 0 s"
-            progress.saw(Update(first, [7], finish_reason="stop"))
+            progress.saw(Update(first, [7], finish_reason="stop"), ends_prompt=True)
             assert screen.read(200) == b"\r\x1b[K1 of 2 prompts, 3 tokens, 0 s"
         assert screen.read(200) == b"\r\x1b[K"
         for bar, interval_s in ((True, 1000.0), (False, 0.0)):
             with PromptProgress(bar, 2, interval_s) as progress:
-                progress.saw(Update(second, [5], finish_reason="stop"))
+                progress.saw(Update(second, [5], finish_reason="stop"), ends_prompt=True)
         terminal.write("nothing before this")
         terminal.flush()
         assert screen.read(200) == b"nothing before this"

@@ -63,6 +63,21 @@ def tokens(outputs) -> list[list[int]]:
     return [output.outputs[0].token_ids for output in outputs]
 
 
+def generated_by_transformers(model: Path, prompt: list[int], **options) -> list[int]:
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        sequences = transformers_model(model, torch.float32, "eager").generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=16,
+            do_sample=False,
+            pad_token_id=0,
+            **options,
+        )
+    completion: list[int] = sequences[0, len(prompt) :].tolist()
+    return completion
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     return torch.log_softmax(torch.from_numpy(logits).double(), -1).numpy()
 
@@ -129,13 +144,20 @@ def test_log_probabilities_are_given_to_who_has_asked_alone(llm):
 def test_tokens_are_those_of_transformers_processors(llm, model, ours, theirs):
     completed = llm.generate(PROMPTS, SamplingParams(**{**GREEDY, "max_tokens": 16}, **ours))
     for prompt, completion in zip(PROMPTS, tokens(completed), strict=True):
-        ids = torch.tensor([prompt])
-        options = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0, **theirs}
-        with torch.inference_mode():
-            sequences = transformers_model(model, torch.float32, "eager").generate(
-                ids, attention_mask=torch.ones_like(ids), **options
-            )
-        assert completion == sequences[0, len(prompt) :].tolist()
+        assert completion == generated_by_transformers(model, prompt, **theirs)
+
+
+@pytest.mark.parametrize("min_tokens", [0, 1, 5, 16])
+def test_min_tokens_keeps_a_stop_token_from_being_drawn_as_in_transformers(llm, model, min_tokens):
+    prompt = PROMPTS[1]
+    likeliest = {**GREEDY, "max_tokens": 16}
+    (stop, *_) = tokens(llm.generate(prompt, SamplingParams(**likeliest)))[0]
+    params = SamplingParams(**likeliest, stop_token_ids=[stop], min_tokens=min_tokens)
+    (completion,) = llm.generate(prompt, params)[0].outputs
+    expected = generated_by_transformers(model, prompt, eos_token_id=stop, min_new_tokens=min_tokens)
+    assert completion.token_ids == expected
+    assert stop not in completion.token_ids[:min_tokens]
+    assert completion.stop_reason == (stop if expected[-1] == stop else None)
 
 
 def test_presence_and_frequency_penalties_count_the_answer_alone(llm):
@@ -232,6 +254,21 @@ def test_several_completions_are_drawn_apart_and_each_as_it_is_alone(llm):
     assert len(output.prompt_logprobs) == len(PROMPTS[1])
     (fewer,) = llm.generate(PROMPTS[1], SamplingParams(n=2, **params))
     assert [tuple(one.token_ids) for one in fewer.outputs] == drawn[:2]
+    bars = []
+
+    class Bar:
+        def __init__(self, total: int, desc: str) -> None:
+            self.total, self.done = total, 0
+            bars.append(self)
+
+        def update(self, count: int) -> None:
+            self.done += count
+
+        def close(self) -> None:
+            pass
+
+    llm.generate(PROMPTS, SamplingParams(n=2, **params), use_tqdm=Bar)
+    assert [(bar.total, bar.done) for bar in bars] == [(3, 3)]
     with pytest.raises(RequestError, match="n: got 2, expected 1, as one completion is started"):
         llm.start(PROMPTS[1], SamplingParams(n=2))
 

@@ -340,9 +340,11 @@ class LLM:
     def _generated(self, prompts: Sequence[Prompt], sampling_params: object, use_tqdm: object) -> list[RequestOutput]:
         self._runtime.require_working()
         params = self._params(sampling_params, len(prompts))
+        progress = PromptProgress(use_tqdm, len(prompts))
         requests = [self._started(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
         completions = [completion for request in requests for completion in request]
-        progress = PromptProgress(use_tqdm, len(completions))
+        request_of = {completion: index for index, request in enumerate(requests) for completion in request}
+        going = [len(request) for request in requests]
         updates: SimpleQueue[Update] = SimpleQueue()
         wants_all = progress.wants_all
 
@@ -351,8 +353,7 @@ class LLM:
                 updates.put(update)
 
         with progress, self._running(completions, told):
-            going = len(completions)
-            while going:
+            while any(going):
                 update = self._runtime.next_update(updates)
                 error = update.error
                 if error is not None:
@@ -361,8 +362,9 @@ class LLM:
                     finally:
                         # Or this frame and the error would keep each other, and this LLM.
                         del error, update
-                going -= update.is_last
-                progress.saw(update)
+                index = request_of[update.completion]
+                going[index] -= update.is_last
+                progress.saw(update, ends_prompt=not going[index])
         decode = None if self._tokenizer is None else self._tokenizer.spelled
         return [RequestOutput.of(prompt.text, each, decode) for prompt, each in zip(prompts, requests, strict=True)]
 

@@ -97,7 +97,8 @@ class RequestOutput:
         if not first.params.detokenize:
             decode = None
         started_s = first.started_s
-        first_token_s = min(completion.first_token_s or started_s for completion in completions)
+        first_tokens_s = [each.first_token_s for each in completions if each.first_token_s is not None]
+        first_token_s = min(first_tokens_s, default=started_s)
         ended_s = max(completion.ended_s or first_token_s for completion in completions)
         prompt_logprobs: list[Logprobs | None] | None = None
         if first.params.prompt_logprobs is not None:

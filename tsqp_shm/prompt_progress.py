@@ -54,10 +54,13 @@ class PromptProgress:
         if self._shown_s != self._started_s:
             self._line.show("")
 
-    def saw(self, update: Update) -> None:
+    def saw(self, update: Update, *, ends_prompt: bool) -> None:
+        """Args:
+        ends_prompt: whether it is the last of its prompt, of which there may be several completions.
+        """
         self._tokens += len(update.token_ids)
-        self._done += update.is_last
-        if self._bar is not None and update.is_last:
+        self._done += ends_prompt
+        if self._bar is not None and ends_prompt:
             self._bar.update(1)
         now_s = time.monotonic()
         if self.wants_all and now_s - self._shown_s >= self._interval_s:

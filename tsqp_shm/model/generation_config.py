@@ -45,7 +45,8 @@ def sampling_fields(folder: Path) -> dict[str, Any]:
     Raises:
         ModelFileError: the file is not a JSON object.
         UnsupportedModel: a field asks for tokens that are not sampled so here.
-    Source: transformers' `GenerationMixin`: without `do_sample` the likeliest token is taken, penalties applied.
+    Source: transformers' `GenerationMixin`: without `do_sample` the likeliest token is taken, penalties applied. Its
+        min_p comes last of all filters, ours before top_k.
     """
     path = folder / GENERATION_CONFIG_FILE
     if not is_there(path):
