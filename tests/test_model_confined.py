@@ -86,6 +86,26 @@ def read_folder(folder):
         one.close()
 
 
+_others: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    """What earlier tests keep for later ones."""
+    _others.clear()
+    _others.update(children())
+
+
+def children() -> list[int]:
+    """The processes that the test has started."""
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        # A thread may end meanwhile.
+        with contextlib.suppress(OSError):
+            found += [int(pid) for pid in (task / "children").read_text().split()]
+    return [pid for pid in found if pid not in _others]
+
+
 def is_alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -242,15 +262,6 @@ def test_it_is_kept_from_one_text_to_the_next_and_started_again_where_it_was_kil
     second = children()
     assert len(second) == 1
     assert second != first
-
-
-def children() -> list[int]:
-    found = []
-    for task in Path("/proc/self/task").iterdir():
-        # A thread may end meanwhile.
-        with contextlib.suppress(OSError):
-            found += [int(pid) for pid in (task / "children").read_text().split()]
-    return found
 
 
 def test_it_has_no_environment_and_no_descriptor_of_its_owner(folder, monkeypatch):
