@@ -295,10 +295,11 @@ def test_an_interrupted_run_leaves_nothing_behind(signal_number, tiny_model):
 
 def children(pid: int) -> list[int]:
     # Of all its threads: that which starts a process is its parent.
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += [int(child) for child in task.read_text().split()]
+    found: list[int] = []
+    # A process or a thread may end meanwhile.
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
     return found
 
 

@@ -575,7 +575,6 @@ OFTEN = {
     "dropped",
     "after errors, without a collector",
     "at exit, in a thread",
-    "by an impatient user",
     "a child that ends",
 }
 
