@@ -157,7 +157,7 @@ def test_a_session_folder_of_another_user_is_named_with_its_owner(as_root, tmp_p
     folder.mkdir(mode=0o700)
     os.chown(folder, NOBODY, NOBODY)
     monkeypatch.setenv("TSQP_SHM_RUNTIME_DIR", str(folder))
-    with pytest.raises(ConfigError, match=f"it is of user {NOBODY} with mode 0700"):
+    with pytest.raises(ConfigError, match=f"is of user {NOBODY} with mode 0700"):
         sessions_folder()
 
 
