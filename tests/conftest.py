@@ -13,12 +13,17 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from process_table import children
 
 from tsqp_shm.demo.model import demo_model_folder
 from tsqp_shm.shm.posix.folder import sessions_folder, sweep_dead_sessions
 from tsqp_shm.shm.posix.objects import arena_name
+
+if TYPE_CHECKING:
+    from models import FastStart
 
 DEADLINE_S = 60
 SLOW_DEADLINE_S = 300
@@ -80,6 +85,26 @@ def forked() -> Iterator[Callable[..., Forked]]:
     yield fork
     for child in children:
         child.kill()
+
+
+@pytest.fixture(scope="module")
+def fast() -> Iterator[FastStart]:
+    """Starts LLMs whose GPU processes are forked from one that has imported everything."""
+    # Not before it is used: it imports what a GPU process does.
+    from models import fast_start
+
+    with fast_start() as starter:
+        yield starter
+
+
+@pytest.fixture(scope="session")
+def demo_tokenizers() -> Iterator[None]:
+    """The demo model's tokenizers of `demo_tokenizers`, loaded before a test that would be held to leave a process."""
+    from demo_tokenizers import ours
+
+    ours()
+    yield
+    ours().close()
 
 
 @pytest.fixture
@@ -204,8 +229,4 @@ def _leavings() -> set[str]:
     prefix = arena_name("").removeprefix("/")
     arenas = {path.name.removeprefix(prefix) for path in Path("/dev/shm").glob(f"{prefix}*")}
     shared = {f"arena of session {name}" for name in arenas - others}
-    children = set()
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):
-            children |= {f"child {pid}" for pid in (task / "children").read_text().split()}
-    return shared | sessions | children
+    return shared | sessions | {f"child {pid}" for pid in children()}

@@ -17,6 +17,7 @@ import pytest
 import torch
 from arenas import arena_of
 from models import RandomModel, model_folder, random_token_ids, relative_distance, transformers_logits
+from process_table import children
 
 from tsqp_shm import _native
 from tsqp_shm.bench import shapes
@@ -291,16 +292,6 @@ def test_an_interrupted_run_leaves_nothing_behind(signal_number, tiny_model):
     finally:
         process.kill()
         process.wait()
-
-
-def children(pid: int) -> list[int]:
-    # Of all its threads: that which starts a process is its parent.
-    found: list[int] = []
-    # A process or a thread may end meanwhile.
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found += [int(child) for child in (task / "children").read_text().split()]
-    return found
 
 
 def test_processor_time_is_that_of_the_process_itself():

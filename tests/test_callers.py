@@ -20,7 +20,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
-from models import FastStart, RandomModel, fast_start, model_folder, random_token_ids, token_ids
+from models import FastStart, RandomModel, model_folder, random_token_ids, token_ids
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.errors import TsqpError
@@ -31,12 +31,6 @@ from tsqp_shm.tee.updates import Update
 
 PARAMS = SamplingParams(max_tokens=24, ignore_eos=True, temperature=0)
 PROMPTS = [list(random_token_ids(3 * (1 + index % 5), seed=index)) for index in range(16)]
-
-
-@pytest.fixture(scope="module")
-def fast() -> Iterator[FastStart]:
-    with fast_start() as starter:
-        yield starter
 
 
 @pytest.fixture(scope="module")

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
+from demo_tokenizers import ours, theirs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsqp_shm.conversations import as_conversation, as_conversations, render
-from tsqp_shm.demo.model import demo_model_folder
 from tsqp_shm.errors import RequestError
-from tsqp_shm.model.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("demo_tokenizers")
 USER = {"role": "user", "content": "Hello"}
 ASSISTANT = {"role": "assistant", "content": "Hi the"}
-
-
-@functools.cache
-def ours() -> Tokenizer:
-    return Tokenizer.from_folder(demo_model_folder())
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_of_ours():
-    # Before the first test, which would else be held to leave a process behind.
-    ours()
-    yield
-    ours().close()
-
-
-@functools.cache
-def theirs():
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(demo_model_folder())
 
 
 def continued(messages) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from endpoints import SECRET, connect_to, free_tcp_endpoint, listen_at, meet, prove
-from models import FastStart, RandomModel, fast_start, model_folder
+from models import RandomModel, model_folder
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.config import require_endpoint
@@ -37,12 +37,6 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can play an
 @pytest.fixture(params=["ipc", "tcp"])
 def endpoint(request, runtime_folder) -> str:
     return free_tcp_endpoint() if request.param == "tcp" else f"ipc://{runtime_folder}/{secrets.token_hex(4)}"
-
-
-@pytest.fixture(scope="module")
-def fast() -> Iterator[FastStart]:
-    with fast_start() as starter:
-        yield starter
 
 
 @pytest.fixture

@@ -14,23 +14,16 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from models import FastStart, RandomModel, fast_start, model_folder
+from models import RandomModel, model_folder
 
 from tsqp_shm import SamplingParams
 
 LIMITS = {name: getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
 DENORMAL = 5e-324
-
-
-@pytest.fixture(scope="module")
-def fast() -> Iterator[FastStart]:
-    with fast_start() as starter:
-        yield starter
 
 
 def state() -> dict[str, object]:

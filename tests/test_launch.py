@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import process_table
 import pytest
 from models import RandomModel, with_tokenizer
+from process_table import is_alive
 from pseudo_terminal import OnTerminal
 
 from tsqp_shm.errors import ArenaNotReady
@@ -49,21 +51,12 @@ def completion(*arguments: object, stdin: str = "") -> str:
 def children(pid: int) -> dict[str, int]:
     """The roles that a launch process has started; one that is being started, or a look in between, may miss some."""
     roles = {}
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+    for child in process_table.children(pid):
         with contextlib.suppress(OSError):
-            for child in task.read_text().split():
-                words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-                if b"tsqp_shm" in words:
-                    roles[words[words.index(b"tsqp_shm") + 1].decode()] = int(child)
+            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            if b"tsqp_shm" in words:
+                roles[words[words.index(b"tsqp_shm") + 1].decode()] = child
     return roles
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:

@@ -20,7 +20,6 @@ from models import (
     GEOMETRY,
     FastStart,
     RandomModel,
-    fast_start,
     model_folder,
     random_token_ids,
     transformers_logits,
@@ -36,12 +35,6 @@ GREEDY = SamplingParams(max_tokens=12, temperature=0)
 # The demo model's vocabulary, in which most characters outside of ASCII take several tokens.
 TEXT_MODEL = RandomModel("llama", {"vocab_size": 49152})
 PROMPTS = ["The capital of France", "One, two, three", "Grüße aus Köln 🙂"]
-
-
-@pytest.fixture(scope="module")
-def fast() -> Iterator[FastStart]:
-    with fast_start() as starter:
-        yield starter
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from local_session import LocalGpus
-from models import CONFIG_CLASSES, FastStart, RandomModel, fast_start, model_folder, random_token_ids, token_ids
+from models import CONFIG_CLASSES, RandomModel, model_folder, random_token_ids, token_ids
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.config import DOORBELLS
@@ -30,12 +30,6 @@ PROMPTS = [list(random_token_ids(count, seed=count)) for count in (3, 40, 70)]
 SMALL = {"tile_rows": 16, "block_rows": 16, "max_model_len": 128}
 GREEDY = SamplingParams(max_tokens=6, ignore_eos=True, temperature=0)
 PLAN = Plan.of_slots([("x", "float32", 1, 1)])
-
-
-@pytest.fixture(scope="module")
-def fast() -> Iterator[FastStart]:
-    with fast_start() as starter:
-        yield starter
 
 
 @pytest.fixture(scope="module")

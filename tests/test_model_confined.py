@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -12,9 +11,11 @@ import time
 import warnings
 from pathlib import Path
 
+import process_table
 import pytest
 from local_session import LocalGpus
 from models import RandomModel
+from process_table import is_alive
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -98,20 +99,7 @@ def others() -> None:
 
 def children() -> list[int]:
     """The processes that the test has started."""
-    found = []
-    for task in Path("/proc/self/task").iterdir():
-        # A thread may end meanwhile.
-        with contextlib.suppress(OSError):
-            found += [int(pid) for pid in (task / "children").read_text().split()]
-    return [pid for pid in found if pid not in _others]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
+    return [pid for pid in process_table.children() if pid not in _others]
 
 
 def processor_s(pid: int) -> float:

@@ -1,10 +1,10 @@
 """Text, tokens and conversations mean what they mean in transformers, also token by token."""
 
-import functools
 import json
 import shutil
 
 import pytest
+from demo_tokenizers import ours, theirs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,33 +12,13 @@ from tsqp_shm.demo.model import demo_model_folder
 from tsqp_shm.errors import ConfigError, ModelFileError, RequestError
 from tsqp_shm.model.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("demo_tokenizers")
 HELLO = [{"role": "user", "content": "Hello <b>&'\"\n"}]
 
 
 @pytest.fixture(scope="session")
 def demo_model():
     return demo_model_folder()
-
-
-# Cached because loading takes long, and functions because the oracle must not be imported with this file.
-@functools.cache
-def ours():
-    return Tokenizer.from_folder(demo_model_folder())
-
-
-@functools.cache
-def theirs():
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(demo_model_folder())
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_of_ours():
-    # Before the first test, which would else be held to leave a process behind.
-    ours()
-    yield
-    ours().close()
 
 
 @pytest.fixture

@@ -151,11 +151,12 @@ def test_a_role_that_is_killed_is_a_peer_that_died_by_the_signal(waiting_gpu):
     assert "waiting" in death.last_words
 
 
-def test_a_role_ends_by_itself_when_its_parent_is_killed(script, forked):
-    script(LIVES)
+def assert_ends_with_its_parent(forked, before_start=lambda: None):
+    """Of the role that the script plays, and a parent that is killed."""
     told, tell = os.pipe()
 
     def parent():
+        before_start()
         lines = SimpleQueue()
         child = RoleProcess.start("gpu", [], listen=lines.put)
         lines.get(timeout=30)
@@ -168,6 +169,11 @@ def test_a_role_ends_by_itself_when_its_parent_is_killed(script, forked):
     assert ended(pidfd)
     for descriptor in (told, tell, pidfd):
         os.close(descriptor)
+
+
+def test_a_role_ends_by_itself_when_its_parent_is_killed(script, forked):
+    script(LIVES)
+    assert_ends_with_its_parent(forked)
 
 
 def test_a_signal_in_the_middle_of_a_finaliser_is_not_lost(script, start):
@@ -459,22 +465,7 @@ def test_a_role_ends_with_its_parent_though_that_has_sigterm_ignored(script, for
     """A signal that is ignored stays so in a child."""
     obeys = "from tsqp_shm import cli\ncli._end_by_signals(has_parent=True)\n"
     script(LIVES.replace("lifeline.on_parent", f"{obeys}lifeline.on_parent"))
-    told, tell = os.pipe()
-
-    def parent():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        lines = SimpleQueue()
-        child = RoleProcess.start("gpu", [], listen=lines.put)
-        lines.get(timeout=30)
-        os.write(tell, str(child.pid).encode())
-        signal.pause()
-
-    process = forked(parent)
-    pidfd = os.pidfd_open(int(os.read(told, 20)))
-    process.kill()
-    assert ended(pidfd)
-    for descriptor in (told, tell, pidfd):
-        os.close(descriptor)
+    assert_ends_with_its_parent(forked, lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
 
 
 @pytest.mark.parametrize("end", ["exits", "is killed", "is stopped"])

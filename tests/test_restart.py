@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from models import FastStart, RandomModel, fast_start, model_folder, random_token_ids
+from models import FastStart, RandomModel, model_folder, random_token_ids
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.errors import PeerDied
@@ -22,12 +21,6 @@ SEEDED = SamplingParams(max_tokens=12, ignore_eos=True, temperature=1.0, top_k=2
 # Longer than a step may be, of different lengths, and more than may run at once.
 PROMPTS = [list(random_token_ids(length, seed=length)) for length in (3, 40, 17, 70)]
 LIMITS = {"dtype": "float32", "max_model_len": 96, "max_num_seqs": 3, "max_batch_tokens": 32}
-
-
-@pytest.fixture(scope="module")
-def fast() -> Iterator[FastStart]:
-    with fast_start() as starter:
-        yield starter
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from models import FastStart, RandomModel, fast_start, model_folder, random_token_ids
+from models import FastStart, RandomModel, model_folder, random_token_ids
 
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import RequestError, TraceError, TsqpError
@@ -28,12 +28,6 @@ from tsqp_shm.tee.scheduler import Reservation
 from tsqp_shm.tee.updates import Update
 
 LIMITS = {"dtype": "float32", "max_model_len": 64, "max_num_seqs": 1}
-
-
-@pytest.fixture(scope="module")
-def fast() -> Iterator[FastStart]:
-    with fast_start() as starter:
-        yield starter
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import torch
 from models import (
     FastStart,
     RandomModel,
-    fast_start,
     model_folder,
     random_token_ids,
     transformers_logits,
@@ -35,12 +34,6 @@ VOCAB = 262
 PROMPTS = [list(random_token_ids(length, seed=length)) for length in (1, 7, 45)]
 LIMITS = {"dtype": "float32", "max_model_len": 96, "max_num_seqs": 4, "max_batch_tokens": 16}
 GREEDY = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
-
-
-@pytest.fixture(scope="module")
-def fast() -> Iterator[FastStart]:
-    with fast_start() as starter:
-        yield starter
 
 
 @pytest.fixture(scope="module")

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 
 import pytest
+from demo_tokenizers import ours
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizers import byte_level, every_kind, sentencepiece, tokenizer
 
-from tsqp_shm.demo.model import demo_model_folder
 from tsqp_shm.model.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("demo_tokenizers")
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 KINDS = every_kind()
 # How a byte-level vocabulary spells bytes: printable characters stand for themselves.
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
 SPELLING = [chr(byte) if byte in PRINTABLE else chr(256 + OTHERS.index(byte)) for byte in range(256)]
-
-
-# Cached because loading takes long, and a function so that it loads when the first test needs it.
-@functools.cache
-def ours() -> Tokenizer:
-    return Tokenizer.from_folder(demo_model_folder())
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_of_ours():
-    # Before the first test, which would else be held to leave a process behind.
-    ours()
-    yield
-    ours().close()
 
 
 def text_by_token(tokenizer: Tokenizer, ids, skip_special_tokens=True, prompt=()):

@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
-from models import FastStart, RandomModel, fast_start, model_folder
+from models import RandomModel, model_folder
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.shm import layout
@@ -30,12 +30,6 @@ from tsqp_shm.shm.protocol import Opcode
 from tsqp_shm.top.summary import Summary
 
 COMMAND = [sys.executable, "-m", "tsqp_shm", "top"]
-
-
-@pytest.fixture(scope="module")
-def fast() -> Iterator[FastStart]:
-    with fast_start() as starter:
-        yield starter
 
 
 @pytest.fixture

@@ -8,14 +8,13 @@ import secrets
 import select
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from arenas import attach_arena, new_arena
-from models import FastStart, RandomModel, fast_start, model_folder, random_token_ids
+from models import RandomModel, model_folder, random_token_ids
 
 from tsqp_shm import SamplingParams, _native
 from tsqp_shm.gpu.device import Device
@@ -133,12 +132,6 @@ def test_every_slot_a_device_hands_out_lies_in_the_arena():
                 assert tensor.data_ptr() == base + slot.offset_bytes + row * slot.row_bytes
                 assert tensor.is_contiguous()
         device.close()
-
-
-@pytest.fixture(scope="module")
-def fast() -> Iterator[FastStart]:
-    with fast_start() as starter:
-        yield starter
 
 
 class Wire:

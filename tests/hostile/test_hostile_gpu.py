@@ -7,7 +7,7 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import pytest
 from endpoints import free_tcp_endpoint
 from hostile_gpu import FAULT_STEP, FIELDS, MISBEHAVIOURS, READY_LATE_S, HostileGpu
 from models import RandomModel, model_folder, random_token_ids
-from processes import ForkServer
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.errors import PeerDied, PeerTimeout, ProtocolError, TsqpError
@@ -31,13 +30,6 @@ ALL = ("adaptive", "spin", "zmq")
 SESSION_NAMES = (f"hostile{os.getpid()}-{number}" for number in itertools.count())
 
 Outcome = tuple[TsqpError | None, int]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    server = ForkServer("hostile_gpu")
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")

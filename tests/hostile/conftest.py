@@ -1,0 +1,16 @@
+"""What the tests of hostile peers share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from processes import ForkServer
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    """Forks GPU roles that break one rule."""
+    server = ForkServer("hostile_gpu")
+    yield server
+    server.close()
