@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tsqp_shm.errors import RequestError, described
 from tsqp_shm.model.tokenizer import Tokenizer
-from tsqp_shm.scalars import flag, text
+from tsqp_shm.scalars import flag, is_several, text
 
 Message = Mapping[str, Any]
 # transformers' way to find where a final message ends: a template may trim it, or write something behind it.
@@ -120,6 +120,6 @@ def _part(value: object, name: str) -> str:
 
 
 def _listed(value: object, name: str, expected: str) -> list[Any]:
-    if isinstance(value, (str, bytes, bytearray, Mapping)) or not isinstance(value, Iterable):
+    if not is_several(value):
         raise RequestError(name, value, expected, is_mistyped=True)
     return list(value)

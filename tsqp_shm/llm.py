@@ -300,13 +300,6 @@ class LLM:
         with self._running([completion], updates.put):
             while True:
                 update = self._runtime.next_update(updates)
-                if update.error is not None:
-                    error, update = update.error, Update(completion)
-                    try:
-                        raise error
-                    finally:
-                        # As in `generate`.
-                        del error
                 # Of what was cancelled, by a fault above all, nothing more is given out, however much is there already.
                 if update.text and completion.finish_reason != "cancelled":
                     yield update.text
@@ -355,13 +348,6 @@ class LLM:
         with progress, self._running(completions, told):
             while any(going):
                 update = self._runtime.next_update(updates)
-                error = update.error
-                if error is not None:
-                    try:
-                        raise error
-                    finally:
-                        # Or this frame and the error would keep each other, and this LLM.
-                        del error, update
                 index = request_of[update.completion]
                 going[index] -= update.is_last
                 progress.saw(update, ends_prompt=not going[index])

@@ -7,7 +7,8 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from tsqp_shm.errors import RequestError, described
-from tsqp_shm.scalars import plain, text
+from tsqp_shm.printable import is_text
+from tsqp_shm.scalars import is_several, plain, text
 from tsqp_shm.tee.sampling_params import SamplingParams
 
 # Bytes are numbers to Python and text to whoever has them; a set has no order.
@@ -100,11 +101,9 @@ def _items(value: Any, name: str, expected: str) -> Iterable[Any]:
 
 
 def _encodable(given: str, name: str) -> str:
-    try:
-        given.encode()
-    except UnicodeEncodeError:
+    if not is_text(given):
         # What is in it is none of a log's business.
-        raise RequestError(name, f"{len(given):,} characters", "text that UTF-8 can encode") from None
+        raise RequestError(name, f"{len(given):,} characters", "text that UTF-8 can encode")
     return given
 
 
@@ -117,7 +116,7 @@ def params_of_each(sampling_params: object, count: int) -> list[SamplingParams]:
     if isinstance(sampling_params, SamplingParams):
         return [sampling_params] * count
     expected = "a SamplingParams, or one for each prompt"
-    if isinstance(sampling_params, (str, bytes, Mapping)) or not isinstance(sampling_params, Iterable):
+    if not is_several(sampling_params):
         raise RequestError("sampling_params", sampling_params, expected, is_mistyped=True)
     listed = list(sampling_params)
     for index, params in enumerate(listed):

@@ -6,8 +6,9 @@ import math
 import numbers
 import operator
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 
 def plain(value: Any) -> Any:
@@ -54,6 +55,12 @@ def flag(value: Any) -> bool | None:
     """True or False, or None where it is of another type: 1 and "yes" are none."""
     value = plain(value)
     return value if isinstance(value, bool) else None
+
+
+def is_several(value: object) -> TypeGuard[Iterable[Any]]:
+    """Whether these are values and not one: text is one, bytes are text to whoever has them, and of a mapping nobody
+    can tell what is meant."""
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, Mapping))
 
 
 def text(value: Any) -> str | None:

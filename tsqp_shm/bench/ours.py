@@ -58,11 +58,11 @@ class Ours:
         ended: set[Completion] = set()
         made = 0
         while len(begun) < len(completions):
-            begun.add(_next(updates).completion)
+            begun.add(llm.runtime.next_update(updates).completion)
         before = self._tallies()
         with measured(self.processes, answer):
             while len(ended) < len(completions):
-                update = _next(updates)
+                update = llm.runtime.next_update(updates)
                 made += len(update.token_ids)
                 if update.is_last:
                     ended.add(update.completion)
@@ -94,16 +94,6 @@ class Ours:
                     }
                 )
         return {**{name: value - before[name] for name, value in after.items()}, "operations": operations}
-
-
-def _next(updates: SimpleQueue[Update]) -> Update:
-    """Raises:
-    TsqpError: the session is over, and what was measured of it worth nothing.
-    """
-    update = updates.get()
-    if update.error is not None:
-        raise update.error
-    return update
 
 
 if __name__ == "__main__":

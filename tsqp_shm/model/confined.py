@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tsqp_shm.descriptors import socket_pair
+from tsqp_shm.forks import leave_in_children
 from tsqp_shm.model import confined_program
 from tsqp_shm.model.confined_program import HEADER, MAX_ANSWER_BYTES
 from tsqp_shm.printable import quoted
@@ -35,8 +36,6 @@ _MEMORY_BYTES = 1 << 30
 _MEMORY_PER_BYTE = 32
 # What an interpreter needs to find its libraries, and a template the date.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "TZ")
-
-_owners: weakref.WeakSet[ConfinedProcess] = weakref.WeakSet()
 
 
 class ConfinedError(Exception):
@@ -60,7 +59,7 @@ class ConfinedProcess:
         self._channel: socket.socket | None = None
         self._end: weakref.finalize[..., ConfinedProcess] | None = None
         self._prepared: dict[bytes, tuple[bytes, float]] = {}
-        _owners.add(self)
+        leave_in_children(self)
 
     def prepare(self, request: bytes, content: bytes, deadline_s: float = DEADLINE_S) -> None:
         """Asks for what later requests build upon; a process that is started anew is asked for it first.
@@ -223,7 +222,7 @@ class ConfinedProcess:
             self._end()
             self._end = None
 
-    def forget(self) -> None:
+    def leave_to_parent(self) -> None:
         """In a forked child: the process is the parent's, and so is the lock, which a thread of its may hold."""
         self._lock = threading.Lock()
         if self._end is not None:
@@ -243,11 +242,3 @@ def _end(process: subprocess.Popen[bytes], channel: socket.socket, owner: int) -
         process.kill()
         channel.close()
         process.wait()
-
-
-def _forget_all() -> None:
-    for owner in list(_owners):
-        owner.forget()
-
-
-os.register_at_fork(after_in_child=_forget_all)

@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 
 from tsqp_shm.errors import ModelFileError
+from tsqp_shm.files import open_regular
 from tsqp_shm.printable import quoted
 
 # Well above what the largest real one has; a tokenizer.json has below 40 MB.
@@ -33,21 +34,17 @@ def open_file(path: Path) -> int:
         ModelFileError: there is none, or something else.
     """
     try:
-        # Looked at before it is opened, as opening a device may do something; and again behind the descriptor.
-        _require_regular(path, path.stat())
-        # NONBLOCK: should it have become a FIFO in between, opening that must not wait.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        # Looked at before it is opened, as opening a device may do something; what is opened is looked at again.
+        found = path.stat().st_mode
+        if not stat.S_ISREG(found):
+            kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+            raise ModelFileError(path, f"not a file but {kinds.get(stat.S_IFMT(found), 'a device')}")
+        return open_regular(path, follows_links=True)
     except FileNotFoundError as error:
         reason = "a link to nowhere" if is_there(path) else "no such file"
         raise ModelFileError(path, reason) from error
     except (OSError, ValueError) as error:
         raise ModelFileError(path, getattr(error, "strerror", None) or quoted(error)) from error
-    try:
-        _require_regular(path, os.fstat(descriptor))
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def read_file(path: Path, most_bytes: int) -> bytes:
@@ -75,9 +72,3 @@ def read_text(path: Path, most_bytes: int) -> str:
         return read_file(path, most_bytes).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ModelFileError(path, f"not UTF-8: {error.reason} at byte {error.start}") from error
-
-
-def _require_regular(path: Path, found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-        raise ModelFileError(path, f"not a file but {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}")

@@ -9,12 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
-import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tsqp_shm.descriptors import socket_pair
 from tsqp_shm.errors import PeerDied, TsqpError
+from tsqp_shm.forks import leave_in_children
 from tsqp_shm.roles.inheritance import SAFE_PATH, forbid_core_dump, kept_apart, kill_session
 from tsqp_shm.roles.lifeline import LIFELINE_VARIABLE, READY_LINE, WANTED_LINE, Lines, dead_gpu_line, relayed_error
 from tsqp_shm.roles.private_arguments import ARGUMENTS_VARIABLE, hand_over
@@ -44,7 +44,7 @@ class RoleProcess:
         self._failure: TsqpError | None = None
         self._relay: Relay | None = None
         self._is_session_over = False
-        _started.add(self)
+        leave_in_children(self)
 
     @classmethod
     def start(
@@ -210,7 +210,8 @@ class RoleProcess:
         return code
 
     def leave_to_parent(self) -> None:
-        """In a forked child, whose role it is not."""
+        """In a forked child, whose role it is not: with a copy of the lifeline the role would outlive the parent that
+        it is tied to."""
         self._lifeline.close()
 
     def kill(self) -> int:
@@ -221,18 +222,6 @@ class RoleProcess:
         self._ended(code)
         self._finish_listening()
         return code
-
-
-# A forked child lets go of its copies of the lifelines: with one the role would outlive the parent that it is tied to.
-_started: weakref.WeakSet[RoleProcess] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for role in list(_started):
-        role.leave_to_parent()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def peak_resident_bytes() -> int:

@@ -232,14 +232,23 @@ class Runtime:
         """The next of a queue whose `put` was handed in with completions; waits for it.
 
         Raises:
+            RequestError: its completion cannot go on.
             TsqpError: there will be none: the session is over, or this is a forked child, in which nobody runs steps.
         """
         if self._pid != os.getpid():
             self.require_working()
         try:
-            return self._orders.wait_for(updates)
+            update = self._orders.wait_for(updates)
         except Empty:
             self._raise_over()
+        error = update.error
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # Or this frame and the error would keep each other, and whatever the update is of.
+                del error, update
+        return update
 
     def cancel(self, completions: Sequence[Completion]) -> None:
         """Ends completions before the next step, and has it told; does not wait for it. Those that have ended are left

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tsqp_shm.errors import ConfigError
-from tsqp_shm.scalars import flag, plain, real, text, whole
+from tsqp_shm.scalars import flag, is_several, plain, real, text, whole
 
 # As many as vLLM allows.
 MOST_COMPLETIONS = 16_384
@@ -61,9 +61,8 @@ class _Several:
         values = plain(values)
         if values is None:
             return ()
-        is_one = isinstance(values, str)
-        # Bytes are a sequence too, of numbers, and of a mapping nobody can tell what is meant.
-        if (is_one and not self.may_be_one) or not _is_iterable(values):
+        is_one = self.may_be_one and isinstance(values, str)
+        if not is_one and not is_several(values):
             raise ConfigError(field, values, self.expected, is_mistyped=True)
         kept: dict[Any, None] = {}
         for index, each in enumerate([values] if is_one else values):  # type: ignore[arg-type, var-annotated]
@@ -73,10 +72,6 @@ class _Several:
                 raise ConfigError(name, each, self.expected, is_mistyped=read is None)
             kept[read] = None
         return tuple(kept)
-
-
-def _is_iterable(values: object) -> bool:
-    return isinstance(values, Iterable) and not isinstance(values, (bytes, bytearray, Mapping))
 
 
 def _num_logprobs(value: object) -> int | None:
@@ -97,11 +92,11 @@ def _biases(field: str, values: object) -> tuple[tuple[int, float], ...]:
     expected = "a dict of token ids to finite numbers"
     if values is None:
         return ()
-    if not isinstance(values, Mapping) and (isinstance(values, str) or not _is_iterable(values)):
+    if not isinstance(values, Mapping) and not is_several(values):
         raise ConfigError(field, values, expected, is_mistyped=True)
     pairs = values.items() if isinstance(values, Mapping) else values
     kept = {}
-    for pair in pairs:  # type: ignore[attr-defined]
+    for pair in pairs:
         try:
             key, value = pair
         except (TypeError, ValueError):

@@ -9,11 +9,11 @@ import contextlib
 import errno
 import os
 import time
-import weakref
 from pathlib import Path
 
 from tsqp_shm.errors import ArenaError
 from tsqp_shm.files import ForeignFile, is_named, open_own
+from tsqp_shm.forks import leave_in_children
 from tsqp_shm.shm.posix.locks import try_lock
 
 SHM_FOLDER = "/dev/shm"
@@ -39,7 +39,7 @@ class OwnObject:
         # Of an open file of its own: `mmap` keeps a copy of the other, which a forked child cannot let go of.
         self._lock_fd: int | None = None
         self._is_making = False
-        _made.add(self)
+        leave_in_children(self)
 
     @property
     def path(self) -> Path:
@@ -109,10 +109,13 @@ class OwnObject:
         elif self._is_making:
             # A signal came between its making and the note of its descriptor, so it has no lock yet.
             unlink_dead(self.name)
-        self.leave()
+        self._let_go()
 
-    def leave(self) -> None:
-        """Lets go of it and removes nothing: in a forked child it is the parent's, and so is its lock."""
+    def leave_to_parent(self) -> None:
+        """In a forked child, whose object it is not, nor its lock: removes nothing."""
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._is_making = False
         for fd in (self._fd, self._lock_fd):
             if fd is not None:
@@ -141,18 +144,6 @@ def unlink_dead(name: str) -> bool:
         return False
     finally:
         os.close(fd)
-
-
-# What a fork has to let go of.
-_made: weakref.WeakSet[OwnObject] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for made in list(_made):
-        made.leave()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def _taken(path: Path) -> str:

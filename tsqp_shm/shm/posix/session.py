@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-import weakref
 from pathlib import Path
 
 from tsqp_shm.config import require_session_name
 from tsqp_shm.files import is_named
+from tsqp_shm.forks import leave_in_children
 from tsqp_shm.shm.posix.folder import (
     LOCK_FILE,
     SOCKET_FILE,
@@ -41,7 +41,7 @@ class Session:
         self._secret = b""
         self._chosen_path: ChosenPath | None = None
         self._arenas = 0
-        _begun.add(self)
+        leave_in_children(self)
 
     @classmethod
     def begin(cls, name: str | None = None, endpoint: str | None = None, *, sweeps: bool = True) -> Session:
@@ -125,7 +125,7 @@ class Session:
         os.close(self._lock_fd)
         self._lock_fd = None
 
-    def _leave_to_parent(self) -> None:
+    def leave_to_parent(self) -> None:
         """In a forked child: the lock is the parent's alone, or the child would hold it for a parent that died."""
         if self._lock_fd is not None:
             os.close(self._lock_fd)
@@ -136,15 +136,3 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.end()
-
-
-# What a fork has to let go of.
-_begun: weakref.WeakSet[Session] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for session in list(_begun):
-        session._leave_to_parent()
-
-
-os.register_at_fork(after_in_child=_after_fork)
