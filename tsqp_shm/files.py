@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from tsqp_shm.printable import shown
@@ -76,6 +77,23 @@ def open_own(
         os.close(fd)
         raise ForeignFile(path, reason)
     return fd
+
+
+@contextlib.contextmanager
+def opened_own_folder(folder: Path) -> Iterator[int]:
+    """A descriptor of a folder of this user, and of no link to one, for the block.
+
+    Raises:
+        ForeignFile: it is another user's.
+        OSError: as `os.open`.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise ForeignFile(folder, "belongs to another user")
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def is_named(path: str | os.PathLike[str], fd: int) -> bool:

@@ -7,7 +7,6 @@ tsqp-shm-shape-XXXXXXXX/
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -15,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tsqp_shm.files import open_own
+from tsqp_shm.files import open_own, opened_own_folder
+from tsqp_shm.shm.posix.locks import try_lock
 
 PREFIX = "tsqp-shm-shape-"
 LOCK_FILE = "lock"
@@ -34,7 +34,7 @@ def scratch_folder() -> Iterator[Path]:
     try:
         fd = open_own(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         # Before the mark, without which nobody takes the folder for one of these.
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try_lock(fd)
         os.write(fd, _MARK)
         (folder / "model").mkdir()
         yield folder / "model"
@@ -46,15 +46,9 @@ def scratch_folder() -> Iterator[Path]:
 
 def _is_dead(folder: Path) -> bool:
     """Whether it is such a folder of this user's that nobody holds."""
-    folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with opened_own_folder(folder) as folder_fd:
         fd = open_own(LOCK_FILE, dir_fd=folder_fd, most_bytes=len(_MARK))
-    finally:
-        os.close(folder_fd)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.read(fd, len(_MARK)) == _MARK
-    except BlockingIOError:
-        return False
+        return try_lock(fd) and os.read(fd, len(_MARK)) == _MARK
     finally:
         os.close(fd)

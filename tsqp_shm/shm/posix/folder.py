@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tsqp_shm.config import SESSION_NAME
 from tsqp_shm.errors import ConfigError, SessionBusy, SessionFolderError, TsqpError
-from tsqp_shm.files import ForeignFile, open_own, replaceable_part
+from tsqp_shm.files import open_own, opened_own_folder, replaceable_part
 from tsqp_shm.shm.posix.locks import take_lock, try_lock
 from tsqp_shm.shm.posix.objects import arena_name, unlink_dead
 
@@ -196,7 +196,7 @@ def _session(folder: Path) -> FoundSession | None:
     """The session that made this folder; None: none did, and it is nothing of ours."""
     if not SESSION_NAME.fullmatch(folder.name):
         return None
-    with contextlib.suppress(OSError), _opened(folder) as folder_fd:
+    with contextlib.suppress(OSError), opened_own_folder(folder) as folder_fd:
         fd = open_own(LOCK_FILE, dir_fd=folder_fd, most_bytes=_MAX_LOCK_BYTES)
         try:
             # UNTRUSTED: whatever process of this user wrote it; the pid is shown, and nothing follows from it.
@@ -209,18 +209,6 @@ def _session(folder: Path) -> FoundSession | None:
         finally:
             os.close(fd)
     return None
-
-
-@contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    """A folder of this user, and no link to one."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        if os.fstat(fd).st_uid != os.geteuid():
-            raise ForeignFile(folder, "belongs to another user")
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def sweep(root: Path, only: str | None = None) -> list[str]:
@@ -253,7 +241,7 @@ def remove_session(folder: Path) -> None:
 
 def remove_sockets(folder: Path) -> None:
     """libzmq leaves the file of a socket whose process was killed."""
-    with contextlib.suppress(OSError), _opened(folder) as fd:
+    with contextlib.suppress(OSError), opened_own_folder(folder) as fd:
         for entry in os.scandir(fd):
             if _SOCKET.fullmatch(entry.name) and stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
                 os.unlink(entry.name, dir_fd=fd)
@@ -262,7 +250,7 @@ def remove_sockets(folder: Path) -> None:
 def _remove_passing(folder: Path, *, by_owner: bool = False) -> None:
     """Removes a session on its way in or out, unless another process is about to do so."""
     with contextlib.suppress(OSError):
-        with contextlib.suppress(FileNotFoundError), _opened(folder) as folder_fd:
+        with contextlib.suppress(FileNotFoundError), opened_own_folder(folder) as folder_fd:
             fd = open_own(LOCK_FILE, dir_fd=folder_fd, most_bytes=_MAX_LOCK_BYTES)
             try:
                 if not by_owner and not try_lock(fd, fcntl.LOCK_SH):
