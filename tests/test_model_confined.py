@@ -377,6 +377,29 @@ def test_one_that_never_ends_ends_with_its_owner(forked, source):
     os.close(tell)
 
 
+def test_what_arrives_while_it_works_does_not_end_it():
+    """A signal for what arrives may come late, for a request that has been read by then."""
+    own_process = ConfinedProcess()
+    own_process.prepare(b"C", ENDLESS.encode())
+    failures: list[BaseException] = []
+
+    def render() -> None:
+        try:
+            own_process.ask(b"R", b"{}", 1.5)
+        except ConfinedError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=render)
+    before_s = processor_s(own_process.pid)
+    thread.start()
+    while processor_s(own_process.pid) < before_s + 0.3:
+        time.sleep(0.01)
+    own_process._channel.send(b"x")
+    thread.join()
+    own_process.close()
+    assert [str(failure) for failure in failures] == ["it takes longer than it may"]
+
+
 def test_who_waits_too_long_for_its_turn_gets_one_error(folder, read_folder, monkeypatch):
     (folder / "chat_template.jinja").write_text(ENDLESS)
     read = read_folder()

@@ -296,7 +296,8 @@ def hang_up(gpu: HostileGpu, record: Record) -> None:
         # In mode zmq the TEE has had enough of it when the pieces make a record.
         with contextlib.suppress(TimeoutError):
             for length in range(20):
-                with listening.accept()[0] as connection:
+                # The TEE may have gone first.
+                with listening.accept()[0] as connection, contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     connection.send(os.urandom(length))
     gpu.until_the_tee_ends()
 

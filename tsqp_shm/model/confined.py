@@ -57,6 +57,8 @@ class ConfinedProcess:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
+        # Over which nothing is said: the process ends when this end of it closes.
+        self._life: socket.socket | None = None
         self._end: weakref.finalize[..., ConfinedProcess] | None = None
         self._prepared: dict[bytes, tuple[bytes, float]] = {}
         leave_in_children(self)
@@ -134,13 +136,14 @@ class ConfinedProcess:
         start = f"import runpy, sys; sys.path[:] = {path!r}; runpy.run_path({str(program)!r}, run_name='__main__')"
         # No pipe: writing to one whose reader has gone is a signal, which an embedding program may have made deadly.
         ours, theirs = socket_pair()
-        with theirs:
+        life, their_life = socket_pair()
+        with theirs, their_life:
             try:
                 process = subprocess.Popen(
                     [sys.executable, "-ISB", "-c", start, str(self._memory_bytes)],
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
-                    stderr=subprocess.DEVNULL,
+                    stderr=their_life.fileno(),
                     env={
                         "TOKENIZERS_PARALLELISM": "false",
                         **{name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
@@ -150,10 +153,11 @@ class ConfinedProcess:
                 )
             except OSError as error:
                 ours.close()
+                life.close()
                 reason = error.strerror or quoted(error)
                 raise NoProcessError(f"the system starts no process: {reason}") from error
-        self._process, self._channel = process, ours
-        self._end = weakref.finalize(self, _end, process, ours, os.getpid())
+        self._process, self._channel, self._life = process, ours, life
+        self._end = weakref.finalize(self, _end, process, (ours, life), os.getpid())
 
     def _exchange(self, request: bytes, content: bytes, end: float) -> bytes:
         try:
@@ -217,7 +221,7 @@ class ConfinedProcess:
         return "the process that runs it does not answer"
 
     def _stop(self) -> None:
-        self._process = self._channel = None
+        self._process = self._channel = self._life = None
         if self._end is not None:
             self._end()
             self._end = None
@@ -228,17 +232,19 @@ class ConfinedProcess:
         if self._end is not None:
             self._end.detach()
             self._end = None
-        if self._channel is not None:
-            # The parent's end must be the last for the process to end with the parent.
-            self._channel.close()
+        for ours in (self._channel, self._life):
+            if ours is not None:
+                # The parent's end must be the last for the process to end with the parent.
+                ours.close()
         if self._process is not None:
             # Its Popen would wait for a child that this process has not.
             self._process.returncode = 0
-        self._process = self._channel = None
+        self._process = self._channel = self._life = None
 
 
-def _end(process: subprocess.Popen[bytes], channel: socket.socket, owner: int) -> None:
+def _end(process: subprocess.Popen[bytes], ours: tuple[socket.socket, ...], owner: int) -> None:
     if os.getpid() == owner:
         process.kill()
-        channel.close()
+        for end in ours:
+            end.close()
         process.wait()

@@ -2,7 +2,7 @@
 
 Both are programs of the checkpoint's author: a template loops as it likes, a tokenizer's expressions may backtrack for
 ever, and a malformed tokenizer can end the process of the library that reads it. So this process has nothing that is
-worth taking: no environment but what finds its libraries and the time zone, no descriptor but one socket, little
+worth taking: no environment but what finds its libraries and the time zone, no descriptor but two sockets, little
 memory, an alarm that ends it, and a signal that does where its owner has ended.
 
 A request is a letter, a length, the seconds that it may take (8 characters) and that many bytes; an answer is "+" and a
@@ -22,7 +22,7 @@ import select
 import signal
 import struct
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
@@ -168,15 +168,16 @@ def main(memory_bytes: int) -> None:
         _, allowed = resource.getrlimit(limit)
         most = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
         resource.setrlimit(limit, (most, most))
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    requests, answers, owner = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb"), os.dup(2)
     # What a library prints must not be taken for an answer.
     nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.dup2(nothing, 1)
+    for standard in (0, 1, 2):
+        os.dup2(nothing, standard)
     # Of its own: a process that is started inherits who ignores what.
     for deadly in (signal.SIGALRM, signal.SIGIO):
         signal.signal(deadly, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM, signal.SIGIO})
+    end_with(owner)
     serve(requests, answers)
 
 
@@ -189,32 +190,26 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         content = requests.read(size)
         # Not only the owner's watch ends what takes too long: an owner that was killed has none.
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        with ending_with_owner(requests.fileno()):
-            verdict, value = answer(confined, request, content)
+        verdict, value = answer(confined, request, content)
         signal.setitimer(signal.ITIMER_REAL, 0)
         answers.write(HEADER.pack(verdict, len(value)) + value)
         answers.flush()
 
 
-@contextlib.contextmanager
-def ending_with_owner(channel: int) -> Iterator[None]:
-    """Has the system end this process when the other end of its socket closes, whatever a library is doing by then.
+def end_with(owner: int) -> None:
+    """Has the system end this process when the other end of a socket closes, whatever a library is doing by then.
 
-    SYNC POINT: the signal comes for anything that arrives, so this is for the time in which nothing may: the request
-    has been read whole, and the owner sends no other before it has an answer.
+    SYNC POINT: the signal comes for anything that arrives, and may come late, so nothing is ever said over this socket.
     """
-    flags = fcntl.fcntl(channel, fcntl.F_GETFL)
     # Where the system cannot, the alarm alone ends it.
     with contextlib.suppress(OSError):
-        fcntl.fcntl(channel, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(channel, fcntl.F_SETFL, flags | os.O_ASYNC)
+        fcntl.fcntl(owner, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(owner, fcntl.F_SETFL, fcntl.fcntl(owner, fcntl.F_GETFL) | os.O_ASYNC)
     # It may have closed before.
     poll = select.poll()
-    poll.register(channel, 0)
+    poll.register(owner, 0)
     if poll.poll(0):
         sys.exit()
-    yield
-    fcntl.fcntl(channel, fcntl.F_SETFL, flags)
 
 
 if __name__ == "__main__":
