@@ -14,27 +14,25 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import statistics
-import subprocess
 import sys
 import time
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import Any
 
-MARK = "TURN "
+from turns import Contender, play, print_rows
 
 
-def play(kind: str, settings: dict[str, Any]) -> None:
-    """A contender's side: says that it is ready, then answers each line, a temperature, by the seconds it took."""
+def answer(kind: str, settings: dict[str, Any]) -> Any:
+    """What a contender does in its turn: completes all prompts at a temperature, and says how many seconds it took."""
     generate = (play_vllm if kind == "vllm" else play_ours)(settings)
-    print(MARK + "ready", flush=True)
-    for line in sys.stdin:
+
+    def timed(temperature: float) -> float:
         before = time.perf_counter()
-        made = generate(float(line))
+        made = generate(temperature)
         assert made == settings["requests"] * settings["new_tokens"], made
-        print(MARK + json.dumps(time.perf_counter() - before), flush=True)
+        return time.perf_counter() - before
+
+    return timed
 
 
 def prompts(settings: dict[str, Any], vocab_size: int) -> list[list[int]]:
@@ -89,71 +87,6 @@ def play_vllm(settings: dict[str, Any]) -> Any:
     return generate
 
 
-class Contender:
-    """A process of its own, asleep but in its turn."""
-
-    def __init__(self, name: str, python: str, kind: str, settings: dict[str, Any]) -> None:
-        self.name = name
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        if kind == "vllm":
-            environment.pop("PYTHONPATH", None)
-        self._process = subprocess.Popen(
-            [python, __file__, "--play", kind, json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if os.environ.get("VERBOSE") else subprocess.DEVNULL,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
-        self._answer()
-        self._signal(signal.SIGSTOP)
-
-    def turn(self, temperature: float) -> float:
-        """Seconds."""
-        self._signal(signal.SIGCONT)
-        time.sleep(0.3)
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{temperature}\n")
-        self._process.stdin.flush()
-        seconds = float(self._answer())
-        self._signal(signal.SIGSTOP)
-        return seconds
-
-    def close(self) -> None:
-        self._signal(signal.SIGCONT)
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-
-    def _signal(self, number: int) -> None:
-        # Whatever a session of its own holds, wherever in it a process is.
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    if os.getsid(int(entry.name)) == self._process.pid or self._is_below(int(entry.name)):
-                        os.kill(int(entry.name), number)
-                except (ProcessLookupError, FileNotFoundError):
-                    continue
-
-    def _is_below(self, pid: int) -> bool:
-        while pid > 1:
-            if pid == self._process.pid:
-                return True
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        return False
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith(MARK):
-                return line[len(MARK) :]
-        raise SystemExit(f"{self.name} ended with exit code {self._process.wait()}; VERBOSE=1 shows what it said")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="a folder (the demo model)")
@@ -169,7 +102,7 @@ def main() -> int:
     parser.add_argument("--play", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.play:
-        play(arguments.play[0], json.loads(arguments.play[1]))
+        play(answer(arguments.play[0], json.loads(arguments.play[1])))
         return 0
     if arguments.model is None:
         from tsqp_shm.demo.model import demo_model_folder
@@ -185,7 +118,10 @@ def main() -> int:
     rows: dict[str, list[float]] = {}
     generated = arguments.requests * arguments.new_tokens
     with ExitStack() as stack:
-        contenders = [stack.enter_context(closing(Contender(*kind, settings))) for kind in kinds]
+        contenders = [
+            stack.enter_context(closing(Contender(name, python, __file__, kind, settings)))
+            for name, python, kind in kinds
+        ]
         for number in range(arguments.rounds + 1):
             for contender in contenders:
                 # Which temperature goes first alternates: the one after it finds the caches warm.
@@ -195,17 +131,7 @@ def main() -> int:
                         rows.setdefault(f"{contender.name} T={temperature:g}", []).append(generated / seconds)
     lengths = f"{arguments.tokens} + {arguments.new_tokens} tokens"
     print(f"{arguments.requests} requests of {lengths}, {arguments.at_once} at once")
-    print(f"{'':24}{'tokens/s':>10}{'spread':>9}{'ratio to the first':>20}")
-    first = rows[f"tsqp-shm T={temperatures[0]:g}"]
-    document = []
-    for name, samples in sorted(rows.items()):
-        median = statistics.median(samples)
-        spread = (max(samples) - min(samples)) / median
-        ratio = statistics.median(mine / other for mine, other in zip(samples, first, strict=True))
-        print(f"{name:24}{median:10.1f}{spread:9.0%}{ratio:20.3f}")
-        document.append({"name": name, "tokens_per_s": samples, "median": median, "ratio_to_first": ratio})
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(document, indent=2) + "\n")
+    print_rows(dict(sorted(rows.items())), "tokens/s", arguments.json)
     return 0
 
 
