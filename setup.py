@@ -77,7 +77,10 @@ setup(
     ext_modules=[
         extension(
             "tsqp_shm._native",
-            sources("module.cpp", "border/*.cpp", "kernels/*.cpp", "sampler/*.cpp", "field/*.cpp", "cpu/*.cpp"),
+            sources(
+                "module.cpp",
+                *(f"{part}/*.cpp" for part in ("border", "kernels", "elementary", "sampler", "field", "cpu")),
+            ),
         ),
         # Beside it and not in it: the TEE process loads neither the GPU process's products nor a benchmark.
         extension("tsqp_shm.gpu._products", sources("products/*.cpp", "cpu/*.cpp")),

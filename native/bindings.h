@@ -5,6 +5,7 @@
 
 namespace tsqp {
 
+void bind_elementary(pybind11::module_& module);   // bind_elementary.cpp: rope tables, logarithm, power
 void bind_ring(pybind11::module_& module);         // bind_ring.cpp: layout constants, rings, heartbeat
 void bind_submissions(pybind11::module_& module);  // bind_submissions.cpp: loans, tallies, submissions
 void bind_kernels(pybind11::module_& module);      // bind_kernels.cpp: slot table, kernels, instruction sets
