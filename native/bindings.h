@@ -8,6 +8,7 @@ namespace tsqp {
 void bind_ring(pybind11::module_& module);         // bind_ring.cpp: layout constants, rings, heartbeat
 void bind_submissions(pybind11::module_& module);  // bind_submissions.cpp: loans, tallies, submissions
 void bind_kernels(pybind11::module_& module);      // bind_kernels.cpp: slot table, kernels, instruction sets
+void bind_attention(pybind11::module_& module);    // bind_attention.cpp: private KV cache, attention
 void bind_sampler(pybind11::module_& module);      // bind_sampler.cpp: drawing tokens, log probabilities
 
 }  // namespace tsqp

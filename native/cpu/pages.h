@@ -1,0 +1,46 @@
+// Zeroed private memory straight from the kernel: page-aligned, free until touched, and on large pages where
+// it may be.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <new>
+#include <utility>
+
+namespace tsqp {
+
+template <class T>
+class Pages {
+  public:
+    Pages() = default;
+    // `dense`: all of it will be used, so large pages waste nothing and save the processor's address tables.
+    Pages(std::size_t elements, bool dense) : size_bytes_(elements * sizeof(T)) {
+        if (size_bytes_ == 0) return;
+        base_ = mmap(nullptr, size_bytes_, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (base_ == MAP_FAILED) {
+            base_ = nullptr;
+            throw std::bad_alloc();
+        }
+        if (dense) madvise(base_, size_bytes_, MADV_HUGEPAGE);
+    }
+    Pages(Pages&& other) noexcept { *this = std::move(other); }
+    Pages& operator=(Pages&& other) noexcept {
+        std::swap(base_, other.base_);
+        std::swap(size_bytes_, other.size_bytes_);
+        return *this;
+    }
+    ~Pages() {
+        if (base_ != nullptr) munmap(base_, size_bytes_);
+    }
+
+    T* data() const { return static_cast<T*>(base_); }
+    std::size_t size() const { return size_bytes_ / sizeof(T); }
+
+  private:
+    void* base_ = nullptr;
+    std::size_t size_bytes_ = 0;
+};
+
+}  // namespace tsqp
