@@ -79,7 +79,10 @@ setup(
             "tsqp_shm._native",
             sources(
                 "module.cpp",
-                *(f"{part}/*.cpp" for part in ("border", "kernels", "elementary", "sampler", "field", "cpu")),
+                *(
+                    f"{part}/*.cpp"
+                    for part in ("border", "kernels", "elementary", "attention", "sampler", "field", "cpu")
+                ),
             ),
         ),
         # Beside it and not in it: the TEE process loads neither the GPU process's products nor a benchmark.

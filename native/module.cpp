@@ -6,6 +6,7 @@ PYBIND11_MODULE(_native, module) {
     tsqp::bind_ring(module);
     tsqp::bind_submissions(module);
     tsqp::bind_kernels(module);
+    tsqp::bind_attention(module);
     tsqp::bind_sampler(module);
     tsqp::bind_field(module);
 }
