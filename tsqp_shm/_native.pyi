@@ -245,22 +245,3 @@ def quantise_rows(
     x: npt.NDArray[np.float32], linear: FieldLinear
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int32]]: ...
 def field_instruction_set() -> str: ...
-
-class KeyValueCache:
-    def __init__(
-        self, num_kv_heads: int, head_dim: int, blocks: npt.NDArray[np.int32], element: str = "bfloat16"
-    ) -> None: ...
-
-def attend(
-    cache: KeyValueCache,
-    slots: SlotTable,
-    qkv_slot: int,
-    out_slot: int,
-    segments: npt.NDArray[np.int32],
-    *,
-    num_heads: int,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
-    sinks: npt.NDArray[np.float32] | None = None,
-) -> None: ...
