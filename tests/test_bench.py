@@ -22,9 +22,9 @@ from process_table import children
 from tsqp_shm import _native
 from tsqp_shm.bench import shapes
 from tsqp_shm.bench.arithmetic import prefill_flops
-from tsqp_shm.bench.cases import CASES, Job, Turn
+from tsqp_shm.bench.cases import CASES, OURS, Job, Turn
 from tsqp_shm.bench.child import processor_seconds
-from tsqp_shm.bench.contenders import KINDS, OURS, SCRIPTS, RunningContender, parse_contenders, require_installed
+from tsqp_shm.bench.contenders import KINDS, SCRIPTS, RunningContender, parse_contenders, require_installed
 from tsqp_shm.bench.kernel_cases import kernel_cases, kernel_plan
 from tsqp_shm.bench.report import make_rows
 from tsqp_shm.errors import ConfigError, ContenderFailed
@@ -472,7 +472,7 @@ def test_a_start_without_text_says_why_in_the_last_words(tmp_path, capsys):
 def test_an_idle_session_is_measured_on_both_sides(tiny_model):
     run = bench("idle", tiny_model, "--seconds", "0.3", "--device", "cpu", "--json", "-")
     assert run.returncode == 0, run.stderr
-    shares = json.loads(run.stdout)["core_share"]
+    shares = json.loads(run.stdout)["core_share"]["plain"]
     assert set(shares) == {"tee", "gpu"}
     assert all(0 <= share < 100 for share in shares.values())
 
