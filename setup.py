@@ -76,7 +76,8 @@ ParallelCompile("NPY_NUM_BUILD_JOBS", default=2).install()
 setup(
     ext_modules=[
         extension(
-            "tsqp_shm._native", sources("module.cpp", "border/*.cpp", "kernels/*.cpp", "sampler/*.cpp", "cpu/*.cpp")
+            "tsqp_shm._native",
+            sources("module.cpp", "border/*.cpp", "kernels/*.cpp", "sampler/*.cpp", "field/*.cpp", "cpu/*.cpp"),
         ),
         # Beside it and not in it: the TEE process loads neither the GPU process's products nor a benchmark.
         extension("tsqp_shm.gpu._products", sources("products/*.cpp", "cpu/*.cpp")),

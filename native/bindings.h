@@ -9,5 +9,6 @@ void bind_ring(pybind11::module_& module);         // bind_ring.cpp: layout cons
 void bind_submissions(pybind11::module_& module);  // bind_submissions.cpp: loans, tallies, submissions
 void bind_kernels(pybind11::module_& module);      // bind_kernels.cpp: slot table, kernels, instruction sets
 void bind_sampler(pybind11::module_& module);      // bind_sampler.cpp: drawing tokens, log probabilities
+void bind_field(pybind11::module_& module);        // bind_field.cpp: Linears of w8
 
 }  // namespace tsqp

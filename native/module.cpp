@@ -6,4 +6,5 @@ PYBIND11_MODULE(_native, module) {
     tsqp::bind_submissions(module);
     tsqp::bind_kernels(module);
     tsqp::bind_sampler(module);
+    tsqp::bind_field(module);
 }

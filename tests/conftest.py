@@ -20,7 +20,7 @@ from process_table import children
 
 from tsqp_shm.demo.model import demo_model_folder
 from tsqp_shm.shm.posix.folder import sessions_folder, sweep_dead_sessions
-from tsqp_shm.shm.posix.objects import arena_name
+from tsqp_shm.shm.posix.objects import arena_name, unlink_dead
 
 if TYPE_CHECKING:
     from models import FastStart
@@ -47,6 +47,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def runtime_folder() -> Iterator[Path]:
     """Sessions of the tests in a folder of their own. Its path is short: a socket's path has 107 bytes."""
+    # Tests that were killed have left arenas of the same names, and their folder of sessions is not this one.
+    for arena in Path("/dev/shm").glob(arena_name("*").lstrip("/")):
+        unlink_dead(f"/{arena.name}")
     folder = tempfile.mkdtemp(prefix="tsqp", dir="/tmp")
     os.environ["TSQP_SHM_RUNTIME_DIR"] = folder
     yield Path(folder)

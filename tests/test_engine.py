@@ -161,7 +161,7 @@ def test_a_mode_is_a_set_of_ports_and_needs_no_other_process(model):
         "float32", max_model_len=96, max_num_seqs=2, max_batch_tokens=80, tile_rows=16, tiles_in_flight=2, block_rows=20
     )
     plan = Plan.derive(network, limits)
-    slots = Slots(SimpleNamespace(plan=plan, buffer=mmap.mmap(-1, plan.total_bytes)))
+    slots = Slots(plan, SimpleNamespace(buffer=mmap.mmap(-1, plan.total_bytes)))
     with Checkpoint.open(folder) as checkpoint:
         here = HereAlone(network, checkpoint, slots)
         ops = Operations(network, NormWeights.load(network, checkpoint), slots, Statistics())

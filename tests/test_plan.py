@@ -72,8 +72,8 @@ def test_both_sides_derive_the_same_plan(model, limits):
 
 @pytest.mark.parametrize("field", Limits.__dataclass_fields__)
 def test_the_digest_differs_with_the_limit(field, monkeypatch):
-    monkeypatch.setitem(MODES, "another", MODES["plain"])
-    value = {"dtype": "float32", "mode": "another"}.get(field) or getattr(LIMITS, field) + 1
+    monkeypatch.setitem(MODES, "tee-only", MODES["plain"])
+    value = {"dtype": "float32", "mode": "tee-only"}.get(field) or getattr(LIMITS, field) + 1
     changed = replace(LIMITS, **{field: value})
     assert Plan.derive(Model(), changed).digest != Plan.derive(Model(), LIMITS).digest
 

@@ -7,8 +7,8 @@ from arenas import new_arena
 from tsqp_shm import _native
 from tsqp_shm.errors import SlotOwnershipError
 from tsqp_shm.shm import layout
-from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.slots import open_slots
+from tsqp_shm.shm.plan import Plan, SlotShape
+from tsqp_shm.shm.slots import Slots, open_slots
 
 PLAN = Plan.of_slots([("x", "bfloat16", 12, 40), ("y", "float32", 6, 8), ("z", "int32", 5, 4)])
 X, Y, Z = PLAN.slots
@@ -157,3 +157,41 @@ def test_elements_outside_a_slot_are_refused(slots):
             _native.all_finite(slots.table, Y.index, offset, count)
     with pytest.raises(TypeError):
         _native.all_finite(slots.table, Z.index, 0, 1)
+
+
+def test_slots_of_its_own_are_used_as_those_of_an_arena():
+    shapes = [
+        ("x", "float32", 3, 8),
+        ("own", "float32", 5, 8, "rows", "private"),
+        ("last", "int32", 1, 4, "rows", "private"),
+    ]
+    plan = Plan.of_slots([SlotShape(*shape) for shape in shapes])
+    values = np.arange(16, dtype=np.float32).reshape(2, 8)
+    with new_arena(plan) as arena, open_slots(arena) as slots:
+        for slot in plan.slots[:2]:
+            slots.write(slot, values)
+            assert np.array_equal(slots.view(slot, 0, 2), values)
+        read = np.zeros((1, 8), np.float32)
+        _native.load_rows(slots.table, plan.slot("own").index, 1, 1, read)
+        assert np.array_equal(read[0], values[1])
+        with pytest.raises(IndexError):
+            _native.load_rows(slots.table, plan.slot("own").index, 5, 1, read)
+        assert len(slots.table) == 3
+
+
+def test_slots_need_no_arena():
+    plan = Plan.of_slots([SlotShape("own", "float32", 5, 8, place="private")])
+    slots = Slots(plan, None)
+    slots.write(plan.slots[0], np.ones((5, 8), np.float32))
+    assert slots.view(plan.slots[0]).sum() == 40
+    slots.release()
+    with pytest.raises(ValueError, match="released"):
+        _native.load_rows(slots.table, 0, 0, 1, np.zeros((1, 8), np.float32))
+
+
+def test_a_private_slot_is_refused_that_does_not_lie_in_its_memory():
+    memory = bytearray(8192)
+    _native.SlotTable(None, [], memory, [(4096, 2, 8, 2)])
+    for entry in ((4096, 129, 8, 2), (8192, 1, 8, 2), (4, 1, 8, 2), (0, 1, 1 << 62, 2)):
+        with pytest.raises(IndexError):
+            _native.SlotTable(None, [], memory, [entry])

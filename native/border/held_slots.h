@@ -1,4 +1,4 @@
-// Slots on a Python buffer, as kernels and products take them: `_native.SlotTable`, which `_products` takes
+// Slots on Python buffers, as kernels and products take them: `_native.SlotTable`, which `_products` takes
 // too.
 #pragma once
 
@@ -17,29 +17,20 @@ namespace tsqp {
 
 namespace py = pybind11;
 
-// A SlotTable on a Python buffer, which stays exported, so that nobody can unmap it, until release().
+// A SlotTable on Python buffers, which stay exported, so that nobody can unmap them, until release(): an
+// arena, memory of this process's own, or both.
 class HeldSlots {
   public:
     using Entry = std::tuple<std::size_t, std::size_t, std::size_t, std::uint32_t>;
 
-    HeldSlots(const py::buffer& buffer, const std::vector<Entry>& entries) {
-        for (const auto& [offset_bytes, num_rows, row_elements, dtype] : entries) {
-            if (dtype < 1 || dtype > 3)
-                throw py::value_error("dtype code " + std::to_string(dtype) + " is unknown");
-            entries_.push_back({offset_bytes, num_rows, row_elements, static_cast<Dtype>(dtype)});
-        }
-        if (PyObject_GetBuffer(buffer.ptr(), &view_, PyBUF_SIMPLE | PyBUF_WRITABLE) != 0)
-            throw py::error_already_set();
+    HeldSlots(const std::optional<py::buffer>& arena, const std::vector<Entry>& shared,
+              const std::optional<py::buffer>& own, const std::vector<Entry>& own_entries) {
         try {
-            if (reinterpret_cast<std::uintptr_t>(view_.buf) % kWordBytes != 0)
-                throw py::value_error("the arena's memory is not aligned");
-            const auto size_bytes = static_cast<std::size_t>(view_.len);
-            // A row larger than the arena is refused before its size in bytes could wrap.
-            for (const SlotEntry& entry : entries_)
-                if (entry.row_elements > size_bytes) throw py::index_error("a row is larger than the arena");
-            table_.emplace(static_cast<std::byte*>(view_.buf), size_bytes, entries_);
+            table_.emplace();
+            if (arena) add(arena_, *arena, kSlotsOffset, shared);
+            if (own) add(own_, *own, 0, own_entries);
         } catch (...) {
-            PyBuffer_Release(&view_);
+            let_go();
             throw;
         }
     }
@@ -59,7 +50,7 @@ class HeldSlots {
         return table_->rows(slot, first_row, rows);
     }
     Rows all_rows(std::size_t slot) const {
-        return rows(slot, 0, slot < size() ? entries_[slot].num_rows : 0);
+        return rows(slot, 0, slot < num_rows_.size() ? num_rows_[slot] : 0);
     }
 
     // Rows of exactly `row_elements` floating-point elements.
@@ -73,7 +64,9 @@ class HeldSlots {
     }
 
     // Raises ArenaLost if the arena under the slots is gone.
-    void require_intact() const { tsqp::require_intact(static_cast<const std::byte*>(view_.buf)); }
+    void require_intact() const {
+        if (arena_.buf != nullptr) tsqp::require_intact(static_cast<const std::byte*>(arena_.buf));
+    }
 
     // Counts a call that works on the mapping without Python's lock. Made and ended with the lock held.
     class Running {
@@ -88,13 +81,34 @@ class HeldSlots {
     };
 
   private:
+    void add(Py_buffer& view, const py::buffer& buffer, std::size_t first_offset,
+             const std::vector<Entry>& given) {
+        std::vector<SlotEntry> entries;
+        for (const auto& [offset_bytes, num_rows, row_elements, dtype] : given) {
+            if (dtype < 1 || dtype > 3)
+                throw py::value_error("dtype code " + std::to_string(dtype) + " is unknown");
+            entries.push_back({offset_bytes, num_rows, row_elements, static_cast<Dtype>(dtype)});
+            num_rows_.push_back(num_rows);
+        }
+        if (PyObject_GetBuffer(buffer.ptr(), &view, PyBUF_SIMPLE | PyBUF_WRITABLE) != 0)
+            throw py::error_already_set();
+        if (reinterpret_cast<std::uintptr_t>(view.buf) % kWordBytes != 0)
+            throw py::value_error("the arena's memory is not aligned");
+        const auto size_bytes = static_cast<std::size_t>(view.len);
+        // A row larger than the arena is refused before its size in bytes could wrap.
+        for (const SlotEntry& entry : entries)
+            if (entry.row_elements > size_bytes) throw py::index_error("a row is larger than the arena");
+        table_->add(static_cast<std::byte*>(view.buf), size_bytes, first_offset, entries);
+    }
+
     void let_go() {
-        if (table_) PyBuffer_Release(&view_);
+        for (Py_buffer* view : {&arena_, &own_})
+            if (view->obj != nullptr) PyBuffer_Release(view);
         table_.reset();
     }
 
-    std::vector<SlotEntry> entries_;
-    Py_buffer view_{};
+    Py_buffer arena_{}, own_{};
+    std::vector<std::size_t> num_rows_;
     std::optional<SlotTable> table_;
     std::size_t running_ = 0;
 };

@@ -49,6 +49,24 @@ std::vector<std::string_view> instruction_sets() {
     return names;
 }
 
+bool has_vnni() {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx512vnni");
+#else
+    return false;
+#endif
+}
+
+bool has_integer_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+    unsigned eax, ebx, ecx, edx;
+    constexpr unsigned kInt8 = 1u << 25;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kInt8) != 0;
+#else
+    return false;
+#endif
+}
+
 void require_instruction_set(std::string_view name, std::string_view asked_by) {
     const std::vector<std::string_view> names = instruction_sets();
     if (std::find(names.begin(), names.end(), name) != names.end()) return;

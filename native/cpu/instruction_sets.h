@@ -11,6 +11,10 @@ namespace tsqp {
 // of the tiles, which it then keeps for every thread of this process.
 std::vector<std::string_view> instruction_sets();
 
+// What products of bytes are made with, which a machine may lack that has AVX-512 or the tiles for bf16.
+bool has_vnni();
+bool has_integer_tiles();
+
 // Raises invalid_argument, with the names of those that there are, unless `name` is one of them; `asked_by`
 // is in the message.
 void require_instruction_set(std::string_view name, std::string_view asked_by);

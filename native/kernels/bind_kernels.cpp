@@ -242,7 +242,10 @@ void silu_mul(HeldSlots& slots, Index gate_up_slot, Index out_slot, Index first_
 void bind_kernels(py::module_& module) {
     using namespace py::literals;
     py::class_<HeldSlots>(module, "SlotTable")
-        .def(py::init<const py::buffer&, const std::vector<HeldSlots::Entry>&>(), "buffer"_a, "entries"_a)
+        .def(py::init<const std::optional<py::buffer>&, const std::vector<HeldSlots::Entry>&,
+                      const std::optional<py::buffer>&, const std::vector<HeldSlots::Entry>&>(),
+             "arena"_a, "entries"_a, "own_memory"_a = py::none(),
+             "own_entries"_a = std::vector<HeldSlots::Entry>())
         .def("__len__", &HeldSlots::size)
         .def("release", &HeldSlots::release);
     module.def("add_rms_norm", add_rms_norm, "slots"_a, "out_slot"_a, "out_first_row"_a, "delta_slot"_a,

@@ -91,8 +91,8 @@ CpuProducts::CpuProducts(const CpuGeometry& g, std::vector<std::int32_t> blocks,
         require(width > 0 && width % kDepthBlock == 0, "packed products take widths of whole blocks of 32");
     require(g.num_kv_heads > 0 && g.num_heads % g.num_kv_heads == 0, "query heads do not divide into groups");
     const std::size_t kv_width = g.num_kv_heads * g.head_dim;
-    new_values_ = Pages(g.max_tokens * kv_width, false);
-    heads_ = Pages(g.max_tokens * g.num_heads * g.head_dim, false);
+    new_values_ = Pages<std::uint16_t>(g.max_tokens * kv_width, false);
+    heads_ = Pages<std::uint16_t>(g.max_tokens * g.num_heads * g.head_dim, false);
 }
 
 void CpuProducts::set_linear(std::size_t layer, Linear which, PackedLinear linear) {

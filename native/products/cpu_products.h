@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "border/slots.h"
+#include "cpu/pages.h"
 #include "products/packed_cache.h"
 #include "products/packed_linear.h"
-#include "products/pages.h"
 #include "products/panels.h"
 
 namespace tsqp {
@@ -90,7 +90,7 @@ class CpuProducts {
     PackedLinear lm_head_;
     const std::uint16_t* embedding_ = nullptr;
     PackedCache cache_;
-    Pages new_values_, heads_;  // [T, G*D], [T, H*D]
+    Pages<std::uint16_t> new_values_, heads_;  // [T, G*D], [T, H*D]
     std::vector<Segment> segments_;
     std::vector<std::vector<KeyRange>> seen_;
 };

@@ -15,7 +15,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "products/pages.h"
+#include "cpu/pages.h"
 #include "products/panels.h"
 
 namespace tsqp {
@@ -60,7 +60,7 @@ class PackedCache {
     std::size_t layers_, groups_, head_dim_, sequences_;
     std::vector<std::int32_t> table_;
     std::size_t blocks_each_;
-    Pages keys_, values_;  // [layers, G, blocks * 64 * D]
+    Pages<std::uint16_t> keys_, values_;  // [layers, G, blocks * 64 * D]
 };
 
 }  // namespace tsqp

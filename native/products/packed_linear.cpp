@@ -27,7 +27,7 @@ std::size_t ceil_div(std::size_t size, std::size_t block) { return (size + block
 // Kept by each thread of the pool, as pages that are new each time would cost more than the sums.
 float* this_threads_sums() {
     static_assert(sizeof(float) == 2 * sizeof(Bf16));
-    thread_local const Pages pages(2 * sums_elements(kCutRowBlock, kCutPanels), false);
+    thread_local const Pages<Bf16> pages(2 * sums_elements(kCutRowBlock, kCutPanels), false);
     return reinterpret_cast<float*>(pages.data());
 }
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "products/pages.h"
+#include "cpu/pages.h"
 #include "products/panels.h"
 
 namespace tsqp {
@@ -27,7 +27,7 @@ class PackedLinear {
 
   private:
     std::size_t columns_ = 0, depth_ = 0;
-    Pages panels_;
+    Pages<std::uint16_t> panels_;
     std::vector<std::uint16_t> bias_;
 };
 

@@ -146,7 +146,7 @@ class Slot:
     Shapes: [num_rows, row_elements], row-major, dense, 4 KiB aligned.
 
     Attributes:
-        offset_bytes: from the arena's base; of a private slot 0, as it does not lie there.
+        offset_bytes: from the arena's base, or, of a private slot, from that of the process's own memory for slots.
     """
 
     index: int
@@ -198,6 +198,7 @@ class Plan:
         geometry, limits: what the plan was derived from; two plans are equal when these are.
         slots: in the order of their index, the shared ones first.
         total_bytes: size of the arena.
+        private_bytes: size of the process's own memory for slots.
         digest: sha256 over geometry, limits and layout, as the header carries it.
     """
 
@@ -205,6 +206,7 @@ class Plan:
     limits: Limits
     slots: tuple[Slot, ...]
     total_bytes: int
+    private_bytes: int
     digest: bytes
 
     def slot(self, name: str) -> Slot:
@@ -214,6 +216,11 @@ class Plan:
     def shared_slots(self) -> tuple[Slot, ...]:
         """Those of the arena; a slot's index is its place among them."""
         return tuple(slot for slot in self.slots if slot.place == "shared")
+
+    @cached_property
+    def private_slots(self) -> tuple[Slot, ...]:
+        """Those of the process's own memory; their indices follow on those of the arena's."""
+        return tuple(slot for slot in self.slots if slot.place == "private")
 
     @cached_property
     def score_slots(self) -> tuple[Slot, ...]:
@@ -237,7 +244,7 @@ class Plan:
 
     @classmethod
     def of_slots(cls, shapes: Iterable[SlotShape], geometry: Geometry = NO_MODEL, limits: Limits = NO_LIMITS) -> Plan:
-        """Lays out the shared slots one behind the other.
+        """Lays out the slots of each place one behind the other.
 
         Args:
             shapes: each a `SlotShape` or a tuple of its fields; private ones come last.
@@ -247,13 +254,11 @@ class Plan:
         if places != sorted(places, reverse=True):
             raise ValueError("a private slot stands before a shared one")
         slots = []
-        end_bytes = layout.SLOTS_OFFSET_BYTES
+        end_bytes = {"shared": layout.SLOTS_OFFSET_BYTES, "private": 0}
         for index, (name, dtype, num_rows, row_elements, kind, place) in enumerate(shapes):
-            is_shared = place == "shared"
-            slot = Slot(index, name, dtype, num_rows, row_elements, end_bytes if is_shared else 0, kind, place)
+            slot = Slot(index, name, dtype, num_rows, row_elements, end_bytes[place], kind, place)
             slots.append(slot)
-            if is_shared:
-                end_bytes += -(-slot.size_bytes // layout.PAGE_BYTES) * layout.PAGE_BYTES
+            end_bytes[place] += -(-slot.size_bytes // layout.PAGE_BYTES) * layout.PAGE_BYTES
         identity = {
             "layout": layout.VERSION,
             "geometry": geometry.plain(),
@@ -261,37 +266,67 @@ class Plan:
             "slots": shapes,
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
-        return cls(geometry, limits, tuple(slots), end_bytes, digest)
+        return cls(geometry, limits, tuple(slots), end_bytes["shared"], end_bytes["private"], digest)
 
     @classmethod
     def derive(cls, model: Model, limits: Limits) -> Plan:
-        """The arena of one session.
-
-        Shapes: tokens [T, 1] i32; segments [N, 4] i32 (sequence, position, first row, rows); x, hidden [T, C];
-            qk [T, (H+G)*D]; gate_up [T, 2F]; act [T, F]; logits [R, V] f32,
-            as rounding them would make likeliest tokens equal; scores.N [H*tile_rows, S], used as a run of
-            dense [H, rows, columns] blocks, one per segment of a tile.
-        """
+        """The slots of one session: those of its mode."""
         geometry = Geometry.of(model)
-        tokens = limits.max_batch_tokens
-        score_columns = padded_length(limits.max_model_len)
-        segments = -(-tokens // limits.tile_rows) + limits.max_num_seqs
-        # As many rows as one step of decode can want; `logits` of a whole prompt goes through in turns.
-        logit_rows = max(limits.max_num_seqs, min(tokens, 32))
-        dtype = limits.dtype
-        slots = [
-            SlotShape("tokens", "int32", tokens, 1),
-            SlotShape("segments", "int32", segments, 4),
-            SlotShape("x", dtype, tokens, geometry.hidden_size),
-            SlotShape("hidden", dtype, tokens, geometry.hidden_size),
-            SlotShape("qk", dtype, tokens, (geometry.num_heads + geometry.num_kv_heads) * geometry.head_dim),
-            SlotShape("gate_up", dtype, tokens, 2 * geometry.intermediate_size),
-            SlotShape("act", dtype, tokens, geometry.intermediate_size),
-            SlotShape("logits", "float32", logit_rows, geometry.vocab_size),
-        ]
-        score_rows = geometry.num_heads * limits.tile_rows
-        slots += [
+        shapes = _OF_MODE[limits.mode](geometry, limits)
+        return cls.of_slots(shapes, geometry, limits)
+
+
+def _split_slots(geometry: Geometry, limits: Limits) -> list[SlotShape]:
+    """The arena where attention is split between the two sides.
+
+    Shapes: tokens [T, 1] i32; segments [N, 4] i32 (sequence, position, first row, rows); x, hidden [T, C];
+        qk [T, (H+G)*D]; gate_up [T, 2F]; act [T, F]; logits [R, V] f32,
+        as rounding them would make likeliest tokens equal; scores.N [H*tile_rows, S], used as a run of
+        dense [H, rows, columns] blocks, one per segment of a tile.
+    """
+    tokens, dtype = limits.max_batch_tokens, limits.dtype
+    score_columns = padded_length(limits.max_model_len)
+    segments = -(-tokens // limits.tile_rows) + limits.max_num_seqs
+    score_rows = geometry.num_heads * limits.tile_rows
+    return [
+        SlotShape("tokens", "int32", tokens, 1),
+        SlotShape("segments", "int32", segments, 4),
+        SlotShape("x", dtype, tokens, geometry.hidden_size),
+        SlotShape("hidden", dtype, tokens, geometry.hidden_size),
+        SlotShape("qk", dtype, tokens, (geometry.num_heads + geometry.num_kv_heads) * geometry.head_dim),
+        SlotShape("gate_up", dtype, tokens, 2 * geometry.intermediate_size),
+        SlotShape("act", dtype, tokens, geometry.intermediate_size),
+        SlotShape("logits", "float32", _logit_rows(limits), geometry.vocab_size),
+        *(
             SlotShape(f"scores.{number}", dtype, score_rows, score_columns, kind="tile")
             for number in range(limits.tiles_in_flight)
-        ]
-        return cls.of_slots(slots, geometry, limits)
+        ),
+    ]
+
+
+def _own_slots(geometry: Geometry, limits: Limits) -> list[SlotShape]:
+    """Where everything is computed here: nothing of it is shared.
+
+    Shapes: x, hidden [T, C]; qkv [T, (H+2G)*D]; heads [T, H*D]; gate_up [T, 2F]; act [T, F]; logits [R, V]; all f32.
+    """
+    tokens, head_dim = limits.max_batch_tokens, geometry.head_dim
+    widths = {
+        "x": geometry.hidden_size,
+        "hidden": geometry.hidden_size,
+        "qkv": (geometry.num_heads + 2 * geometry.num_kv_heads) * head_dim,
+        "heads": geometry.num_heads * head_dim,
+        "gate_up": 2 * geometry.intermediate_size,
+        "act": geometry.intermediate_size,
+    }
+    return [
+        *(SlotShape(name, "float32", tokens, width, place="private") for name, width in widths.items()),
+        SlotShape("logits", "float32", _logit_rows(limits), geometry.vocab_size, place="private"),
+    ]
+
+
+def _logit_rows(limits: Limits) -> int:
+    """As many as one step of decode can want; those of a whole prompt go through in turns."""
+    return max(limits.max_num_seqs, min(limits.max_batch_tokens, 32))
+
+
+_OF_MODE = {"plain": _split_slots, "tee-only": _own_slots}

@@ -1,9 +1,10 @@
-"""Slots on the TEE's side: whose they are at the moment, and views of those that are its own."""
+"""Slots on the TEE's side: those of an arena, whose they are at the moment, and those of its own memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import mmap
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,28 @@ from tsqp_shm.shm.plan import Plan, Slot
 
 
 class Slots:
-    """The slots of an arena, and which of their rows are handed over to the other side.
+    """The slots of a plan, and which of their rows are handed over to the other side.
+
+    Args:
+        arena: where the shared ones lie; None: the plan has none.
 
     Attributes:
         loans: the rows that are handed over; `native/border/loans.h`. Private memory: the other side cannot change it.
     """
 
-    def __init__(self, arena: Arena) -> None:
-        self.plan: Plan = arena.plan
-        self.table = slot_table(arena)
-        # UNTRUSTED: for `view` alone.
-        self._arrays = {slot.index: slot_array(arena, slot) for slot in self.plan.shared_slots}
+    def __init__(self, plan: Plan, arena: Arena | None) -> None:
+        self.plan = plan
         self.loans = _native.Loans()
+        buffer = None if arena is None else arena.buffer
+        own = _own_memory(plan.private_bytes) if plan.private_bytes else None
+        self.table = _native.SlotTable(buffer, _entries(plan.shared_slots), own, _entries(plan.private_slots))
+        # UNTRUSTED: for `view` alone.
+        self._arrays = {
+            slot.index: _array(memory, slot)
+            for memory, slots in ((buffer, plan.shared_slots), (own, plan.private_slots))
+            for slot in slots
+            if memory is not None
+        }
 
     def own(self, slot: Slot, first_row: int = 0, rows: int | None = None) -> int:
         """Asserts that this side owns the rows.
@@ -76,7 +87,7 @@ class Slots:
         _native.store_rows(self.table, self.own(slot, 0, len(values)), 0, len(values), values)
 
     def release(self) -> None:
-        """Drops every view of the arena."""
+        """Drops every view of the arena, and the memory of its own."""
         self._arrays.clear()
         self.table.release()
 
@@ -84,7 +95,7 @@ class Slots:
 @contextmanager
 def open_slots(arena: Arena) -> Iterator[Slots]:
     """Slots that are released at the end of the block, so that the arena can be unmapped."""
-    slots = Slots(arena)
+    slots = Slots(arena.plan, arena)
     try:
         yield slots
     finally:
@@ -93,11 +104,7 @@ def open_slots(arena: Arena) -> Iterator[Slots]:
 
 def slot_table(arena: Arena) -> _native.SlotTable:
     """The arena's slots as native code takes them. Holds the mapping until its `release`."""
-    entries = [
-        (slot.offset_bytes, slot.num_rows, slot.row_elements, layout.DTYPES[slot.dtype].code)
-        for slot in arena.plan.shared_slots
-    ]
-    return _native.SlotTable(arena.buffer, entries)
+    return _native.SlotTable(arena.buffer, _entries(arena.plan.shared_slots))
 
 
 def slot_array(arena: Arena, slot: Slot) -> npt.NDArray[Any]:
@@ -107,6 +114,23 @@ def slot_array(arena: Arena, slot: Slot) -> npt.NDArray[Any]:
 
     Shapes: [num_rows, row_elements]; bfloat16 shows as uint16.
     """
+    return _array(arena.buffer, slot)
+
+
+def _own_memory(size_bytes: int) -> mmap.mmap:
+    """Memory that a forked child has a copy of, and no other process anything."""
+    memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # Where the system has no huge pages, small ones do.
+    with suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def _entries(slots: Iterable[Slot]) -> list[tuple[int, int, int, int]]:
+    return [(slot.offset_bytes, slot.num_rows, slot.row_elements, layout.DTYPES[slot.dtype].code) for slot in slots]
+
+
+def _array(memory: mmap.mmap, slot: Slot) -> npt.NDArray[Any]:
     count = slot.num_rows * slot.row_elements
-    flat: npt.NDArray[Any] = np.frombuffer(arena.buffer, layout.DTYPES[slot.dtype].numpy, count, slot.offset_bytes)
+    flat: npt.NDArray[Any] = np.frombuffer(memory, layout.DTYPES[slot.dtype].numpy, count, slot.offset_bytes)
     return flat.reshape(slot.num_rows, slot.row_elements)

@@ -56,7 +56,7 @@ class Alone:
         self._look_ns = 0
         if recorder is not None:
             recorder.describe(self.plan)
-        self._slots = Slots.private(self.plan)
+        self._slots = Slots(self.plan, None)
         try:
             self.engine = make_engine(self._slots, self._look_between, statistics)
             self.progress = ProgressWriter(lambda progress: registration.tell(progress.pack()), statistics)
@@ -99,7 +99,7 @@ class Alone:
             "session": self._registration.name,
             "arithmetic": limits.arithmetic,
             "threads": _native.get_num_threads(),
-            "slots_bytes": sum(slot.size_bytes for slot in self.plan.slots),
+            "slots_bytes": self.plan.private_bytes,
             "processes": {"tee": {"pid": os.getpid()}},
         }
 

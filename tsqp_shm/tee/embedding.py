@@ -6,10 +6,11 @@ from typing import Protocol
 
 import numpy as np
 
+from tsqp_shm.model.weights import Tensor
 from tsqp_shm.shm.protocol import Opcode
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.tiling import Block, Tile
-from tsqp_shm.tee.batch import Step
+from tsqp_shm.tee.batch import Int32, Step
 from tsqp_shm.tee.interleave import Task
 from tsqp_shm.tee.ops import Float32, Operations
 from tsqp_shm.tee.submission import SubmissionQueue
@@ -46,3 +47,19 @@ class RemoteEmbedding:
 
     def load(self, block: Block, out: Float32) -> None:
         self._ops.load_rows(self._hidden, block.first_row, block.rows, out)
+
+
+class PrivateEmbedding:
+    """Looked up in a table of this process. Which rows are read shows in the addresses: see docs/threat-model.md."""
+
+    def __init__(self, table: Tensor, ops: Operations) -> None:
+        self._table = table
+        self._ops = ops
+        self._token_ids: Int32 = np.empty(0, np.int32)
+
+    def begin(self, step: Step) -> Task:
+        self._token_ids = step.token_ids
+        yield from ()
+
+    def load(self, block: Block, out: Float32) -> None:
+        self._ops.look_up(self._table, self._token_ids[block.first_row : block.first_row + block.rows], out)

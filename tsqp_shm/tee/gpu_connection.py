@@ -164,7 +164,7 @@ class GpuConnection:
             arena = stack.enter_context(
                 Arena.create(session.create_memory(plan.total_bytes), plan, secrets.randbits(63) | 1)
             )
-            slots = Slots(arena)
+            slots = Slots(plan, arena)
             stack.callback(slots.release)
             heartbeat = _native.Heartbeat(arena.buffer, "tee", HEARTBEAT_INTERVAL_MS)
             stack.callback(heartbeat.release)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from tsqp_shm import _native
-from tsqp_shm.model.network import Layer, Network, Norm
+from tsqp_shm.model.network import Layer, Linear, Network, Norm
 from tsqp_shm.model.rope import rope_tables
+from tsqp_shm.model.weights import Tensor
 from tsqp_shm.shm.plan import Slot
 from tsqp_shm.shm.slots import Slots
-from tsqp_shm.shm.tiling import Segment, key_range
+from tsqp_shm.shm.tiling import Block, Segment, key_range
 from tsqp_shm.tee.norms import NormWeights
 from tsqp_shm.tee.statistics import Statistics
 
@@ -91,6 +93,37 @@ class Operations:
         """out [T, F] = silu(gate) * up, from gate_up [T, 2F]."""
         gate_up_index, out_index = self._slots.own(gate_up, first_row, rows), self._slots.own(out, first_row, rows)
         self._run("SILU", _native.silu_mul, gate_up_index, out_index, first_row, rows)
+
+    def look_up(self, table: Tensor, token_ids: Int32, out: Float32) -> None:
+        """out [rows, C] f32 = the table's rows of token_ids [rows]."""
+        started_ns = time.perf_counter_ns()
+        out[:] = replace(table, data=table.data[token_ids]).to_float32()
+        self._statistics.count("EMBED", started_ns)
+
+    def linear(
+        self, linear: Linear, weights: _native.FieldLinear, x: Slot, out: Slot, first_row: int, rows: int
+    ) -> None:
+        """out [rows, outputs] = x [rows, inputs] quantised, times the int8 weights, scaled back, plus the bias."""
+        x_index, out_index = self._slots.own(x, first_row, rows), self._slots.own(out, first_row, rows)
+        started_ns = time.perf_counter_ns()
+        weights.apply(self._slots.table, x_index, out_index, first_row, rows)
+        self._statistics.count(linear.role.upper(), started_ns)
+
+    def attend(
+        self, layer: Layer, cache: _native.KeyValueCache, qkv: Slot, out: Slot, segments: Int32, block: Block
+    ) -> None:
+        """Has the block's keys and values enter the cache; out [rows, H*D] = what its queries make of it.
+
+        Shapes: qkv [T, (H+2G)*D], its q and k rotated; segments [N, 4] i32, the block's.
+        """
+        of, rows = layer.attention, (block.first_row, block.rows)
+        qkv_index, out_index = self._slots.own(qkv, *rows), self._slots.own(out, *rows)
+        started_ns = time.perf_counter_ns()
+        _native.attend(
+            cache, self._slots.table, qkv_index, out_index, segments,
+            num_heads=of.num_heads, scale=of.scale, window=of.window,
+        )  # fmt: skip
+        self._statistics.count("ATTENTION", started_ns)
 
     def _run(self, operation: str, kernel: Callable[..., None], *arguments: object) -> None:
         started_ns = time.perf_counter_ns()

@@ -5,17 +5,17 @@
 #include <sys/mman.h>
 
 #include <cstddef>
-#include <cstdint>
 #include <new>
 #include <utility>
 
 namespace tsqp {
 
+template <class T>
 class Pages {
   public:
     Pages() = default;
     // `dense`: all of it will be used, so large pages waste nothing and save the processor's address tables.
-    Pages(std::size_t elements, bool dense) : size_bytes_(elements * sizeof(std::uint16_t)) {
+    Pages(std::size_t elements, bool dense) : size_bytes_(elements * sizeof(T)) {
         if (size_bytes_ == 0) return;
         base_ = mmap(nullptr, size_bytes_, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -35,8 +35,8 @@ class Pages {
         if (base_ != nullptr) munmap(base_, size_bytes_);
     }
 
-    std::uint16_t* data() const { return static_cast<std::uint16_t*>(base_); }
-    std::size_t size() const { return size_bytes_ / sizeof(std::uint16_t); }
+    T* data() const { return static_cast<T*>(base_); }
+    std::size_t size() const { return size_bytes_ / sizeof(T); }
 
   private:
     void* base_ = nullptr;

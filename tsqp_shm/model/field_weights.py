@@ -1,0 +1,38 @@
+"""The Linears of a network as the protected modes compute with them: weights in int8, a scale for each output.
+
+Source: `native/field/field.h`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tsqp_shm import _native
+from tsqp_shm.errors import UnsupportedModel
+from tsqp_shm.model.network import Linear
+from tsqp_shm.model.weights import Checkpoint
+
+# More inputs could wrap the sum of one digit's products.
+MAX_INPUTS = 66_311
+
+
+def load_field_linear(checkpoint: Checkpoint, linear: Linear) -> _native.FieldLinear:
+    """Quantises a Linear's weights, part by part; its bias stays float32.
+
+    Raises:
+        ModelFileError: a tensor is missing or has another shape.
+        UnsupportedModel: it has more inputs than a product can sum.
+    """
+    if linear.inputs > MAX_INPUTS:
+        raise UnsupportedModel(linear.parts[0].weight, f"{linear.inputs} inputs", f"at most {MAX_INPUTS}")
+    loaded = _native.FieldLinear(linear.outputs, linear.inputs)
+    first, biases = 0, []
+    for part in linear.parts:
+        tensor = checkpoint.tensor(part.weight, (part.rows, linear.inputs))
+        loaded.set_rows(first, tensor.data if tensor.dtype == "BF16" else tensor.to_float32())
+        if part.bias is not None:
+            biases.append(checkpoint.tensor(part.bias, (part.rows,)).to_float32())
+        first += part.rows
+    if biases:
+        loaded.set_bias(np.concatenate(biases))
+    return loaded

@@ -1,0 +1,62 @@
+"""Mode `tee-only`: the whole model in this process; nothing crosses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from tsqp_shm import _native
+from tsqp_shm.model.field_weights import load_field_linear
+from tsqp_shm.model.network import Network
+from tsqp_shm.model.weights import Checkpoint, Tensor
+from tsqp_shm.shm.slots import Slots
+from tsqp_shm.tee.attention.private import PrivateAttention
+from tsqp_shm.tee.embedding import PrivateEmbedding
+from tsqp_shm.tee.engine import Engine, MakeEngineAlone, Ports
+from tsqp_shm.tee.linears.local import LocalLinears
+from tsqp_shm.tee.norms import NormWeights
+from tsqp_shm.tee.ops import Operations
+from tsqp_shm.tee.statistics import Statistics
+
+
+class _Weights(NamedTuple):
+    norms: NormWeights
+    embedding: Tensor
+    linears: tuple[_native.FieldLinear, ...]
+
+
+def load_tee_only(network: Network, checkpoint: Checkpoint) -> MakeEngineAlone:
+    """Of the weights, this mode wants all: the embedding as it is, norms and biases in float32, Linears in int8.
+
+    Raises:
+        ModelFileError: a tensor is missing or has another shape.
+        UnsupportedModel: a Linear has more inputs than a product can sum.
+    """
+    embedding = network.embedding
+    weights = _Weights(
+        NormWeights.load(network, checkpoint),
+        checkpoint.tensor(embedding.weight, (embedding.rows, embedding.size)),
+        tuple(load_field_linear(checkpoint, linear) for linear in network.linears),
+    )
+    return partial(_tee_only_engine, network, weights)
+
+
+def _tee_only_engine(
+    network: Network, weights: _Weights, slots: Slots, look: Callable[[], None], statistics: Statistics
+) -> Engine:
+    """An engine whose ports lead nowhere but to this process's kernels."""
+    ops = Operations(network, weights.norms, slots, statistics)
+    linears = LocalLinears(weights.linears, ops, look)
+    ports = Ports(
+        embedding=PrivateEmbedding(weights.embedding, ops),
+        attention=PrivateAttention(network, slots.plan, linears, ops),
+        linears=linears,
+        wait=_nothing_is_in_flight,
+        begin=lambda: None,
+    )
+    return Engine(network, slots.plan, ops, ports)
+
+
+def _nothing_is_in_flight(sequence: int) -> None:
+    raise AssertionError(f"nobody was asked for anything, and {sequence} is waited for")
