@@ -93,6 +93,9 @@ def _views(session: str, interval_s: float) -> Iterator[dict[str, Any]]:
                 facts = summary.facts()
                 # Without a GPU process there is no heartbeat: nobody waits for one.
                 if facts["tee"].get("is_silent", True) and not _is_alive(session):
+                    if observer.is_gone:
+                        # It has ended in order meanwhile.
+                        break
                     raise TsqpError(f"session {session!r} is dead: its TEE process is gone")
                 yield facts
         finally:

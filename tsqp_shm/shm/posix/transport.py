@@ -135,7 +135,7 @@ def _refuse_alone(name: str) -> None:
     """
     for found in list_sessions():
         if found.name == name and found.is_alive and (found.folder / PAGE_FILE).exists():
-            raise ConfigError("session", name, "one whose mode has a GPU process: this one's has none")
+            raise ConfigError("session", name, "one whose mode has a GPU process; this one's has none")
 
 
 def _find(name: str) -> PosixCandidate | None:
