@@ -77,11 +77,25 @@ setup(
     ext_modules=[
         extension(
             "tsqp_shm._native",
-            sources("module.cpp", "border/*.cpp", "kernels/*.cpp", "sampler/*.cpp", "field/*.cpp", "cpu/*.cpp"),
+            sources(
+                "module.cpp",
+                *(
+                    f"{part}/*.cpp"
+                    for part in ("border", "kernels", "elementary", "attention", "sampler", "field", "cpu")
+                ),
+            ),
         ),
         # Beside it and not in it: the TEE process loads neither the GPU process's products nor a benchmark.
         extension("tsqp_shm.gpu._products", sources("products/*.cpp", "cpu/*.cpp")),
-        extension("tsqp_shm.bench._round_trips", sources("bench/*.cpp", "border/ring.cpp")),
+        extension("tsqp_shm.bench._round_trips", sources("bench/round_trips.cpp", "border/ring.cpp")),
+        extension(
+            "tsqp_shm.bench._field_products",
+            [
+                path
+                for path in sources("bench/field_products.cpp", "bench/peak*.cpp", "field/*.cpp", "cpu/*.cpp")
+                if path.name != "bind_field.cpp"
+            ],
+        ),
     ],
     cmdclass={"build_ext": BuildWithIsaFlags},
 )

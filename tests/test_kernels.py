@@ -165,6 +165,25 @@ def test_rope_rotates_pairs_of_half_a_head(isa, code, half, rng):
     assert_close(arena.view[0], exact, 1, 2.0**-22 * np.abs(x).max())
 
 
+@pytest.mark.parametrize("half", [4, 16, 32])
+def test_rope_leaves_what_lies_behind_the_heads_of_a_row(isa, code, half, rng, threads):
+    rows, heads, behind = 300, 3, 20
+    width = heads * 2 * half
+    arena = Arena((rows, width, code), (rows, width + behind, code))
+    values = normal(rng, rows, width + behind)
+    arena.view[0][:], arena.view[1][:] = narrow(values[:, :width], code), narrow(values, code)
+    before = arena.view[1].copy()
+    angle = normal(rng, rows, half)
+    positions = rng.permutation(rows).astype(np.int32)
+    for num_threads in (1, 3):
+        threads(num_threads)
+        for slot in (0, 1):
+            _native.rope(arena.slots, slot, 0, rows, positions, np.cos(angle), np.sin(angle), heads, 2 * half)
+    assert np.array_equal(arena.view[1][:, :width], arena.view[0])
+    assert np.array_equal(arena.view[1][:, width:], before[:, width:])
+    assert not np.array_equal(arena.view[1][:, :width], before[:, :width])
+
+
 @pytest.mark.parametrize("score", [1.01469e11, 1.0265e12, 3e38])
 def test_the_largest_score_has_all_of_it_however_large(isa, code, score):
     arena = Arena((1, 32, code))
@@ -354,6 +373,7 @@ def int_array(*values: int) -> np.ndarray:
         (ValueError, "load_rows", (6, 1, 1, float_array(1, 6))),
         (ValueError, "store_rows", (6, 1, 1, float_array(1, 6))),
         (ValueError, "rope", (6, 0, 1, int_array(0), float_array(5, 1), float_array(5, 1), 3, 2)),
+        (ValueError, "rope", (6, 0, 1, int_array(0), float_array(5, 2), float_array(5, 2), 1, 4)),
         (ValueError, "silu_mul", (7, 6, 0, 1)),
         (ValueError, "add_rms_norm", (6, 0, None, float_array(9, 6), None, 0, 1, float_array(6), 1e-5)),
         (ValueError, "all_finite", (0, 1, 1)),

@@ -1,6 +1,7 @@
-"""Native core: rings, kernels on the slots of an arena, and the sampler.
+"""Native core: rings, kernels on the slots of an arena, attention over a private cache, and the sampler.
 
-Contracts: native/border/ring.h, native/border/submissions.h, native/kernels/kernels.h, native/sampler/sampler.h.
+Contracts: native/border/ring.h, native/border/submissions.h, native/kernels/kernels.h, native/attention/attention.h,
+native/sampler/sampler.h.
 """
 
 from collections.abc import Callable, Sequence
@@ -158,8 +159,39 @@ def use_instruction_set(name: str) -> None: ...
 def set_num_threads(num_threads: int, patience_us: int = 0) -> None: ...
 def get_num_threads() -> int: ...
 
+class KeyValueCache:
+    def __init__(
+        self, num_kv_heads: int, head_dim: int, blocks: npt.NDArray[np.int32], element: str = "bfloat16"
+    ) -> None: ...
+    @property
+    def num_bytes(self) -> int: ...
+    @property
+    def block_bytes(self) -> int: ...
+    def read(self, sequence: int, positions: int) -> int: ...
+
+def attend(
+    cache: KeyValueCache,
+    slots: SlotTable,
+    qkv_slot: int,
+    out_slot: int,
+    segments: npt.NDArray[np.int32],
+    *,
+    num_heads: int,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: npt.NDArray[np.float32] | None = None,
+) -> None: ...
+def hyperbolic_tangent(values: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None: ...
+
 NOT_FINITE: int
 NOTHING_LEFT: int
+
+def rope_tables(
+    inverse_frequencies: npt.NDArray[np.float32], num_positions: int, scale: float
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
+def logarithm(x: float) -> float: ...
+def power(base: float, exponent: float) -> float: ...
 
 class TokenSampler:
     def __init__(

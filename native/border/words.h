@@ -10,7 +10,7 @@ namespace tsqp {
 
 inline constexpr std::size_t kWordBytes = sizeof(std::uint64_t);
 
-namespace {  // kernels of several instruction sets compile it: see kernels_impl.h
+namespace {  // kernels of several instruction sets compile it: see kernels/lanes.h
 
 inline bool is_whole_words(std::size_t size_bytes) { return size_bytes % kWordBytes == 0; }
 

@@ -9,7 +9,6 @@
 namespace tsqp {
 namespace {
 
-// Rows are taken in runs whose digits stay in the second-level cache while the panels go over them.
 constexpr std::size_t kDigitBytes = 640 * 1024;
 // What a thread takes of the panels at a time where rows are few: enough to be worth a ticket.
 constexpr std::size_t kPanelBytes = 128 * 1024, kTasksPerThread = 3;
@@ -56,7 +55,7 @@ void apply_linear(const FieldKernels& kernels, const FieldWeights& weights, cons
     constexpr std::size_t kBase = 2;
     const std::size_t inputs = weights.inputs(), depth = weights.depth(), num_threads = get_num_threads();
     const std::uint64_t limit = squares_limit(weights.squares());
-    const std::size_t most_blocks = std::max<std::size_t>(1, kDigitBytes / (kBlockRows * kBase * depth));
+    const std::size_t most_blocks = blocks_of_a_run(depth, kBase);
     DigitRows& digit_rows = scratch.digit_rows;
     digit_rows.reserve(std::min(most_blocks, ceil_div(rows, kBlockRows)), depth, kBase, true);
     std::int32_t* const all_integers = reserve(scratch.integers, num_threads * depth);
@@ -83,6 +82,10 @@ void apply_linear(const FieldKernels& kernels, const FieldWeights& weights, cons
             });
         multiply_blocks(kernels, weights, digit_rows, num_blocks, out + first * weights.outputs());
     }
+}
+
+std::size_t blocks_of_a_run(std::size_t depth, std::size_t base) {
+    return std::max<std::size_t>(1, kDigitBytes / (kBlockRows * base * depth));
 }
 
 void multiply_blocks(const FieldKernels& kernels, const FieldWeights& weights, const DigitRows& digit_rows,

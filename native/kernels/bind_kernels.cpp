@@ -15,6 +15,7 @@
 #include "kernels/dispatch.h"
 #include "kernels/finite.h"
 #include "kernels/kernels_arguments.h"
+#include "kernels/scratch.h"
 
 namespace tsqp {
 namespace {
@@ -48,26 +49,6 @@ void need_whole_words(std::size_t slot, std::size_t size_bytes, const char* what
         throw py::value_error("slot " + std::to_string(slot) + ": " + what + " " +
                               std::to_string(size_bytes) + " bytes, expected whole words of 8");
 }
-
-// Private floats of `elements` for each thread; kept, so that nothing is allocated once the largest was asked
-// for.
-class Scratch {
-  public:
-    Scratch(std::size_t num_workers, std::size_t elements) : stride_((elements + kLanes - 1) / kLanes) {
-        if (blocks_.size() < num_workers * stride_) blocks_.resize(num_workers * stride_);
-        first_ = blocks_.data();
-    }
-    float* of(std::size_t worker) const { return first_[worker * stride_].lane; }
-
-  private:
-    struct alignas(64) Block {
-        float lane[kLanes];
-    };
-    static thread_local std::vector<Block> blocks_;
-    std::size_t stride_;
-    Block* first_;
-};
-thread_local std::vector<Scratch::Block> Scratch::blocks_;
 
 void add_rms_norm(HeldSlots& slots, Index out_slot, Index out_first_row, std::optional<Index> delta_slot,
                   const py::array& residual, const std::optional<py::array>& row_index, Index first_row,
@@ -154,18 +135,18 @@ void rope(HeldSlots& slots, Index qk_slot, Index first_row, Index rows, const py
     const std::size_t items = not_negative("rows", rows);
     check_indices("positions", at, items, static_cast<std::size_t>(cos.shape(0)));
     const Rows qk = slots.rows(not_negative("qk_slot", qk_slot), not_negative("first_row", first_row), items);
-    if (dim == 0 || qk.row_elements % dim != 0 || qk.row_elements / dim != heads)
+    if (dim == 0 || qk.row_elements / dim < heads)
         throw py::value_error("the slot's rows have " + std::to_string(qk.row_elements) +
-                              " elements, expected num_heads * head_dim");
+                              " elements, expected num_heads * head_dim or more");
     const auto kernel = kernels_for(qk).rope;
     need_whole_words(static_cast<std::size_t>(qk_slot), dim * element_bytes(qk.dtype), "a head takes");
-    const RopeArgs args{qk.data, at, cosines, sines, heads, dim};
+    need_whole_words(static_cast<std::size_t>(qk_slot), qk.row_bytes(), "a row takes");
+    const RopeArgs args{qk.data, at, cosines, sines, heads, dim, qk.row_elements};
     const std::size_t num_workers = get_num_threads();
     const Scratch scratch(num_workers, dim);
-    run(slots, items, qk.row_elements, num_workers,
-        [&](std::size_t worker, std::size_t begin, std::size_t end) {
-            kernel(args, scratch.of(worker), begin, end);
-        });
+    run(slots, items, heads * dim, num_workers, [&](std::size_t worker, std::size_t begin, std::size_t end) {
+        kernel(args, scratch.of(worker), begin, end);
+    });
 }
 
 void softmax(HeldSlots& slots, Index slot, Index offset_elements, Index num_heads, Index rows,

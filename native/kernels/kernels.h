@@ -61,7 +61,9 @@ struct StoreArgs {
 
 // Rotates query and key heads in place.
 //
-//   Shapes:   qk [items, num_heads, head_dim] E; positions [items] i32, each in [0, P);
+//   Shapes:   qk [items, num_heads, head_dim] E, its rows row_elements apart: what lies behind the heads
+//   stays as
+//             it is; positions [items] i32, each in [0, P);
 //             cos, sin [P, head_dim / 2] f32; scratch: head_dim f32, private, one per thread.
 //   Numerics: x1' = E(x1 * cos - x2 * sin), x2' = E(x2 * cos + x1 * sin) for the pairs (i, i + head_dim / 2).
 //   Source:   transformers LlamaRotaryEmbedding, rotate_half.
@@ -72,6 +74,7 @@ struct RopeArgs {
     const float* sin;
     std::size_t num_heads;
     std::size_t head_dim;
+    std::size_t row_elements;
 };
 
 // Softmax of a score tile in place, under a causal and window mask.

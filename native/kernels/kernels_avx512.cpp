@@ -1,4 +1,5 @@
-#include "kernels/kernels_avx512.h"
+#include "kernels/kernels_impl.h"
+#include "kernels/lanes_avx512.h"
 
 namespace tsqp {
 

@@ -1,6 +1,7 @@
 // As kernels_avx512.cpp, with the processor's own rounding to bf16.
 
-#include "kernels/kernels_avx512.h"
+#include "kernels/kernels_impl.h"
+#include "kernels/lanes_avx512.h"
 
 namespace tsqp {
 

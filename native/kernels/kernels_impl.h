@@ -1,106 +1,14 @@
-// The kernels of kernels.h over a type `L` of 16 f32 lanes; each kernels_<isa>.cpp brings its own `L`.
-//
-// `L::read` and `L::write` cross the border, by whole words; `L::load` and `L::store` are for private memory.
-//
-// Everything is in an anonymous namespace, and nothing of std is called: a function with external linkage
-// that several instruction sets compile would be merged by the linker into one copy, which might use AVX-512
-// on a machine without.
+// The kernels of kernels.h over a type `L` of 16 f32 lanes (lanes.h).
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
-#include "border/words.h"
-#include "kernels/kernels.h"
+#include "kernels/lanes.h"
 
 namespace tsqp {
 namespace {
 
-using Bf16 = std::uint16_t;
-
-// How many lanes of a block are elements: all, or the first `count`. The other lanes come as 0. They are not
-// stored to private memory; `write` writes them as 0 where a word holds both.
-struct Full {};
-struct Partial {
-    std::size_t count;
-};
-// Lanes [begin, end) of a block that is all memory.
-struct Between {
-    std::size_t begin, end;
-};
-
-template <class Body>
-[[gnu::always_inline]] inline void for_each_block(std::size_t size, Body body) {
-    std::size_t i = 0;
-    for (; size - i >= kLanes; i += kLanes) body(i, Full{});
-    if (i < size) body(i, Partial{size - i});
-}
-
-// The blocks of a row that hold elements [lo, hi); where the row begins, a block does.
-template <class Body>
-[[gnu::always_inline]] inline void for_each_block(std::size_t lo, std::size_t hi, Body body) {
-    std::size_t i = lo / kLanes * kLanes;
-    if (i < lo) {
-        body(i, Between{lo - i, hi - i < kLanes ? hi - i : kLanes});
-        i += kLanes;
-    }
-    for (; i + kLanes <= hi; i += kLanes) body(i, Full{});
-    if (i < hi) body(i, Between{0, hi - i});
-}
-
 template <class L>
 struct Kernels {
     using V = typename L::V;
-
-    static float sum_lanes(V lanes) {
-        float v[kLanes];
-        L::store(v, lanes, Full{});
-        for (std::size_t width = kLanes / 2; width > 0; width /= 2)
-            for (std::size_t i = 0; i < width; ++i) v[i] = v[i] + v[i + width];
-        return v[0];
-    }
-
-    static float max_lanes(V lanes) {
-        float v[kLanes];
-        L::store(v, lanes, Full{});
-        for (std::size_t i = 1; i < kLanes; ++i) v[0] = v[i] > v[0] ? v[i] : v[0];
-        return v[0];
-    }
-
-    // exp(x) for x <= 0 or NaN: x = n ln2 + r, |r| <= ln2 / 2, and exp(r) by a polynomial: for E = float that
-    // of Cephes expf, for bf16 of degree 4, whose relative error of 2^-17 is a two-hundredth of the output's
-    // own.
-    template <class E>
-    [[gnu::always_inline]] static V exp_nonpositive(V given) {
-        // Below -104 exp is under 2^-150 and rounds to 0; -inf would turn into NaN. A NaN stays one.
-        const V lowest = L::set(-104.0f), x = L::max(lowest, given);
-        // NOTE(numerics): adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits of the sum.
-        const V magic = L::set(0x1.8p23f), one = L::set(1.0f);
-        const V biased = L::fma(x, L::set(0x1.715476p+0f), magic);
-        const V n = L::sub(biased, magic);
-        V p;
-        if constexpr (sizeof(E) == sizeof(Bf16)) {
-            const V r = L::fma(n, L::set(-0x1.62e43p-1f), x);
-            p = L::set(0x1.52258cp-5f);
-            p = L::fma(p, r, L::set(0x1.571cc2p-3f));
-            p = L::fma(p, r, L::set(0x1.0006b6p-1f));
-            p = L::fma(p, r, one);
-            p = L::fma(p, r, one);
-        } else {
-            // ln2 in two parts; the first has 9 bits, so n * high is exact.
-            V r = L::fma(n, L::set(-0.693359375f), x);
-            r = L::fma(n, L::set(2.12194440e-4f), r);
-            p = L::set(1.9875691500e-4f);
-            p = L::fma(p, r, L::set(1.3981999507e-3f));
-            p = L::fma(p, r, L::set(8.3334519073e-3f));
-            p = L::fma(p, r, L::set(4.1665795894e-2f));
-            p = L::fma(p, r, L::set(1.6666665459e-1f));
-            p = L::fma(p, r, L::set(5.0000001201e-1f));
-            p = L::add(L::fma(p, L::mul(r, r), r), one);
-        }
-        // Such lanes are not scaled: a product that underflows makes the processor take a slow path.
-        return L::scale_by_power_of_two(p, n, biased, given, lowest);
-    }
 
     // -1 / m for m in [-2, -1] or NaN, to 2^-18, where a division would take longer than all the rest: the
     // cubic whose error is a Chebyshev polynomial, 1 / 577, and a step of Newton, which squares it.
@@ -113,7 +21,8 @@ struct Kernels {
 
     static void exp_kernel(const ExpArgs& args, std::size_t begin, std::size_t end) noexcept {
         for_each_block(end - begin, [&](std::size_t i, auto part) {
-            L::store(args.to + begin + i, exp_nonpositive<float>(L::load(args.from + begin + i, part)), part);
+            L::store(args.to + begin + i, exp_nonpositive<L, float>(L::load(args.from + begin + i, part)),
+                     part);
         });
     }
 
@@ -138,7 +47,7 @@ struct Kernels {
                     squares = L::add(squares, L::mul(x, x));
                 });
             }
-            const float mean = sum_lanes(squares) / static_cast<float>(size);
+            const float mean = sum_lanes<L>(squares) / static_cast<float>(size);
             const V inverse = L::set(1.0f / __builtin_sqrtf(mean + args.eps));
             E* out = static_cast<E*>(args.out) + item * size;
             for_each_block(size, [&](std::size_t i, auto part) {
@@ -173,7 +82,7 @@ struct Kernels {
             const std::size_t position = static_cast<std::size_t>(args.positions[item]);
             const float* cos = args.cos + position * half;
             const float* sin = args.sin + position * half;
-            E* row = static_cast<E*>(args.qk) + item * args.num_heads * size;
+            E* row = static_cast<E*>(args.qk) + item * args.row_elements;
             for (std::size_t head = 0; head < args.num_heads; ++head, row += size) {
                 if (is_whole_words(half * sizeof(E))) {
                     for_each_block(half, [&](std::size_t i, auto part) {
@@ -227,17 +136,17 @@ struct Kernels {
             L::store(scratch + i, x, Full{});
             maxima = L::max(x, maxima);  // passes over a NaN
         });
-        const float maximum = max_lanes(maxima);
+        const float maximum = max_lanes<L>(maxima);
         if (maximum == -infinity && !any_nan(scratch + lo, hi - lo)) return clear(row, 0, size);
         const std::size_t begin = lo / kLanes * kLanes, end = (hi + kLanes - 1) / kLanes * kLanes;
         const V highest = L::set(maximum);
         V sums = zero;
         for (std::size_t i = begin; i < end; i += kLanes) {
-            const V e = exp_nonpositive<E>(L::mul(L::sub(L::load(scratch + i, Full{}), highest), factor));
+            const V e = exp_nonpositive<L, E>(L::mul(L::sub(L::load(scratch + i, Full{}), highest), factor));
             L::store(scratch + i, e, Full{});
             sums = L::add(sums, e);
         }
-        const V inverse = L::set(1.0f / sum_lanes(sums));
+        const V inverse = L::set(1.0f / sum_lanes<L>(sums));
         clear(row, 0, begin);
         for_each_block(lo, hi, [&](std::size_t i, auto seen) {
             // The sum may be NaN, and zero times NaN would be.
@@ -279,7 +188,7 @@ struct Kernels {
             E* out = static_cast<E*>(args.out) + item * size;
             for_each_block(size, [&](std::size_t i, auto part) {
                 const V gate = L::read(gates + i, part);
-                const V e = exp_nonpositive<E>(L::negative_abs(gate));
+                const V e = exp_nonpositive<L, E>(L::negative_abs(gate));
                 const V numerator = L::mul_where_negative(gate, e);
                 V silu;
                 if constexpr (sizeof(E) == sizeof(Bf16))
@@ -302,9 +211,9 @@ struct Kernels {
                 maxima = L::max(x, maxima);
                 differences = L::add(differences, keep(L::sub(x, x), L::set(0.0f), part));
             });
-            args.maxima[block] = max_lanes(maxima);
+            args.maxima[block] = max_lanes<L>(maxima);
         }
-        return sum_lanes(differences) == 0.0f;
+        return sum_lanes<L>(differences) == 0.0f;
     }
 
     static void logit_weights(const LogitWeightsArgs& args, std::size_t begin, std::size_t end) noexcept {
@@ -312,7 +221,7 @@ struct Kernels {
         const V unit = L::set(static_cast<float>(kLargestWeight));
         for_each_block(end - begin, [&](std::size_t i, auto part) {
             const V x = L::mul(L::sub(L::load(args.logits + begin + i, part), highest), factor);
-            L::store_rounded(args.weights + begin + i, L::mul(exp_nonpositive<float>(x), unit), part);
+            L::store_rounded(args.weights + begin + i, L::mul(exp_nonpositive<L, float>(x), unit), part);
         });
     }
 

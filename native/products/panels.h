@@ -52,7 +52,7 @@ struct PanelArgs {
     bool out_is_f32 = false;
 };
 
-namespace {  // kernels of several instruction sets compile it: see kernels_impl.h
+namespace {  // kernels of several instruction sets compile it: see kernels/lanes.h
 
 // B's rows [k, end_of_block) lie in one block, of which k is the first.
 inline std::size_t end_of_block(const PanelArgs& a, std::size_t k) {

@@ -80,7 +80,7 @@ void test_table(const ElementKernels& kernels) {
         watch("silu_mul", [&] { kernels.silu_mul(silu, 0, 3); });
         const std::int32_t positions[] = {0, 1, 0};
         std::vector<float> cos(width), sin(width), scratch(width);
-        const RopeArgs rope{elements, positions, cos.data(), sin.data(), 2, width};
+        const RopeArgs rope{elements, positions, cos.data(), sin.data(), 2, width, 2 * width};
         watch("rope", [&] { kernels.rope(rope, scratch.data(), 0, 3); });
     }
     for (const std::size_t count : {1, 2, 3, 15, 17, 30, 37}) {

@@ -25,6 +25,7 @@ from tsqp_shm.cli.health import (
     list_sessions,
     print_environment,
 )
+from tsqp_shm.cli.inspection import inspect_model, inspection_flags
 from tsqp_shm.cli.roles import launch_both, play_gpu, play_tee
 from tsqp_shm.cli.top import show_top, top_flags
 from tsqp_shm.cli.traces import make_trace, trace_flag, trace_flags
@@ -64,6 +65,12 @@ def build_parser() -> Parser:
             examine,
             examined,
             "check this machine, and say what is wrong and what to do; exit code 1 if it is bad",
+        ),
+        (
+            "inspect",
+            inspect_model,
+            [model_argument(), inspection_flags()],
+            "say what a model is, whether it is supported, and the memory that it takes in each mode; loads nothing",
         ),
         ("env", print_environment, [], "print what a bug report should hold"),
         ("ps", list_sessions, [json_flag()], "list this user's sessions, live and dead"),

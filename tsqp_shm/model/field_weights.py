@@ -21,7 +21,7 @@ def load_field_linear(checkpoint: Checkpoint, linear: Linear) -> _native.FieldLi
 
     Raises:
         ModelFileError: a tensor is missing or has another shape.
-        UnsupportedModel: it has more inputs than a product can sum.
+        UnsupportedModel: it has more inputs than a product can sum, or a weight that is no finite number.
     """
     if linear.inputs > MAX_INPUTS:
         raise UnsupportedModel(linear.parts[0].weight, f"{linear.inputs} inputs", f"at most {MAX_INPUTS}")
@@ -29,7 +29,11 @@ def load_field_linear(checkpoint: Checkpoint, linear: Linear) -> _native.FieldLi
     first, biases = 0, []
     for part in linear.parts:
         tensor = checkpoint.tensor(part.weight, (part.rows, linear.inputs))
-        loaded.set_rows(first, tensor.data if tensor.dtype == "BF16" else tensor.to_float32())
+        try:
+            loaded.set_rows(first, tensor.data if tensor.dtype == "BF16" else tensor.to_float32())
+        except ValueError:
+            # Its shape is the config's: what is left to be refused are NaN and infinities.
+            raise UnsupportedModel(part.weight, "a NaN or an infinity", "finite weights") from None
         if part.bias is not None:
             biases.append(checkpoint.tensor(part.bias, (part.rows,)).to_float32())
         first += part.rows

@@ -1,4 +1,8 @@
-"""The rotary embedding: its parameters in a config.json, and the tables of cosines and sines they give."""
+"""The rotary embedding: its parameters in a config.json, and the tables of cosines and sines they give.
+
+NOTE(numerics): no transcendental function of numpy's or the C library's is used, whose last bits depend on the
+processor: the tables are the same on every machine (`native/elementary/`).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tsqp_shm import _native
 from tsqp_shm.errors import UnsupportedModel
 from tsqp_shm.model.json_fields import JsonFields, brief
 
@@ -106,14 +111,11 @@ def rope_tables(rope: RopeSpec, head_dim: int, num_positions: int) -> tuple[NDAr
 
     Shapes: cos, sin [num_positions, head_dim / 2] f32; row-major, dense.
     Numerics: inverse frequencies and angles round to f32 as they do in transformers, because at position 8192
-        an angle that was not rounded differs by 5e-4; cos and sin of that angle are within 1 ULP of exact.
-        yarn's attention factor is multiplied in.
+        an angle that was not rounded differs by 5e-4; cos and sin of that angle are rounded once, within
+        0.5001 ULP of exact. yarn's attention factor is multiplied in.
     Source: transformers `modeling_rope_utils.py` and `LlamaRotaryEmbedding.forward`.
     """
-    angles = np.arange(num_positions, dtype=np.float32)[:, None] * inverse_frequencies(rope, head_dim)
-    exact = angles.astype(np.float64)
-    scale = np.float32(_attention_factor(rope))
-    return np.cos(exact).astype(np.float32) * scale, np.sin(exact).astype(np.float32) * scale
+    return _native.rope_tables(inverse_frequencies(rope, head_dim), num_positions, _attention_factor(rope))
 
 
 def require_finite(rope: RopeSpec, head_dim: int) -> None:
@@ -133,10 +135,10 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int) -> NDArray[np.float32]:
     """Returns the angle per position of each pair of dimensions.
 
     Shapes: [head_dim / 2] f32.
-    Numerics: within 2 ULP of transformers on a CPU (its `pow` is not correctly rounded).
+    Numerics: powers of theta are rounded to f32 once; within 2 ULP of transformers on a CPU, whose `pow` is not.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    wavelengths = np.power(rope.theta, exponents.astype(np.float64)).astype(np.float32)
+    wavelengths = np.array([_native.power(rope.theta, float(exponent)) for exponent in exponents], np.float32)
     inv_freq = np.float32(1) / wavelengths
     if rope.kind == "linear":
         return inv_freq / np.float32(rope.factor)
@@ -182,7 +184,7 @@ def _yarn(rope: RopeSpec, wavelengths: NDArray[np.float32]) -> NDArray[np.float3
 def _dimension_with_rotations(rope: RopeSpec, rotations: float, head_dim: int) -> float:
     """Returns the dimension that turns this many times over the original context."""
     turns = rope.original_max_position_embeddings / (rotations * 2 * math.pi)
-    return head_dim * math.log(turns) / (2 * math.log(rope.theta))
+    return head_dim * _native.logarithm(turns) / (2 * _native.logarithm(rope.theta))
 
 
 def _attention_factor(rope: RopeSpec) -> float:
@@ -196,4 +198,4 @@ def _attention_factor(rope: RopeSpec) -> float:
 
 
 def _mscale(factor: float, weight: float = 1.0) -> float:
-    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+    return 1.0 if factor <= 1 else 0.1 * weight * _native.logarithm(factor) + 1.0

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tsqp_shm.errors import ModelFileError
 from tsqp_shm.model.files import MAX_INDEX_BYTES, is_there
 from tsqp_shm.model.json_fields import brief, read_json_object
-from tsqp_shm.model.tensor_file import MAX_HEADER_BYTES, TensorFile
+from tsqp_shm.model.tensor_file import MAX_HEADER_BYTES, StoredTensor, TensorFile
 from tsqp_shm.printable import quoted
 
 SINGLE_FILE = "model.safetensors"
@@ -110,6 +110,11 @@ class Checkpoint:
     def names(self) -> tuple[str, ...]:
         """As they stand in the files."""
         return tuple(self._open())
+
+    def stored(self, name: str) -> StoredTensor | None:
+        """What a header says of a tensor; None: there is none of that name."""
+        stored_name = self._stored_name(name)
+        return None if stored_name is None else self._open()[stored_name].tensors[stored_name]
 
     def __contains__(self, name: str) -> bool:
         return self._stored_name(name) is not None

@@ -7,13 +7,16 @@
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 
-#include "kernels/kernels_impl.h"
+#include "kernels/lanes.h"
 
 namespace tsqp {
 namespace {
 
 struct Avx512Lanes {
     using V = __m512;
+
+    // How many accumulators of a product stay in registers, as rows by blocks of columns.
+    static constexpr std::size_t kProductRows = 4, kProductBlocks = 4;
 
     static __mmask16 lanes(std::size_t count) { return static_cast<__mmask16>((1u << count) - 1u); }
     // One bit for each word that holds one of `count` elements.
@@ -83,6 +86,13 @@ struct Avx512Lanes {
     static void store(float* to, V x, Full) { _mm512_storeu_ps(to, x); }
     static void store(float* to, V x, Partial part) { _mm512_mask_storeu_ps(to, lanes(part.count), x); }
 
+    // The even and the odd of 32 elements.
+    static void load_pairs(const Bf16* from, V& even, V& odd) {
+        const __m512i bits = _mm512_loadu_si512(from);
+        even = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+        odd = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))));
+    }
+
     // Nearest integers, ties to even, of 0 <= x <= 2^30.
     static void store_rounded(std::uint32_t* to, V x, Full) {
         _mm512_storeu_si512(to, _mm512_cvtps_epi32(x));
@@ -91,6 +101,10 @@ struct Avx512Lanes {
         _mm512_mask_storeu_epi32(to, lanes(part.count), _mm512_cvtps_epi32(x));
     }
 
+    // x where a < b, else y: also where either is NaN.
+    static V select_less(V a, V b, V x, V y) {
+        return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), x);
+    }
     static V select(V x, V other, Between seen) {
         const auto inside = static_cast<__mmask16>(lanes(seen.end) & ~lanes(seen.begin));
         return _mm512_mask_mov_ps(other, inside, x);
@@ -104,6 +118,8 @@ struct Avx512Lanes {
     static V div(V a, V b) { return _mm512_div_ps(a, b); }
     // The second operand where either is NaN or both are zero.
     static V max(V a, V b) { return _mm512_max_ps(a, b); }
+    // The largest lane; no lane is NaN.
+    static float largest(V a) { return _mm512_reduce_max_ps(a); }
     static V negative_abs(V a) { return _mm512_or_ps(a, _mm512_set1_ps(-0.0f)); }
     // x * y where x < 0, else x.
     static V mul_where_negative(V x, V y) {

@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""What the integer products of `w8` reach: one row beside a plain read of the same bytes, many beside the instruction.
+
+    scripts/bench_field.py [--threads N] [--rounds N] [--shape OUTPUTSxINPUTS ...] [--json FILE]
+
+One row: each shape is there as often as leaves a cache nothing, and each round reads all copies, then multiplies them
+with one row of one digit, of two, three and four. Many rows: multiplications a second and digit, as a share of those
+of the instruction alone in registers, which each round measures too. `whole` is quantising, two digits and results
+together. Of everything the fastest round counts: what else a machine does only slows it. Needs no model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tsqp_shm.bench import _field_products as native
+from tsqp_shm.bench.report import environment
+
+# Outputs x inputs: SmolLM2-135M's q|k|v, o, gate|up, down and lm_head, then Llama-3.2-1B's without its lm_head.
+SHAPES = (
+    "960x576",
+    "576x576",
+    "3072x576",
+    "576x1536",
+    "49152x576",
+    "3072x2048",
+    "2048x2048",
+    "16384x2048",
+    "2048x8192",
+)
+DIGITS = (1, 2, 3, 4)
+ROWS = (256, 1024)
+
+
+def copies_of(outputs: int, inputs: int, size_bytes: int) -> int:
+    return max(2, -(-size_bytes // (outputs * inputs)))
+
+
+def one_row(outputs: int, inputs: int, rounds: int) -> dict[str, float]:
+    """Shares of a plain read's speed, and that read in GB/s."""
+    linears = native.FieldProducts(outputs, inputs, copies_of(outputs, inputs, 192 << 20))
+    read_s = math.inf
+    taken_s = dict.fromkeys(DIGITS, math.inf)
+    for _ in range(rounds):
+        for digits in DIGITS:
+            read_s = min(read_s, linears.read())
+            taken_s[digits] = min(taken_s[digits], linears.products(1, digits))
+    shares = {f"{digits} digits": read_s / taken for digits, taken in taken_s.items()}
+    return {"read GB/s": linears.num_bytes / read_s / 1e9, **shares}
+
+
+def many_rows(outputs: int, inputs: int, rounds: int) -> dict[str, float]:
+    """Shares of the instruction's peak, and that peak in 10^9 multiplications a second."""
+    copies = copies_of(outputs, inputs, 2 << 20)
+    linears = native.FieldProducts(outputs, inputs, copies)
+    peak = 0.0
+    rates: dict[str, float] = {}
+    for _ in range(rounds):
+        for rows in ROWS:
+            work = rows * outputs * inputs * copies
+            for digits in DIGITS:
+                peak = max(peak, native.peak(0.005))
+                name = f"{rows} rows, {digits} digits"
+                rates[name] = max(rates.get(name, 0.0), digits * work / linears.products(rows, digits))
+            name = f"{rows} rows, whole"
+            rates[name] = max(rates.get(name, 0.0), 2 * work / linears.whole(rows))
+    return {"peak": peak / 1e9, **{name: rate / peak for name, rate in rates.items()}}
+
+
+def print_table(title: str, rows: dict[str, dict[str, float]]) -> None:
+    columns = list(next(iter(rows.values())))
+    print(f"\n| {title} | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
+    for shape, found in rows.items():
+        cells = [f"{value:.0%}" if value < 2 else f"{value:.1f}" for value in found.values()]
+        print(f"| {shape} | {' | '.join(cells)} |", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2, metavar="N")
+    parser.add_argument("--rounds", type=int, default=9, metavar="N")
+    parser.add_argument("--shape", nargs="+", default=SHAPES, metavar="OUTPUTSxINPUTS")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    # An idle thread stays awake as long as it does between two kernels of a step.
+    native.set_num_threads(arguments.threads, 200)
+    facts: dict[str, Any] = {
+        **environment(),
+        "products by": native.instruction_set(),
+        "threads": arguments.threads,
+        "rounds": arguments.rounds,
+    }
+    for name, fact in facts.items():
+        print(f"{name}: {fact}")
+    shapes = {shape: tuple(map(int, shape.split("x"))) for shape in arguments.shape}
+    few = {shape: one_row(*sizes, arguments.rounds) for shape, sizes in shapes.items()}
+    print_table("one row, outputs x inputs", few)
+    many = {shape: many_rows(*sizes, arguments.rounds) for shape, sizes in shapes.items()}
+    print_table("many rows, outputs x inputs", many)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**facts, "one row": few, "many rows": many}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""The arithmetic of the protected modes in plain numpy: int64 sums, float32 where a rule rounds.
+
+Written from the rules alone (docs/architecture.md, "The arithmetic of the protected modes"), one row at a time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+TWO_DIGITS, THREE_DIGITS = 32_639, 8_355_711
+LARGEST_SUM = 2**30 - 1
+FLOAT32_MAX = np.finfo(np.float32).max
+
+
+def quantised_weights(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shapes: weight [N, K] f32 -> int8 [N, K] as int64, scales [N] f32."""
+    scales = np.abs(weight).max(axis=1) / np.float32(127)
+    scales[scales == 0] = 1
+    quotients = (weight / scales[:, None]).astype(np.float32)
+    return np.clip(np.rint(quotients), -127, 127).astype(np.int64), scales
+
+
+def scale_of(largest: np.float32, bound: int) -> np.float32:
+    """The largest float32 s with s * largest <= bound: the product of two float32 is exact in float64."""
+    if largest == 0:
+        return np.float32(1)
+    exact = float(largest)
+    with np.errstate(over="ignore"):
+        scale = min(np.float32(bound / exact), FLOAT32_MAX)
+    while float(scale) * exact > bound:
+        scale = np.nextafter(scale, np.float32(0))
+    while scale < FLOAT32_MAX and float(np.nextafter(scale, np.float32(np.inf))) * exact <= bound:
+        scale = np.nextafter(scale, np.float32(np.inf))
+    return scale
+
+
+def quantised_row(x: np.ndarray, weight: np.ndarray, first_bound: int = TWO_DIGITS) -> tuple[np.ndarray, np.float32]:
+    """Shapes: x [K] f32; weight [N, K] of int8 -> integers [K], scale."""
+    if not np.isfinite(x).all():
+        return np.zeros(len(x), np.int64), np.float32(1)
+
+    def rounded(scale: np.float32) -> np.ndarray:
+        return np.rint(x * scale).astype(np.int64)
+
+    largest = np.abs(x).max()
+    scale = scale_of(largest, first_bound)
+    integers = rounded(scale)
+    if len(x) * int(np.abs(integers).max()) > 256 * int(np.abs(integers).sum()):
+        scale = scale_of(largest, THREE_DIGITS)
+        integers = rounded(scale)
+    squares = int((weight * weight).sum(axis=1).max())
+    most = (LARGEST_SUM**2 - 1) // squares if squares else None
+    while not (
+        127 * int(np.abs(integers).sum()) < LARGEST_SUM or most is None or int((integers * integers).sum()) <= most
+    ):
+        scale = np.float32(scale / np.float32(2))
+        integers = rounded(scale)
+    return integers, scale
+
+
+def product(
+    x: np.ndarray,
+    weight: np.ndarray,
+    scales: np.ndarray,
+    bias: np.ndarray | None = None,
+    first_bound: int = TWO_DIGITS,
+) -> np.ndarray:
+    """Shapes: x [R, K] f32; weight [N, K] of int8; scales, bias [N] f32 -> [R, N] f32."""
+    out = np.empty((len(x), len(weight)), np.float32)
+    for row, of_row in zip(x, out, strict=True):
+        integers, scale = quantised_row(row, weight, first_bound)
+        of_row[:] = (weight @ integers).astype(np.float32) * (scales / scale)
+        if bias is not None:
+            of_row += bias
+        if not np.isfinite(row).all():
+            of_row[:] = np.nan
+    return out

@@ -1,0 +1,187 @@
+"""The model in this process alone: the same bits whatever computes them, and transformers' logits with int8 weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import field_reference
+import numpy as np
+import pytest
+import torch
+from models import model_folder, random_token_ids, relative_distance
+from test_parity import CASES
+from transformers import AutoModelForCausalLM
+
+from tsqp_shm import _native
+from tsqp_shm.config import Limits
+from tsqp_shm.model.field_weights import load_field_linear
+from tsqp_shm.model.network import Linear, Network
+from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.model.weights import Checkpoint
+from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.slots import Slots
+from tsqp_shm.tee.attention.private import PrivateAttention
+from tsqp_shm.tee.batch import Chunk
+from tsqp_shm.tee.embedding import PrivateEmbedding
+from tsqp_shm.tee.engine import Engine, Ports
+from tsqp_shm.tee.linears.local import LocalLinears
+from tsqp_shm.tee.norms import NormWeights
+from tsqp_shm.tee.ops import Operations
+from tsqp_shm.tee.statistics import Statistics
+from tsqp_shm.tee.tee_only import load_tee_only
+
+LIMITS = Limits(
+    "float32",
+    max_model_len=160,
+    max_num_seqs=3,
+    max_batch_tokens=150,
+    tile_rows=16,
+    tiles_in_flight=2,
+    block_rows=40,
+    mode="tee-only",
+)
+
+
+class NumpyLinears:
+    """Each in plain numpy."""
+
+    def __init__(self, network: Network, checkpoint: Checkpoint, slots: Slots, first_bound: int) -> None:
+        self._slots = slots
+        self._first_bound = first_bound
+        self._weights = []
+        for linear in network.linears:
+            parts = [checkpoint.tensor(part.weight, (part.rows, linear.inputs)).to_float32() for part in linear.parts]
+            biases = [checkpoint.tensor(part.bias, (part.rows,)).to_float32() for part in linear.parts if part.bias]
+            quantised = field_reference.quantised_weights(np.concatenate(parts))
+            self._weights.append((*quantised, np.concatenate(biases) if biases else None))
+
+    def apply(self, linear: Linear, block, x, out):
+        rows = self._slots.view(x, block.first_row, block.rows)
+        result = field_reference.product(rows, *self._weights[linear.index], self._first_bound)
+        self._slots.view(out, block.first_row, block.rows)[:] = result
+        yield from ()
+
+
+class Built:
+    """An engine of this process, with what its ports are made of chosen."""
+
+    def __init__(
+        self,
+        folder: Path,
+        linears: str = "native",
+        element: str = "bfloat16",
+        first_bound: int = field_reference.TWO_DIGITS,
+        limits: Limits = LIMITS,
+    ) -> None:
+        network = Network.of(ModelSpec.from_folder(folder))
+        plan = Plan.derive(network, limits)
+        self.slots = Slots(plan, None)
+        with Checkpoint.open(folder) as checkpoint:
+            ops = Operations(network, NormWeights.load(network, checkpoint), self.slots, Statistics())
+            if linears == "numpy":
+                port = NumpyLinears(network, checkpoint, self.slots, first_bound)
+            else:
+                loaded = [load_field_linear(checkpoint, linear) for linear in network.linears]
+                port = LocalLinears(loaded, ops)
+            of = network.embedding
+            embedding = PrivateEmbedding(checkpoint.tensor(of.weight, (of.rows, of.size)), ops)
+        attention = PrivateAttention(network, plan, port, ops, element)
+        ports = Ports(embedding, attention, port, wait=pytest.fail, begin=lambda: None)
+        self.engine = Engine(network, plan, ops, ports)
+
+    def logits(self, *chunks: Chunk) -> np.ndarray:
+        """Of all wanted rows."""
+        rows: list[np.ndarray] = []
+        self.engine.forward(chunks, lambda first, logits: rows.append(logits.copy()))
+        return np.concatenate(rows)
+
+
+@contextlib.contextmanager
+def computing_with(instruction_set: str, threads: int) -> Iterator[None]:
+    before = _native.active_instruction_set(), _native.get_num_threads()
+    _native.use_instruction_set(instruction_set)
+    _native.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        _native.use_instruction_set(before[0])
+        _native.set_num_threads(before[1])
+
+
+FIRST, SECOND = random_token_ids(130), random_token_ids(19, seed=1)
+
+
+def whole(built: Built) -> np.ndarray:
+    """A prompt in one piece, and another beside it."""
+    return built.logits(Chunk(0, 0, FIRST, len(FIRST)), Chunk(1, 0, SECOND, len(SECOND)))
+
+
+def in_pieces(built: Built) -> np.ndarray:
+    """The same tokens: chunks that begin anywhere, one by one, other sequences beside them."""
+    first = [
+        built.logits(Chunk(2, position, FIRST[position:end], end - position))
+        for position, end in ((0, 1), (1, 60), (60, 64), (64, 65), (65, 100))
+    ]
+    beside = built.logits(Chunk(0, 0, SECOND, len(SECOND)), Chunk(2, 100, FIRST[100:129], 29))
+    last = built.logits(Chunk(1, 0, FIRST[:5]), Chunk(2, 129, FIRST[129:], 1))
+    return np.concatenate([*first, beside[len(SECOND) :], last[1:], beside[: len(SECOND)]])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_bits_are_those_of_plain_integers_and_scalar_kernels(case):
+    folder = model_folder(case.model)
+    with computing_with("scalar", 1):
+        reference = whole(Built(folder, linears="numpy"))
+    assert np.isfinite(reference).all()
+    for instruction_set in _native.instruction_sets():
+        for threads in (1, 2):
+            with computing_with(instruction_set, threads):
+                built = Built(folder)
+                assert np.array_equal(whole(built), reference), (instruction_set, threads)
+                assert np.array_equal(in_pieces(built), reference), (instruction_set, threads)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("first_bound", "most"), [(field_reference.THREE_DIGITS, 1e-4), (field_reference.TWO_DIGITS, 5e-4)]
+)
+def test_the_logits_are_those_of_transformers_with_the_quantised_weights(case, first_bound, most):
+    folder = model_folder(case.model)
+    found = whole(Built(folder, element="float32", first_bound=first_bound))
+    expected = transformers_quantised(folder)
+    assert relative_distance(found[: len(FIRST)], expected(FIRST)) < most
+    assert relative_distance(found[len(FIRST) :], expected(SECOND)) < most
+
+
+def transformers_quantised(folder: Path):
+    """Transformers in float32, each weight of a Linear replaced by its integers times their scale."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        # Where the embedding is tied to it, the head alone is quantised.
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                integers, scales = field_reference.quantised_weights(module.weight.numpy())
+                module.weight.copy_(torch.from_numpy(integers.astype(np.float32) * scales[:, None]))
+
+    def logits(token_ids: list[int]) -> np.ndarray:
+        with torch.inference_mode():
+            return model(torch.tensor([token_ids])).logits[0].numpy()
+
+    return logits
+
+
+def test_a_mode_loads_what_it_needs_and_gives_an_engine():
+    folder = model_folder(CASES[0].model)
+    network = Network.of(ModelSpec.from_folder(folder))
+    slots = Slots(Plan.derive(network, LIMITS), None)
+    with Checkpoint.open(folder) as checkpoint:
+        make_engine = load_tee_only(network, checkpoint)
+    rows: list[np.ndarray] = []
+    for _ in range(2):
+        make_engine(slots, None, Statistics()).forward(
+            [Chunk(0, 0, SECOND)], lambda first, rows_: rows.append(rows_.copy())
+        )
+    assert np.array_equal(rows[0], rows[1])

@@ -1,0 +1,51 @@
+"""`tsqp-shm inspect`: a model before it is loaded."""
+
+from __future__ import annotations
+
+import argparse
+
+from tsqp_shm.cli.flags import Parser
+from tsqp_shm.cli.settings import blocked_interrupts, model_folder
+from tsqp_shm.config import DEFAULT_MAX_MODEL_LEN, EngineConfig
+from tsqp_shm.roles.lifeline import Lifeline
+
+_SETTINGS = ("max_model_len", "max_num_seqs", "max_batch_tokens")
+
+
+def inspect_model(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
+    with blocked_interrupts():
+        from tsqp_shm.inspection.report import inspect
+
+    def config_of(mode: str) -> EngineConfig:
+        given = {name: getattr(arguments, name) for name in _SETTINGS}
+        return EngineConfig.from_environment({**given, "mode": mode})
+
+    return inspect(
+        model_folder(arguments),
+        config_of,
+        with_digest=arguments.digest,
+        json_file=arguments.json_file,
+        quiet=arguments.quiet,
+    )
+
+
+def inspection_flags() -> Parser:
+    defaults = EngineConfig()
+    parser = Parser(add_help=False)
+    limits = parser.add_argument_group("limits, on which memory depends")
+    limits.add_argument(
+        "--max-model-len", type=int, metavar="N",
+        help=f"longest prompt and completion, in tokens (the model's, at most {DEFAULT_MAX_MODEL_LEN})",
+    )  # fmt: skip
+    limits.add_argument("--max-num-seqs", type=int, metavar="N", help=f"sequences at once ({defaults.max_num_seqs})")
+    limits.add_argument(
+        "--max-batch-tokens", type=int, metavar="N", help=f"tokens in one forward pass ({defaults.max_batch_tokens})"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--digest", action="store_true",
+        help="also the SHA-256 of all that decides what the model says; reads every weight",
+    )  # fmt: skip
+    output.add_argument("--json", dest="json_file", metavar="FILE", help="also write JSON; - for stdout and no table")
+    output.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    return parser

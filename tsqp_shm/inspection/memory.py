@@ -1,0 +1,115 @@
+"""What each mode takes of memory, worked out of the network and the limits; nothing is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tsqp_shm.config import Limits
+from tsqp_shm.model.field_weights import MAX_INPUTS
+from tsqp_shm.model.network import Network
+from tsqp_shm.shm.layout import DTYPES
+from tsqp_shm.shm.plan import Plan, Slot
+from tsqp_shm.shm.tiling import padded_length
+
+_FLOAT32_BYTES = 4
+_BFLOAT16_BYTES = 2
+LENGTH, SEQUENCES, BATCH, TILES = "--max-model-len", "--max-num-seqs", "--max-batch-tokens", "--tile-rows"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Attributes:
+    where: "arena", "GPU process" or "TEE process".
+    flags: what changes it.
+    """
+
+    where: str
+    what: str
+    size_bytes: int
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModeMemory:
+    """Attributes:
+    refused: why the model does not run in this mode; None: it does.
+    parts: beside the programs themselves, Python and its libraries.
+    """
+
+    mode: str
+    refused: str | None
+    parts: tuple[Part, ...]
+
+    def total(self, where: str) -> int:
+        return sum(part.size_bytes for part in self.parts if part.where == where)
+
+    @property
+    def places(self) -> list[str]:
+        return list(dict.fromkeys(part.where for part in self.parts))
+
+
+def memory_of(network: Network, limits: Limits, embedding_bytes: int | None) -> ModeMemory:
+    """What a session of the limits' mode takes.
+
+    Args:
+        embedding_bytes: as the checkpoint stores it; None: it is not there, and counts as bfloat16.
+    """
+    plan = Plan.derive(network, limits)
+    parts = _split(network, plan) if plan.shared_slots else _alone(network, plan, embedding_bytes)
+    return ModeMemory(limits.mode, _refusal(network, plan), (*parts, *_of_tee(network, plan)))
+
+
+def _split(network: Network, plan: Plan) -> Iterator[Part]:
+    """Where a GPU process has the weights and the cache."""
+    element_bytes = DTYPES[plan.limits.dtype].size_bytes
+    used = sum(slot.size_bytes for slot in plan.shared_slots)
+    yield from _slots("arena", plan.shared_slots)
+    yield Part("arena", "header, rings, ends of pages", plan.total_bytes - used)
+    yield Part("GPU process", f"weights, {plan.limits.dtype}", network.parameters * element_bytes)
+    yield _cache("GPU process", network, plan, plan.limits.dtype, element_bytes)
+
+
+def _alone(network: Network, plan: Plan, embedding_bytes: int | None) -> Iterator[Part]:
+    """Where the TEE process has all of it."""
+    if embedding_bytes is None:
+        embedding_bytes = network.embedding.rows * network.embedding.size * _BFLOAT16_BYTES
+    outputs = sum(linear.outputs for linear in network.linears)
+    biases = sum(part.rows for linear in network.linears for part in linear.parts if part.bias is not None)
+    yield Part("TEE process", "weights, int8", sum(linear.parameters for linear in network.linears))
+    yield Part("TEE process", "their scales and biases", (outputs + biases) * _FLOAT32_BYTES)
+    yield Part("TEE process", "embedding, as stored", embedding_bytes)
+    yield _cache("TEE process", network, plan, "bfloat16", _BFLOAT16_BYTES)
+    yield from _slots("TEE process", plan.private_slots)
+
+
+def _of_tee(network: Network, plan: Plan) -> Iterator[Part]:
+    """What the TEE process keeps for itself in every mode, in float32."""
+    tables = {(layer.attention.rope, layer.attention.head_dim) for layer in network.layers}
+    tables_elements = sum(plan.limits.max_model_len * head_dim for _, head_dim in tables)
+    norms_elements = sum(norm.size for norm in network.norms)
+    residual_elements = plan.limits.max_batch_tokens * network.hidden_size
+    yield Part("TEE process", "residual stream", residual_elements * _FLOAT32_BYTES, (BATCH,))
+    yield Part("TEE process", "logits, copied", plan.slot("logits").size_bytes, (SEQUENCES,))
+    yield Part("TEE process", "rope tables", tables_elements * _FLOAT32_BYTES, (LENGTH,))
+    yield Part("TEE process", "norms", norms_elements * _FLOAT32_BYTES)
+
+
+def _cache(where: str, network: Network, plan: Plan, dtype: str, element_bytes: int) -> Part:
+    positions = padded_length(plan.limits.max_model_len) * plan.limits.max_num_seqs
+    row_elements = sum(2 * layer.attention.kv_width for layer in network.layers)
+    return Part(where, f"key and value cache, {dtype}", row_elements * positions * element_bytes, (LENGTH, SEQUENCES))
+
+
+def _slots(where: str, slots: tuple[Slot, ...]) -> Iterator[Part]:
+    flags: dict[str, tuple[str, ...]] = {"logits": (SEQUENCES,), "segments": (BATCH, SEQUENCES)}
+    for slot in slots:
+        of_kind = (LENGTH, TILES) if slot.kind == "tile" else (BATCH,)
+        yield Part(where, f"slot {slot.name}", slot.size_bytes, flags.get(slot.name, of_kind))
+
+
+def _refusal(network: Network, plan: Plan) -> str | None:
+    for linear in network.linears if not plan.shared_slots else ():
+        if linear.inputs > MAX_INPUTS:
+            return f"{linear.parts[0].weight} has {linear.inputs} inputs; at most {MAX_INPUTS} are summed exactly"
+    return None
