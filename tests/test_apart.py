@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tsqp_shm.bench.cases import Job, Turn
-from tsqp_shm.bench.contenders import OURS, RunningContender
+from tsqp_shm.bench.cases import OURS, Job, Turn
+from tsqp_shm.bench.contenders import RunningContender
 from tsqp_shm.bench.first_token import LaunchOptions, run_launch
 from tsqp_shm.bench.latency.peer import Peer
 from tsqp_shm.config import EngineConfig
@@ -70,7 +70,7 @@ def peer(folder: Path) -> None:
 
 
 def merge(folder: Path) -> None:
-    with TraceFile(folder / "trace.json", lambda line: None) as trace:
+    with TraceFile(folder / "trace.json", ("tee", "gpu"), lambda line: None) as trace:
         trace.recording("gpu").write_bytes(b"x")
 
 

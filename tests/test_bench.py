@@ -22,9 +22,9 @@ from process_table import children
 from tsqp_shm import _native
 from tsqp_shm.bench import shapes
 from tsqp_shm.bench.arithmetic import prefill_flops
-from tsqp_shm.bench.cases import CASES, Job, Turn
+from tsqp_shm.bench.cases import CASES, OURS, Job, Turn
 from tsqp_shm.bench.child import processor_seconds
-from tsqp_shm.bench.contenders import KINDS, OURS, SCRIPTS, RunningContender, parse_contenders, require_installed
+from tsqp_shm.bench.contenders import KINDS, SCRIPTS, RunningContender, parse_contenders, require_installed
 from tsqp_shm.bench.kernel_cases import kernel_cases, kernel_plan
 from tsqp_shm.bench.report import make_rows
 from tsqp_shm.errors import ConfigError, ContenderFailed
@@ -36,11 +36,12 @@ from tsqp_shm.shm.slots import open_slots
 from tsqp_shm.tee.sampling_params import SamplingParams
 
 ROW_KEYS = {
-    *("case", "contender", "sequences", "prompt_tokens", "per", "runs", "median_s", "min_s", "max_s", "spread"),
+    *("case", "contender", "mode", "sequences", "prompt_tokens", "per", "runs", "median_s", "min_s", "max_s", "spread"),
     *("samples_s", "tokens_per_s", "cpu_s_per_token", "peak_bytes", "bytes_to_gpu", "bytes_to_tee", "doorbells"),
     *("operations", "tee_busy_share", "gpu_busy_share", "ratios", "speedup_over_one_sequence", "growth"),
 }
-ROLES = {OURS: {"tee", "gpu"}, "transformers-sdpa": {"whole"}, "serialized": {"client", "server"}}
+ALONE = "tsqp-shm-tee-only"
+ROLES = {OURS: {"tee", "gpu"}, ALONE: {"tee"}, "transformers-sdpa": {"whole"}, "serialized": {"client", "server"}}
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -71,7 +72,7 @@ def prefill(tiny_model, tmp_path_factory, runtime_folder):
     drawn = importlib.util.find_spec("matplotlib") is not None
     run = bench(
         *("prefill", tiny_model, "--tokens", "8", "--runs", "2", "--threads", "1", "--device", "cpu"),
-        *("--vs", "transformers-sdpa,serialized", "--json", str(folder / "bench.json")),
+        *("--mode", "plain,tee-only", "--vs", "transformers-sdpa,serialized", "--json", str(folder / "bench.json")),
         *(("--plot", str(folder / "bench.png")) if drawn else ()),
     )
     assert run.returncode == 0, run.stderr
@@ -87,6 +88,15 @@ def row_of(document, contender):
 def test_every_contender_has_a_row_with_exactly_the_promised_keys(prefill):
     assert [row["contender"] for row in prefill["rows"]] == list(ROLES)
     assert all(row.keys() == ROW_KEYS for row in prefill["rows"])
+
+
+def test_a_row_names_its_mode_and_says_nothing_of_what_the_mode_has_not(prefill):
+    modes = {row["contender"]: row["mode"] for row in prefill["rows"]}
+    assert modes == {OURS: "plain", ALONE: "tee-only", "transformers-sdpa": None, "serialized": None}
+    alone = row_of(prefill, ALONE)
+    assert {alone[name] for name in ("doorbells", "bytes_to_gpu", "bytes_to_tee", "gpu_busy_share")} == {None}
+    assert alone["tee_busy_share"] > 0
+    assert f"{ALONE} computes in w8, cache bf16" in prefill["table"]
 
 
 def test_the_warm_up_is_not_counted(prefill):
@@ -472,7 +482,7 @@ def test_a_start_without_text_says_why_in_the_last_words(tmp_path, capsys):
 def test_an_idle_session_is_measured_on_both_sides(tiny_model):
     run = bench("idle", tiny_model, "--seconds", "0.3", "--device", "cpu", "--json", "-")
     assert run.returncode == 0, run.stderr
-    shares = json.loads(run.stdout)["core_share"]
+    shares = json.loads(run.stdout)["core_share"]["plain"]
     assert set(shares) == {"tee", "gpu"}
     assert all(0 <= share < 100 for share in shares.values())
 

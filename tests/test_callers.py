@@ -7,6 +7,7 @@ import contextlib
 import copy
 import ctypes
 import functools
+import json
 import os
 import pickle
 import signal
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -24,6 +25,7 @@ from models import FastStart, RandomModel, model_folder, random_token_ids, token
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.errors import TsqpError
+from tsqp_shm.modes import MODES
 from tsqp_shm.shm.posix.folder import sessions_folder
 from tsqp_shm.shm.posix.objects import arena_name
 from tsqp_shm.shm.transport import Hold
@@ -38,16 +40,48 @@ def model() -> Path:
     return model_folder(RandomModel("llama"))
 
 
+Begin = Callable[..., LLM]
+# Sessions, by how their sides wake each other; where there is one side, by its mode.
+KINDS = [{"doorbell": "adaptive"}, {"doorbell": "spin"}, {"doorbell": "zmq"}, {"mode": "tee-only"}]
+of_any_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: next(iter(kind.values())))
+
+
 @pytest.fixture(scope="module")
-def shared_llm(fast: FastStart, model: Path) -> Iterator[LLM]:
-    with fast.llm(model, dtype="float32", max_model_len=128) as llm:
+def begin(fast: FastStart, model: Path) -> Begin:
+    def begin(mode: str = "plain", max_model_len: int = 128, **config: object) -> LLM:
+        if not MODES[mode].has_gpu_process:
+            return LLM(model, mode=mode, max_model_len=max_model_len, **config)
+        return fast.llm(model, mode=mode, dtype="float32", max_model_len=max_model_len, **config)
+
+    return begin
+
+
+@pytest.fixture(scope="module", params=["plain", "tee-only"])
+def mode(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def alone_in(begin: Begin) -> Callable[[str], list[list[int]]]:
+    """What each prompt gives in a mode when nobody else asks for anything."""
+
+    @functools.cache
+    def alone_in(mode: str) -> list[list[int]]:
+        with begin(mode) as llm:
+            return [token_ids(llm.generate([prompt], PARAMS))[0] for prompt in PROMPTS]
+
+    return alone_in
+
+
+@pytest.fixture(scope="module")
+def shared_llm(begin: Begin, mode: str) -> Iterator[LLM]:
+    with begin(mode) as llm:
         yield llm
 
 
 @pytest.fixture(scope="module")
-def alone(shared_llm: LLM) -> list[list[int]]:
-    """What each prompt gives when nobody else asks for anything."""
-    return [token_ids(shared_llm.generate([prompt], PARAMS))[0] for prompt in PROMPTS]
+def alone(alone_in: Callable[[str], list[list[int]]], mode: str) -> list[list[int]]:
+    return alone_in(mode)
 
 
 @pytest.fixture
@@ -72,7 +106,7 @@ def test_threads_mix_what_they_ask_for(llm, alone):
         if number % 4 == 0:
             return bool((llm.logits(PROMPTS[0]) == logits).all())
         if number % 4 == 1:
-            return llm.stats()["doorbell"]["rung"] > 0
+            return len(llm.stats()["operations"]) > 0
         if number % 4 == 2:
             stream = llm.stream(PROMPTS[number], PARAMS)
             next(stream, None)
@@ -117,14 +151,15 @@ class Interrupted(Exception):
     """What a signal handler of the embedding program raises."""
 
 
-@pytest.mark.parametrize("doorbell", ["adaptive", "spin", "zmq"])
-def test_a_signal_handler_that_raises_ends_its_own_wait_alone(fast, model, alone, doorbell):
+@of_any_kind
+def test_a_signal_handler_that_raises_ends_its_own_wait_alone(begin, alone_in, kind):
     """At ever later moments: of the call, of a step, between two of them."""
+    alone = alone_in(kind.get("mode", "plain"))
 
     def interrupt(number: int, frame: object) -> None:
         raise Interrupted
 
-    with fast.llm(model, dtype="float32", max_model_len=128, doorbell=doorbell) as llm:
+    with begin(**kind) as llm:
         stream = llm.stream(PROMPTS[1], PARAMS)
         previous = signal.signal(signal.SIGUSR1, interrupt)
         try:
@@ -141,9 +176,9 @@ def test_a_signal_handler_that_raises_ends_its_own_wait_alone(fast, model, alone
         assert list(stream) == []
 
 
-def test_closing_in_one_thread_ends_what_another_waits_for_in_one_clear_error(fast, model):
-    for doorbell in ("adaptive", "spin", "zmq"):
-        llm = fast.llm(model, max_model_len=512, doorbell=doorbell)
+def test_closing_in_one_thread_ends_what_another_waits_for_in_one_clear_error(begin):
+    for kind in KINDS:
+        llm = begin(max_model_len=512, **kind)
         updates: SimpleQueue[Update] = SimpleQueue()
         llm.runtime.add([llm.start([1], SamplingParams(max_tokens=400, temperature=0))], updates.put)
         updates.get()
@@ -193,13 +228,13 @@ def test_callers_that_ask_without_end_do_not_keep_the_steps_waiting(llm, alone):
             future.result()
 
 
-def test_a_deadline_passes_though_all_caches_are_reserved(fast, model):
-    with fast.llm(model, max_model_len=64, max_num_seqs=1) as llm, llm.runtime.sequence():
+def test_a_deadline_passes_though_all_caches_are_reserved(begin, mode):
+    with begin(mode, max_model_len=64, max_num_seqs=1) as llm, llm.runtime.sequence():
         late = llm.generate([[1]], SamplingParams(deadline_s=0.1, temperature=0, max_tokens=64))
         assert late[0].outputs[0].finish_reason == "deadline"
 
 
-def test_a_report_that_raises_is_its_owner_s_affair(fast, model, alone):
+def test_a_report_that_raises_is_its_owner_s_affair(fast, model, alone_in):
     said = []
     dies_at = [30]
 
@@ -213,7 +248,7 @@ def test_a_report_that_raises_is_its_owner_s_affair(fast, model, alone):
 
     config = {"dtype": "float32", "max_model_len": 128, "restart_gpu": 1}
     with LLM(model, start_gpu=start_gpu, report=report, **config) as llm:
-        assert token_ids(llm.generate(PROMPTS[:2], PARAMS)) == alone[:2]
+        assert token_ids(llm.generate(PROMPTS[:2], PARAMS)) == alone_in("plain")[:2]
     assert any("restart 1 of 1" in line for line in said)
 
 
@@ -279,14 +314,14 @@ def test_cancelling_in_one_thread_ends_what_another_waits_for(llm):
         assert update.finish_reason == "cancelled"
 
 
-def test_a_deadline_in_the_far_future_is_as_good_as_none(fast, model):
-    with fast.llm(model, max_model_len=64, max_num_seqs=1) as llm:
+def test_a_deadline_in_the_far_future_is_as_good_as_none(begin, mode):
+    with begin(mode, max_model_len=64, max_num_seqs=1) as llm:
         for deadline_s in (1e10, 1e300):
             with ThreadPoolExecutor(1) as pool, llm.runtime.sequence():
                 late = pool.submit(
                     llm.generate, [[1]], SamplingParams(max_tokens=3, deadline_s=deadline_s, temperature=0)
                 )
-                assert llm.stats()["doorbell"]["rung"] > 0
+                assert llm.stats()["mode"] == mode
             assert len(late.result()[0].outputs[0].token_ids) == 3
 
 
@@ -309,9 +344,9 @@ def test_a_forked_child_gets_nothing_of_a_stream_of_its_parent_s(llm, alone, for
     assert completion.token_ids == alone[0]
 
 
-def test_a_forked_child_makes_one_of_its_own_and_so_does_its_child(llm, fast, model, alone, forked):
+def test_a_forked_child_makes_one_of_its_own_and_so_does_its_child(llm, begin, mode, alone, forked):
     def child(generations: int) -> None:
-        with fast.llm(model, dtype="float32", max_model_len=128, tee_threads=2) as own:
+        with begin(mode, tee_threads=2) as own:
             assert token_ids(own.generate(PROMPTS[:3], PARAMS)) == alone[:3]
             if generations:
                 pid = os.fork()
@@ -372,9 +407,9 @@ def test_an_exception_that_is_set_for_a_caller_s_thread_gets_there_while_it_wait
 
 @pytest.mark.parametrize("kind", [SystemExit, MemoryError])
 @pytest.mark.parametrize("is_idle", [True, False])
-def test_what_goes_wrong_in_the_thread_of_the_steps_is_told_to_all(fast, model, kind, is_idle):
+def test_what_goes_wrong_in_the_thread_of_the_steps_is_told_to_all(begin, mode, kind, is_idle):
     others = set(threading.enumerate())
-    with fast.llm(model, max_model_len=512) as llm:
+    with begin(mode, max_model_len=512) as llm:
         (thread,) = [thread for thread in set(threading.enumerate()) - others if "runtime" in thread.name]
         with ThreadPoolExecutor(3) as pool:
             asking = []
@@ -395,9 +430,9 @@ def test_what_goes_wrong_in_the_thread_of_the_steps_is_told_to_all(fast, model, 
             llm.generate([[1]])
 
 
-def test_a_handler_may_close_what_is_being_closed(fast, model):
+def test_a_handler_may_close_what_is_being_closed(begin, mode):
     for delay in range(6):
-        llm = fast.llm(model, max_model_len=64)
+        llm = begin(mode, max_model_len=64)
         previous = signal.signal(signal.SIGUSR1, lambda number, frame, llm=llm: llm.close())
         try:
             timer = threading.Timer(delay / 5000, os.kill, (os.getpid(), signal.SIGUSR1))
@@ -431,11 +466,11 @@ class RaiseAtLine:
         return self
 
 
-def test_whoever_is_interrupted_while_an_llm_comes_up_leaves_nothing(fast, model):
+def test_whoever_is_interrupted_while_an_llm_comes_up_leaves_nothing(begin, mode):
     def is_interrupted_at(number: int) -> bool:
         sys.settrace(RaiseAtLine(number))
         try:
-            with fast.llm(model, max_model_len=64):
+            with begin(mode, max_model_len=64):
                 sys.settrace(None)
         except Interrupted:
             return True
@@ -461,17 +496,18 @@ def test_whoever_is_interrupted_while_an_llm_comes_up_leaves_nothing(fast, model
 
 # What a program does with an LLM before it goes on or ends; it prints what is left.
 SCRIPT = """
-import gc, os, sys, threading, time
+import gc, json, os, sys, threading, time
 from tsqp_shm import LLM, SamplingParams
 def left():
-    return os.path.exists(f"/dev/shm{ARENA}"), os.path.exists(f"/proc/{gpu}")
+    return os.path.exists(f"/dev/shm{ARENA}"), os.path.exists(FOLDER), gpu and os.path.exists(f"/proc/{gpu}")
 def wait_until_gone():
     while any(left()):
         time.sleep(0.02)
-model, ARENA, session = sys.argv[1:4]
-llm = LLM(model, device="cpu", session=session, max_model_len=64)
+model, ARENA, FOLDER, session = sys.argv[1:5]
+settings = {"max_model_len": 64, **json.loads(sys.argv[5])}
+llm = LLM(model, session=session, **settings)
 tokens = llm.generate([[5, 6]], SamplingParams(max_tokens=3, temperature=0))[0].outputs[0].token_ids
-gpu = llm.bring_up()["processes"]["gpu"]["pid"]
+gpu = llm.bring_up()["processes"].get("gpu", {}).get("pid")
 def works():
     return llm.generate([[5, 6]], SamplingParams(max_tokens=3, temperature=0))[0].outputs[0].token_ids == tokens
 def child(act):
@@ -498,14 +534,14 @@ del llm; wait_until_gone()
     "whose reports go to who holds it": """
 class Server:
     def __init__(self):
-        self.llm = LLM(model, device="cpu", session=session + "2", max_model_len=64, report=self.say)
+        self.llm = LLM(model, session=session + "2", **settings, report=self.say)
     def say(self, line): self.said = line
 server = Server(); assert server.said
-gpu = server.llm.bring_up()["processes"]["gpu"]["pid"]; llm.close()
+gpu = server.llm.bring_up()["processes"].get("gpu", {}).get("pid"); llm.close()
 del server; gc.collect(); wait_until_gone()
 """,
     "bound anew": """
-llm = LLM(model, device="cpu", session=session + "2", max_model_len=64)
+llm = LLM(model, session=session + "2", **settings)
 x = [{i: [i]} for i in range(200000)]; gc.collect(); wait_until_gone()
 assert llm.generate([[5, 6]], SamplingParams(max_tokens=3, temperature=0))[0].outputs[0].token_ids == tokens
 """,
@@ -522,7 +558,7 @@ stream = llm.stream([1], params); next(stream, 0)
 """,
     "at exit, while another comes up": """
 def make():
-    try: LLM(model, device="cpu", session=session + "3", max_model_len=64)
+    try: LLM(model, session=session + "3", **settings)
     except Exception: pass
 threading.Thread(target=make, daemon=True).start(); time.sleep(0.4)
 """,
@@ -575,10 +611,14 @@ OFTEN = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [pytest.param(how, marks=[] if how in OFTEN else pytest.mark.long) for how in DROPPED])
-def test_an_llm_that_nobody_closes_leaves_nothing(model, how):
+@pytest.mark.parametrize("settings", [{"device": "cpu"}, {"mode": "tee-only"}], ids=["plain", "tee-only"])
+def test_an_llm_that_nobody_closes_leaves_nothing(model, how, settings):
+    if "mode" in settings and ("kill(gpu" in DROPPED[how] or "server.said" in DROPPED[how]):
+        pytest.skip("there is no GPU process, to be killed or to report")
     session = f"dropped{os.getpid()}"
+    arguments = [model, arena_name(session), sessions_folder() / session, session, json.dumps(settings)]
     result = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", SCRIPT + DROPPED[how], str(model), arena_name(session), session],
+        [sys.executable, "-X", "faulthandler", "-c", SCRIPT + DROPPED[how], *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=50,

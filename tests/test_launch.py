@@ -282,7 +282,16 @@ def test_the_plain_output_has_the_completion_on_stdout_and_the_rest_on_stderr(mo
     result = run("launch", model, "--max-new-tokens", "3", "--max-model-len", "64", "--seed", "0")
     assert result.returncode == 0
     assert result.stdout == completion("launch", model, "--max-new-tokens", "3", "--max-model-len", "64")
-    for said in ("mode  plain", "protects nothing", "arena", "doorbell", "SOFTMAX", "peak memory", "serialised 0"):
+    for said in (
+        "mode  plain",
+        "protects nothing",
+        "--mode tee-only: ",
+        "arena",
+        "doorbell",
+        "SOFTMAX",
+        "peak memory",
+        "serialised 0",
+    ):
         assert said in result.stderr
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -50,7 +50,7 @@ class Limits:
     """What the geometry of arena and caches is derived from, beside the model.
 
     Attributes:
-        dtype: element type of the slots and of the GPU process's arithmetic.
+        dtype: element type of the slots and of the GPU process's arithmetic; float32 where the mode has its own.
         max_model_len: longest sequence, prompt and completion together, in tokens.
         max_num_seqs: sequences whose caches exist at once.
         max_batch_tokens: most tokens in one forward pass; longer prompts are prefilled in chunks.
@@ -81,9 +81,14 @@ class Limits:
         if self.max_batch_tokens < self.max_num_seqs:
             raise ConfigError("max_batch_tokens", self.max_batch_tokens, f"at least max_num_seqs ({self.max_num_seqs})")
 
+    @property
+    def arithmetic(self) -> str:
+        """What products and cache are computed in, in words."""
+        return MODES[self.mode].arithmetic or self.dtype
+
 
 class Threads(NamedTuple):
-    """Of the TEE's kernels, and of a GPU process whose device is the CPU."""
+    """Of the TEE's kernels, and of a GPU process whose device is the CPU; 0 where the mode has none."""
 
     tee: int
     gpu: int
@@ -124,6 +129,7 @@ class EngineConfig:
             raise ConfigError("device", self.device, "auto, cpu, cuda or cuda:N")
         for name, allowed in CHOICES.items():
             require_choice(name, getattr(self, name), allowed)
+        self._refuse_untaken(field.name for field in fields(self) if getattr(self, field.name) != field.default)
         require_range("spin_us", self.spin_us, 0, MAX_WAIT_US)
         require_range("yield_us", self.yield_us, 0, MAX_WAIT_US)
         if not 0 < self.timeout_s <= 86400:
@@ -156,7 +162,7 @@ class EngineConfig:
 
     def _limits(self, max_model_len: int, block_rows: int) -> Limits:
         return Limits(
-            dtype=self.dtype,
+            dtype=self.dtype if MODES[self.mode].arithmetic is None else "float32",
             max_model_len=max_model_len,
             max_num_seqs=self.max_num_seqs,
             max_batch_tokens=self.max_batch_tokens,
@@ -171,9 +177,11 @@ class EngineConfig:
 
         The GPU process takes every core this process may use, the TEE half of them: while it works on one block of
         rows the GPU process works on another, and two whole sets would stand in each other's way
-        (docs/performance.md).
+        (docs/performance.md). Without a GPU process the cores are the TEE's.
         """
         cores = min(MAX_THREADS, len(os.sched_getaffinity(0)))
+        if not MODES[self.mode].has_gpu_process:
+            return Threads(self.tee_threads or cores, 0)
         return Threads(self.tee_threads or max(1, cores // 2), self.gpu_threads or cores)
 
     def gpu_arguments(self) -> list[str]:
@@ -198,24 +206,40 @@ class EngineConfig:
             return cls.from_environment(settings)
         if not isinstance(config, cls):
             raise ConfigError("config", config, "an EngineConfig", is_mistyped=True)
-        return replace(config, **settings)
+        chosen = replace(config, **settings)
+        chosen._refuse_untaken(settings)
+        return chosen
 
     @classmethod
     def from_environment(cls, overrides: Mapping[str, Any]) -> EngineConfig:
         """Defaults, then `TSQP_SHM_*` variables, then the overrides that are not None.
 
+        A variable that the mode does not take is passed over: it is set for whatever is started there, an override for
+        this session.
+
         Raises:
-            ConfigError: a variable or an override is not a legal value.
+            ConfigError: a variable or an override is not a legal value, or the mode does not take an override.
         """
-        config = cls()
+        given = {name: value for name, value in overrides.items() if value is not None}
+        mode = text(given.get("mode", os.environ.get(environment_variable("mode"), cls.mode)))
         values: dict[str, Any] = {}
         for field in fields(cls):
             variable = environment_variable(field.name)
-            text = os.environ.get(variable)
-            if text is not None:
-                values[field.name] = _parse(variable, text, str(field.type))
-        values.update({name: value for name, value in overrides.items() if value is not None})
-        return replace(config, **values)
+            words = os.environ.get(variable)
+            if words is not None and (mode not in MODES or MODES[mode].refusal(field.name) is None):
+                values[field.name] = _parse(variable, words, str(field.type))
+        chosen = cls(**{**values, **given})
+        chosen._refuse_untaken(given)
+        return chosen
+
+    def _refuse_untaken(self, names: Iterable[str]) -> None:
+        """Raises:
+        ConfigError: the mode does not take one of these settings, which somebody has chosen.
+        """
+        for name in names:
+            expected = MODES[self.mode].refusal(name)
+            if expected is not None:
+                raise ConfigError(name.removesuffix("_s"), getattr(self, name), expected)
 
 
 def environment_variable(field: str) -> str:

@@ -127,21 +127,39 @@ def summary(completion: Completion) -> dict[str, Any]:
 
 def print_bring_up(llm: LLM, out: TextIO) -> None:
     facts = llm.bring_up()
+    mode = MODES[facts["mode"]]
+    rows = [("mode", f"{mode.name}: {mode.protects}")]
+    if mode.has_gpu_process:
+        # In one of them the GPU process sees less than in this one.
+        others = "; ".join(f"--mode {other.name}: {other.summary}" for other in MODES.values() if other is not mode)
+        rows.append(("others", others))
+    rows.append(("model", facts["model"]))
+    rows += _rows_of_two(facts) if mode.has_gpu_process else _rows_of_one(facts)
+    rows.append(("limits", f"{llm.max_model_len} tokens a sequence, {llm.config.max_num_seqs} sequences"))
+    for name, value in rows:
+        print(f"{name:>10}  {value}", file=out)
+    print(file=out, flush=True)
+
+
+def _rows_of_two(facts: dict[str, Any]) -> list[tuple[str, str]]:
     arena, doorbell, processes = facts["arena"], facts["doorbell"], facts["processes"]
     locked = "locked" if arena["locked"] else f"not locked ({arena['locked_reason']})"
-    rows = [
-        ("mode", f"{facts['mode']}: {MODES[facts['mode']].protects}"),
-        ("model", facts["model"]),
-        ("device", f"{facts['device']}, {llm.config.dtype}, slots {facts['transfer']}"),
+    return [
+        ("device", f"{facts['device']}, {facts['arithmetic']}, slots {facts['transfer']}"),
         ("processes", f"tee {processes['tee']['pid']}, gpu {processes['gpu']['pid']}"),
         ("arena", f"{arena['name']}, {arena['bytes']:,} bytes, {arena['slots']} slots"),
         ("pages", f"{arena['pages']:,} of 4 KiB, all backed and mapped, {locked}"),
         ("doorbell", f"{doorbell['mode']}, {doorbell['endpoint']}"),
-        ("limits", f"{llm.max_model_len} tokens a sequence, {llm.config.max_num_seqs} sequences"),
     ]
-    for name, value in rows:
-        print(f"{name:>10}  {value}", file=out)
-    print(file=out, flush=True)
+
+
+def _rows_of_one(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    threads = facts["threads"]
+    return [
+        ("device", f"the CPU, {facts['arithmetic']}, {threads} thread{'s' * (threads > 1)}"),
+        ("process", f"tee {facts['processes']['tee']['pid']}, session {facts['session']}"),
+        ("slots", f"{facts['slots_bytes']:,} bytes of private memory"),
+    ]
 
 
 def print_statistics(llm: LLM, completions: list[Completion], out: TextIO) -> None:
@@ -163,6 +181,15 @@ def print_statistics(llm: LLM, completions: list[Completion], out: TextIO) -> No
             f"{row['mean_us']:>11.1f}{row['share']:>8.1%}",
             file=out,
         )
+    if "doorbell" in stats:
+        _print_what_crossed(stats, out)
+    peaks = ", ".join(
+        f"{role} {facts['peak_rss_bytes'] / 2**20:,.0f} MiB" for role, facts in stats["processes"].items()
+    )
+    print(f"peak memory: {peaks}{' (arena included)' if 'arena' in stats else ''}", file=out)
+
+
+def _print_what_crossed(stats: dict[str, Any], out: TextIO) -> None:
     doorbell, moved = stats["doorbell"], stats["bytes"]
     print(
         f"\ndoorbells rung {doorbell['rung']:,}, round trip p50 {_us(doorbell['round_trip_p50_us'])}, "
@@ -176,8 +203,6 @@ def print_statistics(llm: LLM, completions: list[Completion], out: TextIO) -> No
     )
     if restarts := stats["processes"]["gpu"]["restarts"]:
         print(f"GPU process restarted {restarts} time{'s' * (restarts > 1)}", file=out)
-    peaks = {role: facts["peak_rss_bytes"] / 2**20 for role, facts in stats["processes"].items()}
-    print(f"peak memory: tee {peaks['tee']:,.0f} MiB, gpu {peaks['gpu']:,.0f} MiB (arena included)", file=out)
 
 
 def _rate(tokens_per_s: float | None) -> str:

@@ -38,7 +38,7 @@ class SplitForCausalLM:
         self.close()
 
     def close(self) -> None:
-        """Stops the GPU process and removes the arena."""
+        """Ends the session."""
         self.llm.close()
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> CausalLMOutput:

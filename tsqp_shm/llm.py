@@ -26,16 +26,16 @@ from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import HOW_TO_MAKE_ONE, TOKENIZER_FILE, Tokenizer
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.model_folder import find_model_folder
+from tsqp_shm.modes import MODES
 from tsqp_shm.outputs import CompletionOutput, Logprob, RequestOutput
 from tsqp_shm.prompt_progress import Bar, PromptProgress
 from tsqp_shm.prompts import Form, Prompt, as_prompt, as_prompts, params_of_each
 from tsqp_shm.roles.process import RoleProcess
 from tsqp_shm.roles.resources import require_resources
 from tsqp_shm.scalars import path
-from tsqp_shm.shm.posix.transport import PosixTransport
-from tsqp_shm.shm.transport import Hold, Transport
+from tsqp_shm.shm.transport import Hold, Register, Transport
 from tsqp_shm.tee.completion import Completion, checked_token_ids
-from tsqp_shm.tee.connection import StartGpu
+from tsqp_shm.tee.gpu_connection import StartGpu
 from tsqp_shm.tee.runtime import Runtime
 from tsqp_shm.tee.sampler import drawn_seed
 from tsqp_shm.tee.sampling_params import UNASKED, SamplingParams
@@ -51,7 +51,7 @@ _NAMES_OF_ARGUMENTS = {**_NAMES_OF_PARAMS, "params": "sampling_params", "progres
 
 
 class LLM:
-    """A model split between this process and a GPU process.
+    """A model split between this process and a GPU process; with `mode="tee-only"`, a model in this process alone.
 
     Any thread may call any method, several at once: their requests share batches, and each gets what it would get
     alone; one stream is for one thread at a time. Whatever interrupts a caller (Ctrl-C, a signal handler that raises,
@@ -70,7 +70,8 @@ class LLM:
         report: takes lines about what is waited for, what the GPU process says, and its restarts; called by threads
             of this LLM. None: only the fetching of the demo model is told, on stderr.
         trace: a file for a trace of both processes, written at the end, of the GPU processes the last one; unless
-            `start_gpu` is True for a recording of this process alone, of which `tsqp-shm trace` makes one.
+            `start_gpu` is True for a recording of this process alone, of which `tsqp-shm trace` makes one. In a mode
+            without a GPU process, a trace of this one.
         transport: what joins the two sides; None: POSIX shared memory under the `session` and `endpoint` of the
             settings. Where another is given, `start_gpu` has to be what starts a GPU process over it, or False.
         config: what it is started with; taken as it is.
@@ -78,7 +79,7 @@ class LLM:
             what is not given.
 
     Raises:
-        ConfigError: a setting is not allowed or not there, or the trace cannot be written.
+        ConfigError: a setting is not allowed, not there or not for this mode, or the trace cannot be written.
         ModelFileError, UnsupportedModel: the model cannot be used.
         DeviceError: the device is not there or too small.
         LimitError: too few file descriptors or threads.
@@ -108,6 +109,10 @@ class LLM:
         if trace is not None and trace_file is None:
             raise ConfigError("trace", trace, "a file", is_mistyped=True)
         self.config = EngineConfig.chosen(config, settings, _NAMES_OF_PARAMS)
+        has_gpu = MODES[self.config.mode].has_gpu_process
+        for argument, value, default in (("start_gpu", start_gpu, True), ("transport", transport, None)):
+            if not has_gpu and value is not default:
+                raise ConfigError(argument, value, f"none, as mode {self.config.mode} has no GPU process")
         require_resources(self.config.threads().tee)
         self.model = find_model_folder(model, revision, report)
         # What the caller has handed in is held here, and nowhere else.
@@ -125,17 +130,22 @@ class LLM:
                 # Its process ends with the session, or with what keeps that from coming up.
                 stack.callback(self._tokenizer.close)
             # Where somebody else starts the GPU process, the trace of both is theirs to make.
-            both = stack.enter_context(TraceFile(trace_file, report)) if trace_file and start_gpu is True else None
-            recorder = stack.enter_context(recording(both.recording("tee") if both else trace_file, "tee"))
+            # Where somebody else starts the GPU process, the trace of both is theirs to make.
+            roles = ("tee", "gpu") if has_gpu else ("tee",)
+            starts_all = start_gpu is True
+            whole = stack.enter_context(TraceFile(trace_file, roles, report)) if trace_file and starts_all else None
+            recorder = stack.enter_context(recording(whole.recording("tee") if whole else trace_file, "tee"))
+            if not has_gpu:
+                start_gpu = False
             if start_gpu is True:
-                traced = both.arguments("gpu") if both else []
+                traced = whole.arguments("gpu") if whole else []
                 # Nothing of this object's: what the runtime holds must not hold the LLM.
                 start_gpu = partial(_start_gpu, self.model, self.config, traced, report)
             with Checkpoint.open(self.model) as checkpoint:
-                transport = transport or PosixTransport(self.config.session, self.config.endpoint)
                 self._runtime = Runtime(
-                    self.spec, checkpoint, self.config, transport, start_gpu or None, report, recorder, before=stack
-                )
+                    self.spec, checkpoint, self.config, transport or _posix(self.config), start_gpu or None, report,
+                    recorder, before=stack,
+                )  # fmt: skip
         weakref.finalize(self, self._runtime.leave).atexit = False
         self._runtime.start()
 
@@ -151,8 +161,8 @@ class LLM:
         self._runtime.close(error)
 
     def close(self) -> None:
-        """Stops the GPU process and removes the arena; what other threads wait for ends with an error. Closing twice
-        does nothing."""
+        """Ends the session: stops the GPU process and removes the arena, where there are any; what other threads wait
+        for ends with an error. Closing twice does nothing."""
         self._runtime.close()
 
     @property
@@ -323,7 +333,7 @@ class LLM:
             return self._runtime.forward(sequence, ids)
 
     def bring_up(self) -> dict[str, Any]:
-        """Mode, processes, arena and doorbell of this session, as plain values."""
+        """Mode and processes of this session, and what lies between them, as plain values."""
         return {**self._runtime.describe(), "model": str(self.model)}
 
     def stats(self) -> dict[str, Any]:
@@ -401,6 +411,17 @@ class LLM:
             yield
         finally:
             self._runtime.cancel([completion for completion in completions if completion.finish_reason is None])
+
+
+def _posix(config: EngineConfig) -> Transport | Register:
+    if not MODES[config.mode].has_gpu_process:
+        from tsqp_shm.shm.posix.register import PosixRegister
+
+        return PosixRegister(config.session)
+    # Not at the top: it loads ZeroMQ, which is for waking another process.
+    from tsqp_shm.shm.posix.transport import PosixTransport
+
+    return PosixTransport(config.session, config.endpoint)
 
 
 def _start_gpu(

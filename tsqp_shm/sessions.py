@@ -6,12 +6,16 @@ import contextlib
 import json
 import os
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tsqp_shm.errors import TsqpError
 from tsqp_shm.printable import shown
+from tsqp_shm.shm.observer import invitation_of
 from tsqp_shm.shm.posix.folder import LOCK_FILE, list_sessions, sweep_dead_sessions
 from tsqp_shm.shm.posix.objects import SHM_FOLDER, arena_name
+from tsqp_shm.shm.posix.transport import PosixTransport
 
 
 @dataclass(frozen=True)
@@ -20,14 +24,16 @@ class ListedSession:
 
     Attributes:
         is_alive: whether its TEE process lives.
+        mode: None if that cannot be told, or not yet.
         age_s: since it began; None if that cannot be told.
-        arena_bytes: of shared memory it holds; 0 before its arena is made.
+        arena_bytes: of shared memory it holds; 0 before its arena is made, and in a mode that has none.
         tee_pid: None if it did not get so far as to write it.
         pids: of this user's processes that map its arena, as far as this process may look.
     """
 
     name: str
     is_alive: bool
+    mode: str | None
     age_s: float | None
     arena_bytes: int
     tee_pid: int | None
@@ -69,6 +75,7 @@ class Survey:
                 ListedSession(
                     session.name,
                     session.is_alive,
+                    _mode_of(session.name),
                     age_s,
                     _size_bytes(arena),
                     session.tee_pid,
@@ -92,13 +99,14 @@ def print_sessions(*, json_output: bool) -> int:
     if not survey.sessions:
         print("no sessions")
     else:
-        print(f"{'SESSION':<41}{'STATE':<7}{'AGE':>8}{'ARENA':>16}  {'TEE':>8}  MAPPED BY")
+        print(f"{'SESSION':<41}{'STATE':<7}{'MODE':<10}{'AGE':>8}{'ARENA':>16}  {'TEE':>8}  MAPPED BY")
     for session in survey.sessions:
         state = "alive" if session.is_alive else "dead"
         pids = " ".join(map(str, session.pids)) or "-"
+        arena = f"{session.arena_bytes:,}" if session.arena_bytes else "-"
         print(
-            f"{session.name:<41}{state:<7}{_age(session.age_s):>8}{session.arena_bytes:>16,}  "
-            f"{session.tee_pid or '-':>8}  {pids}"
+            f"{session.name:<41}{state:<7}{session.mode or '-':<10}{_age(session.age_s):>8}"
+            f"{arena:>16}  {session.tee_pid or '-':>8}  {pids}"
         )
     for name, size_bytes in survey.stray_arenas.items():
         print(f"{SHM_FOLDER}/{name}: {size_bytes:,} bytes, of no session in this folder")
@@ -117,6 +125,15 @@ def clean_sessions(*, dry_run: bool) -> int:
     if not dead:
         print("no dead sessions")
     return 0
+
+
+def _mode_of(session: str) -> str | None:
+    try:
+        # UNTRUSTED: whoever may write to the arena may have changed it; one of the modes, and for display only.
+        with closing(PosixTransport(session).glance()) as glance:
+            return invitation_of(session, glance).limits.mode
+    except TsqpError:
+        return None
 
 
 def _object(session: str) -> str:

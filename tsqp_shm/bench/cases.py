@@ -7,6 +7,13 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from tsqp_shm.config import EngineConfig, require_choice
+from tsqp_shm.modes import MODES
+
+OURS = "tsqp-shm"
+# This system's contenders, each with its mode.
+MODE_OF = {OURS if mode == EngineConfig.mode else f"{OURS}-{mode}": mode for mode in MODES}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -37,6 +44,17 @@ CASES = {
         Case("batch", default_tokens=128, new_tokens=32, sequences=(1, 8)),
     )
 }
+
+
+def contenders_of(modes: tuple[str, ...]) -> list[str]:
+    """This system in those modes, each once.
+
+    Raises:
+        ConfigError: one is none.
+    """
+    for mode in modes:
+        require_choice("mode", mode, tuple(MODES))
+    return [name for mode in dict.fromkeys(modes) for name, its in MODE_OF.items() if its == mode]
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import tsqp_shm
-from tsqp_shm.bench.cases import Job, Turn
+from tsqp_shm.bench.cases import MODE_OF, Job, Turn
 from tsqp_shm.descriptors import socket_pair
 from tsqp_shm.errors import ConfigError, ContenderFailed
+from tsqp_shm.modes import MODES
 from tsqp_shm.printable import quoted, shown
 from tsqp_shm.roles.inheritance import kept_apart, kill_session
 from tsqp_shm.roles.relay import Relay
 
-OURS = "tsqp-shm"
 SCRIPTS = Path(tsqp_shm.__file__).parent.parent / "scripts"
 # An answer has some 20 numbers and a row for each operation.
 MAX_ANSWER_BYTES = 1 << 20
@@ -58,7 +58,10 @@ _TRANSFORMERS = ContenderKind(
     (("HF_HUB_OFFLINE", "1"), ("TRANSFORMERS_VERBOSITY", "error")),
 )
 KINDS = {
-    OURS: ContenderKind(("-m", "tsqp_shm.bench.ours"), (_TORCH,)),
+    **{
+        name: ContenderKind(("-m", "tsqp_shm.bench.ours"), (_TORCH,) if MODES[mode].has_gpu_process else ())
+        for name, mode in MODE_OF.items()
+    },
     "transformers-sdpa": _TRANSFORMERS,
     "transformers-eager": _TRANSFORMERS,
     "serialized": ContenderKind(
@@ -81,8 +84,8 @@ def parse_contenders(text: str, new_tokens: int) -> list[str]:
         return []
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
-        if name not in KINDS or name == OURS:
-            allowed = ", ".join(kind for kind in KINDS if kind != OURS)
+        if name not in KINDS or name in MODE_OF:
+            allowed = ", ".join(kind for kind in KINDS if kind not in MODE_OF)
             raise ConfigError("vs", name, f"{allowed}, with commas between, or none")
         if new_tokens and KINDS[name].prefill_only:
             raise ConfigError("vs", name, "a contender that decodes: this one has no KV cache, so prefill only")

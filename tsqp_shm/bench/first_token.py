@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsqp_shm.bench.contenders import KINDS, OURS, POLITE_STOP_S, parse_contenders, require_installed
+from tsqp_shm.bench.cases import MODE_OF, contenders_of
+from tsqp_shm.bench.contenders import KINDS, POLITE_STOP_S, parse_contenders, require_installed
 from tsqp_shm.bench.report import STDOUT, environment, require_writable
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice, require_range
 from tsqp_shm.errors import ConfigError, ContenderFailed
+from tsqp_shm.modes import MODES
 from tsqp_shm.progress import Progress
 from tsqp_shm.roles.inheritance import kept_apart, kill_session
 from tsqp_shm.roles.relay import Relay
@@ -34,6 +36,7 @@ class LaunchOptions:
     """What was asked for: as `BenchOptions`."""
 
     model: str | None = None
+    modes: tuple[str, ...] = (EngineConfig.mode,)
     vs: str = "transformers-sdpa"
     runs: int = 5
     dtype: str = EngineConfig.dtype
@@ -53,7 +56,7 @@ def run_launch(options: LaunchOptions, demo_model: Callable[[], Path]) -> int:
     require_range("runs", options.runs, 1, 1_000_000)
     require_choice("dtype", options.dtype, DTYPES)
     require_writable("json", options.json_file)
-    names = [OURS, *parse_contenders(options.vs, NEW_TOKENS)]
+    names = [*contenders_of(options.modes), *parse_contenders(options.vs, NEW_TOKENS)]
     for name in names:
         require_installed(name)
     folder = (demo_model() if options.model is None else Path(options.model)).absolute()
@@ -69,7 +72,7 @@ def run_launch(options: LaunchOptions, demo_model: Callable[[], Path]) -> int:
                 seconds = _time_to_text(name, _command(name, folder, options), options.timeout_s)
                 if number:
                     samples[name].append(seconds)
-    rows = [_row(name, taken, samples[OURS]) for name, taken in samples.items()]
+    rows = [_row(name, taken, samples[names[0]]) for name, taken in samples.items()]
     document = {"environment": facts, "model": folder.name, "dtype": options.dtype, "rows": rows}
     if options.json_file == STDOUT:
         print(json.dumps(document, indent=2))
@@ -81,9 +84,11 @@ def run_launch(options: LaunchOptions, demo_model: Callable[[], Path]) -> int:
 
 
 def _command(name: str, folder: Path, options: LaunchOptions) -> list[str]:
-    if name == OURS:
-        words = ["-m", "tsqp_shm", "launch", str(folder), "--quiet", "--prompt", PROMPT]
-        words += ["--max-new-tokens", str(NEW_TOKENS), "--dtype", options.dtype, "--device", options.device]
+    if name in MODE_OF:
+        words = ["-m", "tsqp_shm", "launch", str(folder), "--mode", MODE_OF[name], "--quiet", "--prompt", PROMPT]
+        words += ["--max-new-tokens", str(NEW_TOKENS)]
+        if MODES[MODE_OF[name]].has_gpu_process:
+            words += ["--dtype", options.dtype, "--device", options.device]
     else:
         attention = name.removeprefix("transformers-")
         words = ["-m", "tsqp_shm.bench.transformers_once", str(folder), PROMPT, str(NEW_TOKENS)]
@@ -153,6 +158,7 @@ def _row(name: str, samples: list[float], ours: list[float]) -> dict[str, Any]:
     median = statistics.median(samples)
     return {
         "contender": name,
+        "mode": MODE_OF.get(name),
         "runs": len(samples),
         "median_s": median,
         "min_s": min(samples),
@@ -169,7 +175,8 @@ def _print_table(document: dict[str, Any]) -> None:
         f"torch {facts['torch']}, transformers {facts['transformers']}"
     )
     print(f"from process start to the first text; {document['model']}, {document['dtype']}; seconds")
-    print(f"{'contender':<22}{'median':>8}{'least':>8}{'most':>8}{'tsqp-shm / it':>15}{'n':>4}")
+    first = document["rows"][0]["contender"]
+    print(f"{'contender':<22}{'median':>8}{'least':>8}{'most':>8}{f'{first} / it':>25}{'n':>4}")
     for row in document["rows"]:
         numbers = "".join(f"{row[name]:>8.2f}" for name in ("median_s", "min_s", "max_s"))
-        print(f"{row['contender']:<22}{numbers}{row['ours_over_it']:>15.2f}{row['runs']:>4}")
+        print(f"{row['contender']:<22}{numbers}{row['ours_over_it']:>25.2f}{row['runs']:>4}")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from tsqp_shm.bench.cases import contenders_of
 from tsqp_shm.bench.child import processor_seconds
 from tsqp_shm.bench.report import STDOUT, environment, require_writable
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.llm import LLM, SamplingParams
+from tsqp_shm.modes import MODES
 from tsqp_shm.progress import Progress
 
 # Until both sides have parked.
@@ -25,6 +27,7 @@ class IdleOptions:
     """What was asked for. Units: seconds."""
 
     model: str | None = None
+    modes: tuple[str, ...] = (EngineConfig.mode,)
     seconds: float = 20.0
     dtype: str = EngineConfig.dtype
     device: str = EngineConfig.device
@@ -40,13 +43,16 @@ def run_idle(options: IdleOptions, demo_model: Callable[[], Path]) -> int:
         TsqpError: the session cannot be begun, or ends.
     """
     require_choice("dtype", options.dtype, DTYPES)
+    contenders_of(options.modes)
     require_writable("json", options.json_file)
     if not 0 < options.seconds <= 3600:
         raise ConfigError("seconds", options.seconds, "more than 0 and at most 3,600")
     folder = (demo_model() if options.model is None else Path(options.model)).absolute()
     with Progress(options.quiet) as progress:
-        progress.show(f"an idle session for {options.seconds:g} s")
-        shares = _core_shares(folder, options)
+        shares = {}
+        for mode in options.modes:
+            progress.show(f"an idle session of mode {mode} for {options.seconds:g} s")
+            shares[mode] = _core_shares(folder, mode, options)
     document = {
         "environment": environment(),
         "model": folder.name,
@@ -58,18 +64,20 @@ def run_idle(options: IdleOptions, demo_model: Callable[[], Path]) -> int:
         print(json.dumps(document, indent=2))
         return 0
     print(f"{folder.name}, {options.dtype}, idle for {options.seconds:g} s; CPU time, of one core")
-    for process, share in shares.items():
-        print(f"{process:<4} {share:7.2%}")
+    for mode, of_mode in shares.items():
+        for process, share in of_mode.items():
+            print(f"{mode:<9} {process:<4} {share:7.2%}")
     if options.json_file:
         Path(options.json_file).write_text(json.dumps(document, indent=2) + "\n")
     return 0
 
 
-def _core_shares(folder: Path, options: IdleOptions) -> dict[str, float]:
+def _core_shares(folder: Path, mode: str, options: IdleOptions) -> dict[str, float]:
     """The CPU time of each process while a session that has worked is idle, divided by the time that passed."""
-    with LLM(folder, dtype=options.dtype, device=options.device) as llm:
+    settings: dict[str, Any] = {"dtype": options.dtype, "device": options.device} if MODES[mode].has_gpu_process else {}
+    with LLM(folder, mode=mode, **settings) as llm:
         llm.generate([[1, 2, 3]], SamplingParams(max_tokens=4, ignore_eos=True, temperature=0))
-        pids = {"tee": os.getpid(), "gpu": llm.bring_up()["processes"]["gpu"]["pid"]}
+        pids = {role: facts["pid"] for role, facts in llm.bring_up()["processes"].items()}
         time.sleep(SETTLE_S)
         began = time.monotonic()
         before = {process: processor_seconds(pid) for process, pid in pids.items()}

@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from queue import SimpleQueue
 from typing import Any
 
-from tsqp_shm.bench.cases import Job, Turn
+from tsqp_shm.bench.cases import MODE_OF, Job, Turn
 from tsqp_shm.bench.child import Answer, measured, serve
 from tsqp_shm.llm import LLM
+from tsqp_shm.modes import MODES
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.sampling_params import SamplingParams
 from tsqp_shm.tee.updates import Update
@@ -21,23 +22,28 @@ class Ours:
 
     def __init__(self, job: Job, stack: ExitStack) -> None:
         self._job = job
-        # As the defaults are: the TEE process has half as many, and all share the same cores.
-        threads = {"tee_threads": max(1, job.threads // 2), "gpu_threads": job.threads}
-        settings: dict[str, Any] = {**threads, **job.settings}
+        mode = MODES[MODE_OF[job.contender]]
+        settings: dict[str, Any] = {"tee_threads": job.threads}
+        if mode.has_gpu_process:
+            # As the defaults are: the TEE process has half as many, and all share the same cores.
+            settings = {"tee_threads": max(1, job.threads // 2), "gpu_threads": job.threads}
+            settings.update(dtype=job.dtype, device=job.device, timeout_s=job.timeout_s)
+        settings.update(job.settings)
         self._llm = stack.enter_context(
             LLM(
                 job.model,
-                dtype=job.dtype,
-                device=job.device,
+                mode=mode.name,
                 max_model_len=job.total_tokens,
                 max_num_seqs=job.max_sequences,
-                timeout_s=job.timeout_s,
                 **settings,
             )
         )
         facts = self._llm.bring_up()
-        self.processes = {"tee": os.getpid(), "gpu": int(facts["processes"]["gpu"]["pid"])}
-        self.device = str(facts["device"])
+        self._crosses = mode.has_gpu_process
+        self.processes = {"tee": os.getpid()}
+        if mode.has_gpu_process:
+            self.processes["gpu"] = int(facts["processes"]["gpu"]["pid"])
+        self.device = str(facts.get("device", "cpu"))
 
     def repeat(self, turn: Turn) -> Answer:
         job, llm = self._job, self._llm
@@ -70,10 +76,13 @@ class Ours:
 
     def _tallies(self) -> dict[str, Any]:
         statistics = self._llm.statistics
-        return {
+        crossed = {
             "doorbells": statistics.doorbells,
             "bytes_to_gpu": statistics.bytes_to_gpu,
             "bytes_to_tee": statistics.bytes_to_tee,
+        }
+        return {
+            **(crossed if self._crosses else {}),
             "operations": {
                 (row["side"], row["operation"]): (row["calls"], row["total_s"]) for row in statistics.operations()
             },

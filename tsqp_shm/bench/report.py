@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import tsqp_shm
-from tsqp_shm.bench.cases import Case, Turn
+from tsqp_shm.bench.cases import MODE_OF, Case, Turn
 from tsqp_shm.errors import ConfigError
+from tsqp_shm.modes import MODES
 
 Row = dict[str, Any]
 # (contender, turn) -> the answers to its counted repetitions.
@@ -57,6 +58,11 @@ def make_rows(case: Case, answers: Answers, flops: dict[int, int] | None = None)
     return rows
 
 
+def mode_of(contender: str) -> str | None:
+    """Of this system's, by the name that may say settings too; None: another's."""
+    return MODE_OF.get(contender.partition(" ")[0])
+
+
 def _turn(row: Row) -> tuple[int, int]:
     return row["sequences"], row["prompt_tokens"]
 
@@ -69,6 +75,7 @@ def _row(case: Case, contender: str, turn: Turn, answers: list[dict[str, Any]]) 
     row: Row = {
         "case": case.name,
         "contender": contender,
+        "mode": mode_of(contender),
         "sequences": turn.sequences,
         "prompt_tokens": turn.tokens,
         "per": case.per,
@@ -88,7 +95,7 @@ def _row(case: Case, contender: str, turn: Turn, answers: list[dict[str, Any]]) 
     row["operations"] = operations
     for side in ("tee", "gpu"):
         busy_s = sum(operation["total_s"] for operation in operations if operation["side"] == side) * sum(units)
-        row[f"{side}_busy_share"] = busy_s / seconds if operations else None
+        row[f"{side}_busy_share"] = busy_s / seconds if any(each["side"] == side for each in operations) else None
     return row
 
 
@@ -157,7 +164,8 @@ def print_table(document: dict[str, Any], out: TextIO) -> None:
     lengths = ", ".join(f"{tokens:,}" for tokens in settings["tokens"])
     print(
         f"{settings['case']}, {lengths} tokens of prompt; {settings['model']}, {settings['dtype']}; "
-        f"{settings['threads']} threads a process, half for the TEE process; {settings['runs']} runs in turns; "
+        f"{settings['threads']} threads a process, half for the TEE process beside a GPU process; "
+        f"{settings['runs']} runs in turns; "
         f"every number for one {rows[0]['per']}",
         file=out,
     )
@@ -187,6 +195,10 @@ def print_table(document: dict[str, Any], out: TextIO) -> None:
             f"{_or_dash(row['gpu_busy_share'], '.0%'):>6}{row['cpu_s_per_token']:>13.5f}  {peaks}",
             file=out,
         )
+    for name in dict.fromkeys(row["contender"] for row in rows):
+        mode = mode_of(name)
+        if mode is not None and MODES[mode].arithmetic is not None:
+            print(f"{name} computes in {MODES[mode].arithmetic}", file=out)
     for row in rows:
         if row["speedup_over_one_sequence"] is not None:
             print(

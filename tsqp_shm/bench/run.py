@@ -13,13 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tsqp_shm.bench.arithmetic import prefill_flops
-from tsqp_shm.bench.cases import CASES, Case, Job, Turn
-from tsqp_shm.bench.contenders import (
-    OURS,
-    RunningContender,
-    parse_contenders,
-    require_installed,
-)
+from tsqp_shm.bench.cases import CASES, MODE_OF, Case, Job, Turn, contenders_of
+from tsqp_shm.bench.contenders import RunningContender, parse_contenders, require_installed
 from tsqp_shm.bench.plot import draw, require_plot
 from tsqp_shm.bench.report import STDOUT, Answers, environment, make_rows, print_table, require_writable
 from tsqp_shm.bench.scratch import scratch_folder
@@ -38,6 +33,7 @@ class BenchOptions:
 
     Attributes:
         tokens: of each prompt; more than one length for prefill alone.
+        modes: of this system, each a contender of its own.
         vs: the other contenders, with commas between, or "none".
         runs: counted repetitions; one more before them is not.
         threads: of each process that computes; None: one per core.
@@ -49,6 +45,7 @@ class BenchOptions:
     case: str
     model: str | None = None
     tokens: tuple[int, ...] = ()
+    modes: tuple[str, ...] = (EngineConfig.mode,)
     vs: str = "transformers-sdpa"
     runs: int = 5
     threads: int | None = None
@@ -112,8 +109,10 @@ def _require_sane(options: BenchOptions, case: Case, tokens: tuple[int, ...]) ->
     if options.threads is not None:
         require_range("threads", options.threads, 1, 1024)
     require_choice("dtype", options.dtype, DTYPES)
+    ours = contenders_of(options.modes)
     for settings in _combinations(options):
-        EngineConfig(**settings)  # type: ignore[arg-type]
+        for name in ours:
+            EngineConfig(mode=MODE_OF[name], **settings)  # type: ignore[arg-type]
     if not 0 < options.timeout_s <= 86400:
         raise ConfigError("timeout", options.timeout_s, "seconds, more than 0 and at most 86400")
     if options.shape is not None:
@@ -126,7 +125,7 @@ def _require_sane(options: BenchOptions, case: Case, tokens: tuple[int, ...]) ->
     require_writable("plot", options.plot_file)
     if options.plot_file is not None:
         require_plot(Path(options.plot_file))
-    contenders = [OURS, *parse_contenders(options.vs, case.new_tokens)]
+    contenders = [*ours, *parse_contenders(options.vs, case.new_tokens)]
     for name in contenders:
         require_installed(name)
     return contenders
@@ -163,7 +162,7 @@ def _jobs(options: BenchOptions, case: Case, tokens: tuple[int, ...], folder: Pa
             settings=settings,
         )
         for name in contenders
-        for settings in (_combinations(options) if name == OURS else [{}])
+        for settings in (_combinations(options) if name in MODE_OF else [{}])
     ]
     positions = ModelSpec.from_folder(folder).max_positions
     needed = jobs[0].total_tokens

@@ -9,6 +9,7 @@ from typing import Any
 from tsqp_shm.cli.flags import Parser, model_argument
 from tsqp_shm.cli.settings import blocked_interrupts, engine_config, model_folder
 from tsqp_shm.config import DTYPES, EngineConfig
+from tsqp_shm.modes import MODES
 from tsqp_shm.roles.lifeline import Lifeline
 
 SWEPT = (
@@ -39,6 +40,8 @@ def _options(kind: type[Any], arguments: argparse.Namespace) -> Any:
     """What was given of a case's options; the rest has the defaults of its dataclass."""
     values = {name: getattr(arguments, name, None) for name in kind.__dataclass_fields__}
     if "dtype" in values:
+        # Of all contenders; what one of the modes does not take is left out there.
+        arguments.mode = EngineConfig.mode
         config = engine_config(arguments)
         values.update(dtype=config.dtype, device=config.device)
     return kind(**{name: value for name, value in values.items() if value is not None})
@@ -132,6 +135,7 @@ def _contender_flags() -> Parser:
     names = "transformers-sdpa, transformers-eager, serialized (prefill only), or none (transformers-sdpa)"
     return _flags(
         "contenders",
+        _mode_flag(),
         ("--vs", {"metavar": "NAME,...", "help": names}),
         ("--runs", _number("counted repetitions of each contender, in turns (5)")),
         *_arithmetic_flags(),
@@ -140,7 +144,13 @@ def _contender_flags() -> Parser:
 
 
 def _idle_flags() -> Parser:
-    return _flags("session", ("--seconds", _number("how long it is left alone (20)", "S", float)), *_arithmetic_flags())
+    seconds = ("--seconds", _number("how long it is left alone (20)", "S", float))
+    return _flags("session", _mode_flag(), seconds, *_arithmetic_flags())
+
+
+def _mode_flag() -> tuple[str, dict[str, Any]]:
+    text = f"of tsqp-shm, each beside the others: {', '.join(MODES)} ({EngineConfig.mode})"
+    return "--mode", {**_number(text, "NAME,...", _names), "dest": "modes"}
 
 
 def _arithmetic_flags() -> tuple[tuple[str, dict[str, Any]], ...]:

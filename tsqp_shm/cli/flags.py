@@ -136,7 +136,7 @@ def arena_flags() -> Parser:
     model.add_argument(
         "--mode",
         metavar="|".join(MODES),
-        help=f"what crosses to the GPU process, and so is protected ({defaults.mode})",
+        help=f"what crosses to the GPU process, if there is one, and so is protected ({defaults.mode})",
     )  # fmt: skip
     model.add_argument("--dtype", metavar="|".join(DTYPES), help=f"of slots and arithmetic ({defaults.dtype})")
     model.add_argument(
@@ -155,7 +155,10 @@ def arena_flags() -> Parser:
         help=f"rows that go through the layers together ({BLOCK_ROWS}; {LARGE_LAYER_BLOCK_ROWS:,} where a layer has "
         f"more than {LARGE_LAYER_PARAMETERS >> 20} Mi weights)",
     )  # fmt: skip
-    model.add_argument("--tee-threads", type=int, metavar="N", help="threads of the TEE's kernels (one for two cores)")
+    model.add_argument(
+        "--tee-threads", type=int, metavar="N",
+        help="threads of the TEE's kernels (one for two cores; one per core without a GPU process)",
+    )  # fmt: skip
     model.add_argument(
         "--restart-gpu", type=int, metavar="N",
         help=f"go on with another GPU process where one dies, up to N times ({defaults.restart_gpu})",

@@ -21,7 +21,9 @@ from tsqp_shm.cli.settings import (
     require_sane,
     sampling_params,
 )
+from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ConfigError, ModelFileError, PeerDied
+from tsqp_shm.modes import MODES
 from tsqp_shm.roles.lifeline import Lifeline, ParentsGpu
 from tsqp_shm.roles.resources import require_resources
 
@@ -35,6 +37,8 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
 
         config = engine_config(arguments)
         require_sane(arguments)
+    if not MODES[config.mode].has_gpu_process:
+        return _complete_alone(arguments, config)
     require_resources(sum(config.threads()))
     if not arguments.interactive:
         # Here, where the descriptors are that a path may name, and before there is a GPU process that could look on.
@@ -45,7 +49,7 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     report = reporter(arguments)
     with ExitStack() as stack:
         if arguments.trace is not None:
-            trace = stack.enter_context(TraceFile(arguments.trace, report))
+            trace = stack.enter_context(TraceFile(arguments.trace, tuple(roles), report))
             for role, words in roles.items():
                 words += trace.arguments(role)
         code = launch(
@@ -63,6 +67,28 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     return 0
 
 
+def _complete_alone(arguments: argparse.Namespace, config: EngineConfig) -> int:
+    """What `launch` does where there is no other process: this one needs no supervisor."""
+    if arguments.verbose:
+        raise ConfigError("verbose", True, f"no --verbose, as mode {config.mode} has no GPU process that says anything")
+    with blocked_interrupts():
+        from tsqp_shm.console import run_prompts
+        from tsqp_shm.llm import LLM
+
+        signal.signal(signal.SIGINT, _interrupt_once)
+    with LLM(model_folder(arguments), report=reporter(arguments), trace=arguments.trace, config=config) as llm:
+        run_prompts(
+            llm,
+            sampling_params(arguments, llm.get_default_sampling_params()),
+            prompt_text(arguments),
+            chat=arguments.chat,
+            interactive=arguments.interactive,
+            json_output=arguments.json,
+            quiet=arguments.quiet,
+        )
+    return 0
+
+
 def play_tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     with blocked_interrupts():
         from tsqp_shm.console import run_prompts
@@ -71,6 +97,7 @@ def play_tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
         signal.signal(signal.SIGINT, _interrupt_once)
 
     config = engine_config(arguments)
+    _require_two_roles(config)
     require_sane(arguments)
     # Whom it waits for is of interest to a person at this terminal, not to a supervisor that starts both.
     report = _silent if lifeline.has_parent else reporter(arguments)
@@ -103,6 +130,7 @@ def play_gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     config = engine_config(arguments)
+    _require_two_roles(config)
     model = model_folder(arguments)
     if config.session is None:
         raise ConfigError("session", None, "--session NAME, the name the TEE process uses")
@@ -128,6 +156,14 @@ def play_gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
         use_threads(config.threads().gpu)
         serve(model, PosixTransport(config.session), config, reporter(arguments), lifeline.ready, recorder)
     return 0
+
+
+def _require_two_roles(config: EngineConfig) -> None:
+    if not MODES[config.mode].has_gpu_process:
+        split = " or ".join(mode.name for mode in MODES.values() if mode.has_gpu_process)
+        raise ConfigError(
+            "mode", config.mode, f"{split}; tsqp-shm launch runs this one, as it has no roles to play apart"
+        )
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:

@@ -36,7 +36,8 @@ EPILOG = f"""{LINES}
 
 exit codes: 0 well, 1 failed, 2 usage, 3 the other process died or broke the protocol, 128+n ended by signal n.
 Flags of session, GPU process, model, arena and doorbell may be set by environment too: --max-model-len is
-TSQP_SHM_MAX_MODEL_LEN; a flag wins over the environment.
+TSQP_SHM_MAX_MODEL_LEN; a flag wins over the environment. A flag that the mode does not take is refused, a variable
+passed over.
 """
 
 
@@ -54,7 +55,7 @@ def build_parser() -> Parser:
     tee, gpu, verbose = tee_flags(), gpu_flags(), verbose_flag()
     traced, recorded = trace_flag(False), trace_flag(True)
     for name, run, parents, text in (
-        ("launch", launch_both, [*shared, tee, gpu, traced, verbose], "start both processes and complete a prompt"),
+        ("launch", launch_both, [*shared, tee, gpu, traced, verbose], "start a session and complete a prompt"),
         ("tee", play_tee, [*shared, tee, recorded], "play the TEE role alone; a GPU process joins by --session"),
         ("gpu", play_gpu, [*shared, gpu, recorded], "play the GPU role alone; a TEE process is joined by --session"),
         ("top", show_top, [top_flags()], "watch a running session"),

@@ -8,9 +8,11 @@ from pathlib import Path
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor.finding import BAD, GOOD, Finding
 from tsqp_shm.doctor.system import cpuinfo, read_text
+from tsqp_shm.modes import MODES
 
 CHECK = "enclave"
 ENDPOINT = "--endpoint tcp://127.0.0.1:PORT or --doorbell spin"
+ALONE_IN_VM = "the process lies inside it, and nothing of the session outside"
 VM_MEANING = (
     "both processes lie inside it, so the doorbell works as elsewhere, and it is the device that is outside; "
     "in its confidential mode it refuses to register the arena (error 801), and slots go through pinned memory"
@@ -26,7 +28,8 @@ def examine_enclave(config: EngineConfig, root: Path = Path("/")) -> Iterator[Fi
         return
     vm = confidential_vm(root)
     if vm:
-        yield Finding(CHECK, GOOD, f"a confidential VM ({vm})", VM_MEANING)
+        meaning = VM_MEANING if MODES[config.mode].has_gpu_process else ALONE_IN_VM
+        yield Finding(CHECK, GOOD, f"a confidential VM ({vm})", meaning)
     elif (root / "dev/sgx_enclave").exists():
         why = "SGX can be used, but this process is not in an enclave; run the TEE role under Gramine"
         yield Finding(CHECK, GOOD, "none; this machine has SGX", why)
@@ -38,6 +41,8 @@ def examine_enclave(config: EngineConfig, root: Path = Path("/")) -> Iterator[Fi
 def _gramine(config: EngineConfig, root: Path) -> Finding:
     kind = read_text(root / "dev/attestation/attestation_type").strip()
     found = f"Gramine (attestation: {kind or 'unknown'})"
+    if not MODES[config.mode].has_gpu_process:
+        return Finding(CHECK, GOOD, found, f"nothing of mode {config.mode} has to cross the enclave's border")
     needs_socket = config.doorbell != "spin"
     if needs_socket and not (config.endpoint or "").startswith("tcp://"):
         why = "a Unix-domain socket does not cross the enclave's border, so nobody would wake a side that sleeps"

@@ -22,6 +22,7 @@ from tsqp_shm.doctor.limits import available_bytes
 from tsqp_shm.doctor.shared_memory import mount_of
 from tsqp_shm.doctor.system import cgroup_cores, cgroup_limit, container, cpuinfo, read_text
 from tsqp_shm.doctor.versions import package_versions
+from tsqp_shm.modes import MODES
 from tsqp_shm.printable import shown
 from tsqp_shm.roles.resources import ISA_VARIABLE
 from tsqp_shm.shm.posix.objects import SHM_FOLDER
@@ -50,6 +51,7 @@ def print_environment() -> int:
         ("limits", ", ".join(f"{name} {_limit(number)}" for name, number in LIMITS.items())),
         ("container", container() or "none recognised"),
         ("enclave", "Gramine" if Path("/dev/attestation").exists() else confidential_vm() or "none recognised"),
+        ("mode", _mode()),
         ("settings", _settings()),
     ]
     for name, value in rows:
@@ -88,6 +90,13 @@ def _shared_memory() -> str:
 def _limit(number: int) -> str:
     value = resource.getrlimit(number)[0]
     return "unlimited" if value == resource.RLIM_INFINITY else str(value)
+
+
+def _mode() -> str:
+    """What a start without --mode would take."""
+    name = os.environ.get(environment_variable("mode"), EngineConfig.mode)
+    others = ", ".join(other for other in MODES if other != name)
+    return f"{MODES[name].line} Others: {others}" if name in MODES else f"{name}: there is none of this name"
 
 
 def _settings() -> str:

@@ -17,6 +17,7 @@ from tsqp_shm.doctor.sessions import examine_sessions
 from tsqp_shm.doctor.shared_memory import examine_shared_memory
 from tsqp_shm.doctor.transport import examine_transport
 from tsqp_shm.doctor.versions import examine_versions
+from tsqp_shm.modes import MODES
 
 
 def examine(model: Path | None, config: EngineConfig) -> Iterator[Finding]:
@@ -26,6 +27,8 @@ def examine(model: Path | None, config: EngineConfig) -> Iterator[Finding]:
         model: whose need the machine is held against; None: no model's.
         config: what a session would be started with.
     """
+    mode = MODES[config.mode]
+    yield Finding("mode", GOOD, f"{mode.name}: {mode.protects}")
     need: Need | None = None
     if model is not None:
         finding, need = examine_model(model, config)
@@ -33,11 +36,13 @@ def examine(model: Path | None, config: EngineConfig) -> Iterator[Finding]:
     yield from examine_versions(config)
     yield from examine_processor(config)
     yield from examine_limits(config, need.memory_bytes if need else None)
-    yield from examine_shared_memory(need.arena_bytes if need else None)
+    if mode.has_gpu_process:
+        yield from examine_shared_memory(need.arena_bytes if need else None)
     yield from examine_enclave(config)
     # Before the trial of the doorbell, which is a session too.
     yield from examine_sessions()
-    yield from examine_transport(config)
+    if mode.has_gpu_process:
+        yield from examine_transport(config)
 
 
 def report(model: Path | None, config: EngineConfig, *, json_output: bool) -> int:

@@ -10,6 +10,7 @@ from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding, mib
 from tsqp_shm.doctor.system import cgroup_limit, container, read_text
 from tsqp_shm.errors import LimitError
+from tsqp_shm.modes import MODES
 from tsqp_shm.roles.resources import (
     NEEDED_DESCRIPTORS,
     NEEDED_THREADS,
@@ -21,29 +22,31 @@ from tsqp_shm.roles.resources import (
 
 def examine_limits(config: EngineConfig, needed_bytes: int | None) -> Iterator[Finding]:
     """Args:
-    needed_bytes: memory of both processes together; None: not known.
+    needed_bytes: memory of the session's processes together; None: not known.
     """
     kind = container()
     yield Finding("container", GOOD, f"{kind}: limits may be lower than the host's" if kind else "none recognised")
-    yield _memory(needed_bytes)
+    yield _memory(config, needed_bytes)
     yield _descriptors()
     yield _threads(config)
 
 
-def _memory(needed_bytes: int | None) -> Finding:
+def _memory(config: EngineConfig, needed_bytes: int | None) -> Finding:
     limit_bytes = cgroup_limit("memory", "memory.limit_in_bytes", "memory.max")
     free_bytes = available_bytes()
     found = f"{mib(free_bytes)} available"
     found += "" if limit_bytes is None else f", the cgroup's limit is {mib(limit_bytes)}"
     if needed_bytes is None:
         return Finding("memory", GOOD, found)
-    found += f", both processes need about {mib(needed_bytes)} on the CPU"
+    has_gpu = MODES[config.mode].has_gpu_process
+    elsewhere = ", or --device cuda" if has_gpu else ""
+    found += f", {'both processes need' if has_gpu else 'the session needs'} about {mib(needed_bytes)} on the CPU"
     if limit_bytes is not None and needed_bytes > limit_bytes:
         why = "the kernel kills a process of the cgroup when it goes beyond; pages of the arena count"
-        return Finding("memory", BAD, found, why, "docker run --memory, a smaller model, or --device cuda")
+        return Finding("memory", BAD, found, why, f"docker run --memory, a smaller model{elsewhere}")
     if needed_bytes > free_bytes:
         why = "the machine would swap, or the kernel kill a process"
-        return Finding("memory", WARNING, found, why, "free memory, take a smaller model, or --device cuda")
+        return Finding("memory", WARNING, found, why, f"free memory, take a smaller model{elsewhere}")
     return Finding("memory", GOOD, found)
 
 

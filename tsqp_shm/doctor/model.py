@@ -11,6 +11,7 @@ from tsqp_shm.errors import TsqpError
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
+from tsqp_shm.modes import MODES
 from tsqp_shm.shm.layout import DTYPES
 from tsqp_shm.shm.plan import Plan
 
@@ -18,8 +19,8 @@ from tsqp_shm.shm.plan import Plan
 @dataclass(frozen=True)
 class Need:
     """Attributes:
-    arena_bytes: of shared memory.
-    memory_bytes: of weights, full cache and arena together, where the GPU process's device is the CPU.
+    arena_bytes: of shared memory; 0 in a mode that has none.
+    memory_bytes: of weights, full cache and slots together, where the GPU process's device is the CPU.
     """
 
     arena_bytes: int
@@ -35,13 +36,20 @@ def examine_model(folder: Path, config: EngineConfig) -> tuple[Finding, Need | N
         Checkpoint.open(folder).close()
     except TsqpError as error:
         return Finding("model", BAD, str(error), "it cannot be run", "name another model or mend its folder"), None
-    element_bytes = DTYPES[limits.dtype].size_bytes
-    arena_bytes = Plan.derive(network, limits).total_bytes
+    plan = Plan.derive(network, limits)
     row_elements = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
-    cache_bytes = row_elements * limits.max_model_len * limits.max_num_seqs * element_bytes
-    weights_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file())
-    found = (
-        f"{spec.family}, {spec.num_layers} layers, {limits.max_model_len} tokens a sequence: arena {mib(arena_bytes)}, "
-        f"cache up to {mib(cache_bytes)}, weight files {mib(weights_bytes)}"
-    )
-    return Finding("model", GOOD, found), Need(arena_bytes, arena_bytes + cache_bytes + weights_bytes)
+    cache_elements = row_elements * limits.max_model_len * limits.max_num_seqs
+    head = f"{spec.family}, {spec.num_layers} layers, {limits.max_model_len} tokens a sequence"
+    if MODES[limits.mode].has_gpu_process:
+        cache_bytes = cache_elements * DTYPES[limits.dtype].size_bytes
+        weights_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file())
+        slots, weights, arena_bytes = f"arena {mib(plan.total_bytes)}", "weight files", plan.total_bytes
+        slots_bytes = arena_bytes
+    else:
+        cache_bytes = cache_elements * DTYPES["bfloat16"].size_bytes
+        # A byte for each weight of a Linear; the embedding stays in its file.
+        weights_bytes = sum(linear.parameters for linear in network.linears)
+        slots, weights, arena_bytes = f"slots {mib(plan.private_bytes)}", "weights in int8", 0
+        slots_bytes = plan.private_bytes
+    found = f"{head}: {slots}, cache up to {mib(cache_bytes)}, {weights} {mib(weights_bytes)}"
+    return Finding("model", GOOD, found), Need(arena_bytes, slots_bytes + cache_bytes + weights_bytes)

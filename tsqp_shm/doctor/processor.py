@@ -11,6 +11,7 @@ from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding
 from tsqp_shm.doctor.system import cgroup_cores
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.gpu import _products
+from tsqp_shm.modes import MODES
 from tsqp_shm.roles.resources import ISA_VARIABLE, require_instruction_set
 
 
@@ -21,8 +22,9 @@ def examine_processor(config: EngineConfig) -> Iterator[Finding]:
         yield Finding("instruction sets", BAD, str(error), "a start is refused", f"unset {ISA_VARIABLE}")
     else:
         yield _instruction_sets()
-        yield _cpu_products()
-    yield _cores()
+        if MODES[config.mode].has_gpu_process:
+            yield _cpu_products()
+    yield _cores(config)
     yield _threads(config)
 
 
@@ -46,17 +48,20 @@ def _cpu_products() -> Finding:
     return Finding("products", GOOD, "a GEMM library's, where the GPU process's device is the CPU", why)
 
 
-def _cores() -> Finding:
+def _cores(config: EngineConfig) -> Finding:
+    has_gpu = MODES[config.mode].has_gpu_process
     usable, present = len(os.sched_getaffinity(0)), os.cpu_count() or 1
     granted = cgroup_cores()
     found = f"{usable} of {present} may be used"
     if granted is not None and granted < usable:
+        threads = max(1, int(granted))
+        fewer = f"--tee-threads {threads}" + (f" --gpu-threads {threads}" if has_gpu else "")
         return Finding(
             "cores", WARNING, f"{found}, and the cgroup grants the time of {granted:g}",
             "threads on the others are stopped in the middle of their work until the next period",
-            f"docker run --cpus {usable}, or --tee-threads {max(1, int(granted))} --gpu-threads {max(1, int(granted))}",
+            f"docker run --cpus {usable}, or {fewer}",
         )  # fmt: skip
-    if usable == 1:
+    if usable == 1 and has_gpu:
         return Finding(
             "cores", WARNING, found, "both processes share it, and whoever waits takes it from whoever works",
             "taskset -c 0,1, docker run --cpus 2, or a larger machine",
@@ -67,8 +72,9 @@ def _cores() -> Finding:
 def _threads(config: EngineConfig) -> Finding:
     cores = len(os.sched_getaffinity(0))
     tee, gpu = config.threads()
-    found = f"{tee} for the TEE process, {gpu} for a GPU process on the CPU"
+    found = f"{tee} for the TEE process" + (f", {gpu} for a GPU process on the CPU" if gpu else "")
     if max(tee, gpu) > cores:
         why = f"more threads than the {cores} core(s) only wait for each other"
-        return Finding("threads", WARNING, found, why, "leave out --tee-threads and --gpu-threads")
+        flags = "--tee-threads and --gpu-threads" if gpu else "--tee-threads"
+        return Finding("threads", WARNING, found, why, f"leave out {flags}")
     return Finding("threads", GOOD, found)

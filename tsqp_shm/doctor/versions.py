@@ -13,6 +13,7 @@ from typing import Any
 from tsqp_shm._version import __version__
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding
+from tsqp_shm.modes import MODES
 from tsqp_shm.printable import quoted
 from tsqp_shm.roles.inheritance import kept_apart
 
@@ -45,7 +46,8 @@ json.dump(facts, sys.stdout)
 def examine_versions(config: EngineConfig) -> Iterator[Finding]:
     yield _python()
     yield _packages()
-    yield from _device(config)
+    if MODES[config.mode].has_gpu_process:
+        yield from _device(config)
 
 
 def package_versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import PeerDied, PeerTimeout, TsqpError
 from tsqp_shm.roles.process import RoleProcess
 from tsqp_shm.shm.posix.folder import sweep_dead_sessions, swept_afterwards
-from tsqp_shm.shm.posix.session import new_session_name
+from tsqp_shm.shm.posix.held_name import new_session_name
 
 POLL_S = 0.05
 # A role that dies takes the other with it; this is how long the other has to say why in its own words.

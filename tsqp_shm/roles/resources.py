@@ -18,6 +18,8 @@ ISA_VARIABLE = "TSQP_SHM_ISA"
 NEEDED_DESCRIPTORS = 48
 # libzmq's two, the heartbeat, and a parent's listeners.
 NEEDED_THREADS = 6
+# Those that are started for a trial end by themselves after so long, where a signal handler keeps them from being told.
+TRIAL_S = 2.0
 
 
 def require_resources(threads: int) -> None:
@@ -61,7 +63,7 @@ def require_threads(number: int) -> None:
     started: list[threading.Thread] = []
     try:
         for _ in range(number):
-            thread = threading.Thread(target=done.wait, daemon=True)
+            thread = threading.Thread(target=done.wait, args=[TRIAL_S], daemon=True)
             thread.start()
             started.append(thread)
     except RuntimeError:

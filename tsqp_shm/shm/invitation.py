@@ -1,6 +1,7 @@
 """The invitation: what the TEE tells the GPU process in the header page, before the version word publishes it.
 
-The GPU process copies it out once and checks every field of the copy. The TEE reads nothing of it back.
+The GPU process copies it out once and checks every field of the copy. The TEE reads nothing of it back. In a mode
+without a GPU process it invites nobody: the same page then tells those who look from outside what the session is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 from tsqp_shm import _native
 from tsqp_shm.config import DOORBELLS, MAX_WAIT_US, Limits, require_choice, require_endpoint, require_range
 from tsqp_shm.errors import ArenaError, ArenaMismatch, ConfigError, TsqpError
+from tsqp_shm.modes import MODES
 from tsqp_shm.shm import layout
 
 
@@ -23,7 +25,7 @@ class Invitation:
 
     Attributes:
         endpoint: address of the doorbell's waker, "" where each side knows its own.
-        doorbell: "adaptive", "zmq" or "spin".
+        doorbell: "adaptive", "zmq" or "spin"; "" in a mode without a GPU process.
         spin_us, yield_us: thresholds of the wait.
         limits: from which the GPU process derives its own plan.
         geometry: of the TEE's plan, so that a mismatch can be named.
@@ -44,7 +46,7 @@ class Invitation:
                 raise ConfigError(field, getattr(self, field), f"a {kind.__name__}")
         if self.endpoint:
             require_endpoint(self.endpoint)
-        require_choice("doorbell", self.doorbell, DOORBELLS)
+        require_choice("doorbell", self.doorbell, DOORBELLS if MODES[self.limits.mode].has_gpu_process else ("",))
         require_range("spin_us", self.spin_us, 0, MAX_WAIT_US)
         require_range("yield_us", self.yield_us, 0, MAX_WAIT_US)
         require_range("tee_pid", self.tee_pid, 1, 1 << 31)
@@ -89,16 +91,38 @@ def put_invitation(header: Header, content: bytes) -> None:
     Raises:
         ArenaError: they are too many.
     """
-    if len(content) > layout.MAX_INVITATION_BYTES:
-        raise ArenaError(
-            header.name,
-            f"the invitation takes {len(content):,} bytes and its page has room for {layout.MAX_INVITATION_BYTES:,}; "
-            "a shorter --endpoint takes less",
-        )
+    _require_room(header.name, content)
     _native.store_word(header.buffer, layout.INVITATION_LENGTH_OFFSET_BYTES, len(content))
     for start in range(0, len(content), 8):
         word = int.from_bytes(content[start : start + 8].ljust(8, b"\0"), sys.byteorder)
         _native.store_word(header.buffer, layout.INVITATION_OFFSET_BYTES + start, word)
+
+
+def page_with(name: str, content: bytes) -> bytes:
+    """Header and control page of an arena that nobody else maps, published, with these bytes in the header's.
+
+    Raises:
+        ArenaError: they are too many.
+    """
+    _require_room(name, content)
+    page = bytearray(layout.SUBMISSION_RING_OFFSET_BYTES)
+    for offset_bytes, value in (
+        (layout.HEADER_MAGIC_OFFSET_BYTES, layout.MAGIC),
+        (layout.HEADER_VERSION_OFFSET_BYTES, layout.VERSION),
+        (layout.INVITATION_LENGTH_OFFSET_BYTES, len(content)),
+    ):
+        page[offset_bytes : offset_bytes + 8] = value.to_bytes(8, sys.byteorder)
+    page[layout.INVITATION_OFFSET_BYTES : layout.INVITATION_OFFSET_BYTES + len(content)] = content
+    return bytes(page)
+
+
+def _require_room(name: str, content: bytes) -> None:
+    if len(content) > layout.MAX_INVITATION_BYTES:
+        raise ArenaError(
+            name,
+            f"the invitation takes {len(content):,} bytes and its page has room for {layout.MAX_INVITATION_BYTES:,}; "
+            "a shorter --endpoint takes less",
+        )
 
 
 def take_invitation(header: Header) -> bytes:

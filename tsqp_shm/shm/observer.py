@@ -56,7 +56,7 @@ class Observer:
         session: its name, for display.
 
     Raises:
-        ArenaNotReady: it has no arena, not yet or not any more.
+        ArenaNotReady: it has neither arena nor page, not yet or not any more.
         ArenaMismatch: another version of this package made it.
     """
 
@@ -64,7 +64,7 @@ class Observer:
         self.session = session
         self._glance = transport.glance()
         try:
-            self.invitation = _invitation(session, self._glance)
+            self.invitation = invitation_of(session, self._glance)
             self.plan = Plan.derive(Geometry.of_plain(self.invitation.geometry), self.invitation.limits)
         except BaseException:
             self._glance.close()
@@ -93,7 +93,14 @@ class Observer:
         self._glance.close()
 
 
-def _invitation(session: str, glance: Glance) -> Invitation:
+def invitation_of(session: str, glance: Glance) -> Invitation:
+    """What the TEE of a session has published of it.
+
+    Raises:
+        ArenaNotReady: nothing yet.
+        ArenaMismatch: another version of this package made it.
+        TsqpError: it cannot be read.
+    """
     # Looked at twice: what was copied before the version word was there may be half of an invitation.
     (version,) = _WORD.unpack_from(glance.read(), layout.HEADER_VERSION_OFFSET_BYTES)
     if version == 0:

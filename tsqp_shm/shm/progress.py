@@ -1,6 +1,7 @@
 """What the TEE tells about itself in the arena, for `tsqp-shm top`: counters and times, nothing of a prompt or answer.
 
 Whoever controls the GPU process sees them too; they tell it nothing that it could not count itself. No role reads them.
+Without an arena the words lie in a file of the session's folder, for this user's processes.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ class Progress(NamedTuple):
     @classmethod
     def load(cls, arena: bytes) -> Progress:
         return cls._make(_WORDS.unpack_from(arena, layout.PROGRESS_OFFSET_BYTES))
+
+    def pack(self) -> bytes:
+        return _WORDS.pack(*self)
 
 
 _WORDS = struct.Struct(f"<{len(Progress._fields)}Q")

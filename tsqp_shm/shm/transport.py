@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tsqp_shm.errors import TsqpError
 
@@ -185,4 +185,40 @@ class Transport(Protocol):
 
         Raises:
             ArenaNotReady: there is no memory, not yet or not any more.
+        """
+
+
+class Registration(Protocol):
+    """The hold of a TEE that has no other side: its name, and a page for whoever looks at it from outside.
+
+    Attributes:
+        name: the session's.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def publish(self, invitation: bytes) -> None:
+        """Makes the page: what the header page of an arena would hold, and no progress yet.
+
+        Raises:
+            TsqpError: it cannot be made.
+        """
+
+    def tell(self, progress: bytes) -> None:
+        """Writes how far the session is, as `Progress.pack` gives it."""
+
+    def end(self) -> None:
+        """Lets go of the name, and removes the page. Ending twice does nothing."""
+
+
+@runtime_checkable
+class Register(Protocol):
+    """Where a session without another side is known by its name; in the place of a transport, as nothing is carried."""
+
+    def register(self) -> Registration:
+        """Takes the name.
+
+        Raises:
+            As `Transport.begin`.
         """

@@ -107,3 +107,6 @@ class Engine:
 
 # Makes the engine of one connection, and another for each GPU process that takes an earlier one's place.
 MakeEngine = Callable[[Slots, SubmissionQueue, Statistics], Engine]
+# The same without a GPU process. What is handed in is called between two operations, whose step it may end: deadlines
+# and the session's end are looked at there, as they are in waits.
+MakeEngineAlone = Callable[[Slots, Callable[[], None], Statistics], Engine]

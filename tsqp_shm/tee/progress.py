@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from tsqp_shm import _native
 from tsqp_shm.shm import layout
@@ -16,10 +17,12 @@ PERCENTILES_INTERVAL_NS = 250_000_000
 
 
 class ProgressWriter:
-    """Writes one arena's progress words."""
+    """Args:
+    publish: takes what there is to be seen from outside.
+    """
 
-    def __init__(self, arena: Arena, statistics: Statistics) -> None:
-        self._arena = arena
+    def __init__(self, publish: Callable[[Progress], None], statistics: Statistics) -> None:
+        self._publish = publish
         self._statistics = statistics
         self._progress = Progress()
         self._sorted_ns = 0
@@ -31,10 +34,10 @@ class ProgressWriter:
         now_ns = time.perf_counter_ns()
         if now_ns - self._sorted_ns > PERCENTILES_INTERVAL_NS:
             self._sorted_ns = now_ns
-            # Of READY there was one.
             ordered = sorted(self._statistics.submissions.newest_round_trips(NEWEST_ROUND_TRIPS))
-            p50_ns, p99_ns = (ordered[len(ordered) * percent // 100] for percent in (50, 99))
-            self._progress = self._progress._replace(round_trip_p50_ns=p50_ns, round_trip_p99_ns=p99_ns)
+            if ordered:
+                p50_ns, p99_ns = (ordered[len(ordered) * percent // 100] for percent in (50, 99))
+                self._progress = self._progress._replace(round_trip_p50_ns=p50_ns, round_trip_p99_ns=p99_ns)
         self._store(running, waiting, step_ended_ns=now_ns)
 
     def _store(self, running: int, waiting: int, **moment: int) -> None:
@@ -48,6 +51,10 @@ class ProgressWriter:
             waiting=waiting,
             **moment,
         )
-        # Each word whole; a reader may see words of two moments.
-        for index, value in enumerate(self._progress):
-            _native.store_word(self._arena.buffer, layout.PROGRESS_OFFSET_BYTES + 8 * index, value)
+        self._publish(self._progress)
+
+
+def store_in(arena: Arena, progress: Progress) -> None:
+    """Each word whole; a reader may see words of two moments."""
+    for index, value in enumerate(progress):
+        _native.store_word(arena.buffer, layout.PROGRESS_OFFSET_BYTES + 8 * index, value)

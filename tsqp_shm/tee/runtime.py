@@ -22,16 +22,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any, NoReturn, TypeVar
 
-from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import RequestError, TsqpError
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
-from tsqp_shm.shm.transport import Transport
+from tsqp_shm.shm.transport import Register, Transport
+from tsqp_shm.tee.bring_up import prepare
 from tsqp_shm.tee.completion import Completion, checked_token_ids
-from tsqp_shm.tee.connection import Connection, StartGpu
-from tsqp_shm.tee.modes import ENGINES
+from tsqp_shm.tee.connection import Connection
+from tsqp_shm.tee.gpu_connection import StartGpu
 from tsqp_shm.tee.ops import Float32
 from tsqp_shm.tee.orders import Ending, Orders
 from tsqp_shm.tee.scheduler import Reservation
@@ -52,7 +52,7 @@ class Runtime:
     Every method but `step` may be called by any thread.
 
     Args:
-        transport: what joins the two sides.
+        transport: what joins the two sides; in a mode without a GPU process where the session is known by its name.
         start_gpu: starts a GPU process for the session; None: somebody else does.
         report: takes a line about what is waited for, and about each restart of the GPU process.
         recorder: takes what this process does and when; None: nothing does.
@@ -63,6 +63,7 @@ class Runtime:
 
     Raises:
         ModelFileError: the checkpoint lacks what this process wants of it.
+        ConfigError: the transport is of another kind than the mode needs.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Runtime:
         spec: ModelSpec,
         checkpoint: Checkpoint,
         config: EngineConfig,
-        transport: Transport,
+        transport: Transport | Register,
         start_gpu: StartGpu | None,
         report: Callable[[str], None] = lambda line: None,
         recorder: Recorder | None = None,
@@ -80,9 +81,11 @@ class Runtime:
         self._limits = limits = config.limits(spec.max_positions, network.layer_parameters)
         # Sizes are the config's word until the weights bear them out.
         checkpoint.require(network.tensors())
-        make_engine = ENGINES[limits.mode](network, checkpoint)
-        _native.set_num_threads(config.threads().tee)
         self.statistics = statistics = Statistics() if recorder is None else TracedStatistics(recorder)
+        begin = prepare(
+            network, checkpoint, config, limits, transport, start_gpu, report, recorder, statistics,
+            lambda: self._is_leaving,
+        )  # fmt: skip
         self._vocab_size = spec.vocab_size
         self._pid = os.getpid()
         self._ending = Ending()
@@ -99,16 +102,7 @@ class Runtime:
         self._stack = before.pop_all() if before is not None else ExitStack()
 
         def bring_up() -> Stepper:
-            session = transport.begin()
-            self._stack.callback(session.end)
-
-            def connect(look: Callable[[], None], timeout_s: float) -> Connection:
-                return Connection.open(
-                    session, network, config, limits, statistics, start_gpu, report, recorder,
-                    lambda: self._is_leaving, look, timeout_s,
-                )  # fmt: skip
-
-            stepper = Stepper(make_engine, statistics, connect, config.restart_gpu, config.timeout_s, report)
+            stepper = Stepper(statistics, begin(self._stack), config.restart_gpu, config.timeout_s, report)
             # Not the connection of this moment: a restart puts another in its place.
             self._stack.callback(lambda: stepper.connection.close())
             return stepper
@@ -199,7 +193,7 @@ class Runtime:
 
     @property
     def connection(self) -> Connection:
-        """To the GPU process of this moment; to be looked at, and used only by who runs the steps."""
+        """What the steps run on at this moment; to be looked at, and used only by who runs the steps."""
         return self._stepper.connection
 
     def add(self, completions: Sequence[Completion], told: Told) -> None:
@@ -328,7 +322,7 @@ class Runtime:
         return self._ask(self._stepper.load)
 
     def describe(self) -> dict[str, Any]:
-        """Mode, processes, arena and doorbell of this session, as plain values."""
+        """Mode and processes of this session, and what lies between them, as plain values."""
         if self._pid != os.getpid():
             self.require_working()
         return self._stepper.connection.describe()

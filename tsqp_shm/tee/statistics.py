@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,12 +27,14 @@ class Statistics:
         tee: this process's kernels by name, timed here.
         submissions: what native code counts of doorbells; the properties below show it.
         gpu_restarts: GPU processes that took the place of one that had died.
+        earlier_waits: how the waits for those that have died had ended.
         steps: forward passes of the scheduler, `tokens` that went through the model in them, and `generated` ones.
     """
 
     tee: defaultdict[str, OperationTally] = field(default_factory=lambda: defaultdict(OperationTally))
     submissions: _native.Tallies = field(default_factory=_native.Tallies)
     gpu_restarts: int = 0
+    earlier_waits: Counter[str] = field(default_factory=Counter)
     steps: int = 0
     tokens: int = 0
     generated: int = 0

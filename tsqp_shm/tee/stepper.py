@@ -1,4 +1,5 @@
-"""The steps of a session: batches of the scheduler on the GPU process of the moment, and on another when that dies.
+"""The steps of a session: batches of the scheduler on the connection of the moment, and on another when its GPU process
+dies.
 
 One thread at a time uses a stepper, see `tee.runtime`.
 """
@@ -6,7 +7,6 @@ One thread at a time uses a stepper, see `tee.runtime`.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
@@ -17,19 +17,13 @@ from tsqp_shm.errors import PeerDied, TsqpError
 from tsqp_shm.roles.process import peak_resident_bytes
 from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.completion import Completion
-from tsqp_shm.tee.connection import Connection
-from tsqp_shm.tee.engine import Engine, MakeEngine
+from tsqp_shm.tee.connection import Connect
 from tsqp_shm.tee.ops import Float32
 from tsqp_shm.tee.scheduler import Reservation, Scheduler
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.updates import Outlet, Told
 
 T = TypeVar("T")
-
-
-# Opens a connection. Called with what it is to call now and then while the GPU process is waited for, and with how long
-# that may take to be ready.
-Connect = Callable[[Callable[[], None], float], Connection]
 
 
 class Load(NamedTuple):
@@ -51,14 +45,13 @@ class Stepper:
     """Runs completions and forward passes, step by step.
 
     Attributes:
-        connection: to the GPU process of the moment.
+        connection: what the steps run on at the moment.
         fault: what has ended the session; None while it works. It stays as it is: who raises it, raises another one
             that is equal, or it would keep the frames of every caller.
     """
 
     def __init__(
         self,
-        make_engine: MakeEngine,
         statistics: Statistics,
         connect: Connect,
         max_restarts: int,
@@ -71,18 +64,14 @@ class Stepper:
             timeout_s: how long it may take until there is one, however many die meanwhile.
         """
         self.fault: TsqpError | None = None
-        self._make_engine = make_engine
         self._statistics = statistics
         self._connect = connect
         self._max_restarts = max_restarts
         self._timeout_s = timeout_s
         self._report = report
         self._outlets: dict[Completion, Outlet] = {}
-        # Of connections whose GPU process has died.
-        self._earlier_waits: Counter[str] = Counter()
         self.connection = connect(self._look, timeout_s)
-        self._engine = self._new_engine()
-        self._scheduler = Scheduler(self._engine, self.connection.arena.plan, statistics)
+        self._scheduler = Scheduler(self.connection.engine, self.connection.plan, statistics)
 
     @property
     def is_idle(self) -> bool:
@@ -136,8 +125,8 @@ class Stepper:
         self._tell()
 
     def _look(self) -> None:
-        """Called now and then while the GPU process is waited for: a deadline ends the wait of who has asked, and not
-        the step, whose caches it leaves as they are."""
+        """Called now and then in the middle of a step: a deadline ends the wait of who has asked, and not the step,
+        whose caches it leaves as they are."""
         if self._outlets:
             self.expire()
 
@@ -149,8 +138,8 @@ class Stepper:
         Raises:
             TsqpError: the session is over.
         """
-        plan = self.connection.arena.plan
-        most = plan.slot("tokens").num_rows
+        plan = self.connection.plan
+        most = plan.limits.max_batch_tokens
         logits: Float32 = np.empty((len(token_ids), plan.slot("logits").row_elements), np.float32)
 
         def forward() -> Float32:
@@ -160,38 +149,25 @@ class Stepper:
                 def take(first: int, rows: Float32, position: int = position) -> None:
                     logits[position + first : position + first + len(rows)] = rows
 
-                self._engine.forward([Chunk(sequence, position, chunk, num_logits=len(chunk))], take)
+                self.connection.engine.forward([Chunk(sequence, position, chunk, num_logits=len(chunk))], take)
             return logits
 
         return self._survive(forward)
 
     def load(self) -> Load:
         """What is in progress, when whatever the last step left in flight has come back."""
-        self.connection.queue.drain()
+        self.connection.settle()
         running, waiting = self._scheduler.load
-        return Load(running, waiting, self._scheduler.num_free_sequences, self.connection.slots.num_lent)
+        return Load(running, waiting, self._scheduler.num_free_sequences, self.connection.num_lent)
 
     def facts(self) -> dict[str, Any]:
-        """What `Connection.describe` says, and what the session has done so far. Units are in the names."""
-        facts = self.connection.describe()
+        """What `Connection.facts` says, and what this process has computed. Units are in the names."""
+        if self.fault is None:
+            facts = self._survive(lambda: self.connection.facts(asks=True))
+        else:
+            facts = self.connection.facts(asks=False)
         facts["processes"]["tee"]["peak_rss_bytes"] = peak_resident_bytes()
-        peak = 0 if self.fault else self._survive(lambda: self.connection.gpu_peak_resident_bytes())
-        facts["processes"]["gpu"]["peak_rss_bytes"] = peak
-        statistics = self._statistics
-        facts["doorbell"].update(
-            rung=statistics.doorbells,
-            round_trip_p50_us=statistics.round_trip_us(50),
-            round_trip_p99_us=statistics.round_trip_us(99),
-            waits=dict(self._earlier_waits + self.connection.doorbell.waits),
-            waiting_s=statistics.waiting_ns / 1e9,
-        )
-        facts["bytes"] = {
-            "to_gpu": statistics.bytes_to_gpu,
-            "to_tee": statistics.bytes_to_tee,
-            # Every tensor crosses in its slot; a record is 64 bytes of numbers.
-            "serialised": 0,
-        }
-        facts["operations"] = statistics.operations()
+        facts["operations"] = self._statistics.operations()
         return facts
 
     def end(self, fault: TsqpError) -> None:
@@ -226,7 +202,7 @@ class Stepper:
         while True:
             try:
                 try:
-                    self.connection.arena.renew_guard()
+                    self.connection.begin()
                     return act()
                 except PeerDied as death:
                     self._replace_gpu(death)
@@ -251,7 +227,6 @@ class Stepper:
             TsqpError: what kept the other from coming up.
         """
         died_s = time.monotonic()
-        self._earlier_waits += self.connection.doorbell.waits
         while True:
             left_s = died_s + self._timeout_s - time.monotonic()
             if self._statistics.gpu_restarts >= self._max_restarts or left_s <= 0:
@@ -264,12 +239,8 @@ class Stepper:
                 break
             except PeerDied as another:
                 death = another
-        self._engine = self._new_engine()
-        self._scheduler.start_over(self._engine)
+        self._scheduler.start_over(self.connection.engine)
         self._say(f"the gpu process is back after {time.monotonic() - died_s:.1f} s")
-
-    def _new_engine(self) -> Engine:
-        return self._make_engine(self.connection.slots, self.connection.queue, self._statistics)
 
     def _say(self, line: str) -> None:
         # A caller's function that raises is that caller's affair and no fault of the session.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -12,12 +13,11 @@ from tsqp_shm.model.weights import Checkpoint, Tensor
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.tee.attention.private import PrivateAttention
 from tsqp_shm.tee.embedding import PrivateEmbedding
-from tsqp_shm.tee.engine import Engine, MakeEngine, Ports
+from tsqp_shm.tee.engine import Engine, MakeEngineAlone, Ports
 from tsqp_shm.tee.linears.local import LocalLinears
 from tsqp_shm.tee.norms import NormWeights
 from tsqp_shm.tee.ops import Operations
 from tsqp_shm.tee.statistics import Statistics
-from tsqp_shm.tee.submission import SubmissionQueue
 
 
 class _Weights(NamedTuple):
@@ -26,7 +26,7 @@ class _Weights(NamedTuple):
     linears: tuple[_native.FieldLinear, ...]
 
 
-def load_tee_only(network: Network, checkpoint: Checkpoint) -> MakeEngine:
+def load_tee_only(network: Network, checkpoint: Checkpoint) -> MakeEngineAlone:
     """Of the weights, this mode wants all: the embedding as it is, norms and biases in float32, Linears in int8.
 
     Raises:
@@ -43,11 +43,11 @@ def load_tee_only(network: Network, checkpoint: Checkpoint) -> MakeEngine:
 
 
 def _tee_only_engine(
-    network: Network, weights: _Weights, slots: Slots, queue: SubmissionQueue | None, statistics: Statistics
+    network: Network, weights: _Weights, slots: Slots, look: Callable[[], None], statistics: Statistics
 ) -> Engine:
     """An engine whose ports lead nowhere but to this process's kernels."""
     ops = Operations(network, weights.norms, slots, statistics)
-    linears = LocalLinears(weights.linears, ops)
+    linears = LocalLinears(weights.linears, ops, look)
     ports = Ports(
         embedding=PrivateEmbedding(weights.embedding, ops),
         attention=PrivateAttention(network, slots.plan, linears, ops),

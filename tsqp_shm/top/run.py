@@ -91,7 +91,11 @@ def _views(session: str, interval_s: float) -> Iterator[dict[str, Any]]:
                         break
                     time.sleep(min(LOOK_INTERVAL_S, max(0.0, until - time.monotonic())))
                 facts = summary.facts()
-                if facts["tee"]["is_silent"] and not _is_alive(session):
+                # Without a GPU process there is no heartbeat: nobody waits for one.
+                if facts["tee"].get("is_silent", True) and not _is_alive(session):
+                    if observer.is_gone:
+                        # It has ended in order meanwhile.
+                        break
                     raise TsqpError(f"session {session!r} is dead: its TEE process is gone")
                 yield facts
         finally:
@@ -123,31 +127,41 @@ def _is_alive(session: str) -> bool:
 
 def _table(facts: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
-    totals, slots, sequences = facts["totals"], facts["slots"], facts["sequences"]
-    lent = f": {', '.join(slots['in_use'])}" if slots["in_use"] else ""
+    totals, sequences = facts["totals"], facts["sequences"]
     generated, through = _number(facts["generated_per_s"]), _number(facts["tokens_per_s"])
+    has_gpu = "gpu" in facts
     rows = [
-        ("session", f"{facts['session']}, doorbell {facts['doorbell']}"),
+        ("session", f"{facts['session']}, mode {facts['mode']}"),
         ("tokens/s", f"{generated} generated, {through} through the model"),
-        ("doorbells/s", _number(facts["doorbells_per_s"])),
-        ("round trip", f"p50 {_number(facts['round_trip_p50_us'])} us, p99 {_number(facts['round_trip_p99_us'])} us"),
-        ("slots", f"{len(slots['in_use'])} of {slots['of']} handed over{lent}"),
+        *(_crossing(facts) if has_gpu else ()),
         ("sequences", f"{sequences['running']} of {sequences['of']} running, {sequences['waiting']} waiting"),
-        ("totals", f"{totals['steps']:,} steps, {totals['generated']:,} tokens generated, "
-                   f"{totals['doorbells']:,} doorbells"),
+        ("totals", f"{totals['steps']:,} steps, {totals['generated']:,} tokens generated"
+                   + (f", {totals['doorbells']:,} doorbells" if has_gpu else "")),
         ("TEE", _side(facts["tee"])),
-        ("GPU", _side(facts["gpu"])),
+        *((("GPU", _side(facts["gpu"])),) if has_gpu else ()),
     ]  # fmt: skip
     for name, value in rows:
         table.add_row(f"{name:>11}", Text(shown(value, lines=False)))
     return table
 
 
+def _crossing(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    slots = facts["slots"]
+    lent = f": {', '.join(slots['in_use'])}" if slots["in_use"] else ""
+    return [
+        ("doorbells/s", f"{_number(facts['doorbells_per_s'])}, {facts['doorbell']}"),
+        ("round trip", f"p50 {_number(facts['round_trip_p50_us'])} us, p99 {_number(facts['round_trip_p99_us'])} us"),
+        ("slots", f"{len(slots['in_use'])} of {slots['of']} handed over{lent}"),
+    ]
+
+
 def _side(side: dict[str, Any]) -> str:
+    doing = f"{side['doing']}, since {side['since_s']:.1f} s"
+    if "is_silent" not in side:
+        return doing
     age_s = side["heartbeat_age_s"]
     pulse = "none seen" if age_s is None else f"{age_s:.1f} s ago"
-    silent = " (silent)" if side["is_silent"] else ""
-    return f"{side['doing']}, since {side['since_s']:.1f} s; heartbeat {pulse}{silent}"
+    return f"{doing}; heartbeat {pulse}{' (silent)' if side['is_silent'] else ''}"
 
 
 def _number(value: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from tsqp_shm.modes import MODES
 from tsqp_shm.shm.liveness import SILENCE_S
 from tsqp_shm.shm.observer import Look, Observer
 from tsqp_shm.shm.protocol import NO_SLOT, Record, operation_of
@@ -18,7 +19,8 @@ class Summary:
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self._rings = observer.invitation.doorbell != "zmq"
+        self._mode = MODES[observer.invitation.limits.mode]
+        self._rings = observer.invitation.doorbell not in ("zmq", "")
         self._linears = observer.plan.linear_operations
         self._looks: deque[Look] = deque()
         # What was seen last, and when it was seen first: of each side's state and heartbeat.
@@ -39,32 +41,37 @@ class Summary:
 
     def facts(self) -> dict[str, Any]:
         """As plain values. Units are in the names; None: not known."""
+        first, last = self._looks[0].progress, self._looks[-1].progress
+        facts = {
+            "session": self._observer.session,
+            "mode": self._mode.name,
+            "generated_per_s": self._rate(first.generated, last.generated),
+            "tokens_per_s": self._rate(first.tokens, last.tokens),
+            "sequences": {
+                "running": last.running,
+                "waiting": last.waiting,
+                "of": self._observer.invitation.limits.max_num_seqs,
+            },
+            "totals": {"steps": last.steps, "tokens": last.tokens, "generated": last.generated},
+            "tee": self._state("tee"),
+        }
+        return self._with_both_sides(facts) if self._mode.has_gpu_process else facts
+
+    def _with_both_sides(self, facts: dict[str, Any]) -> dict[str, Any]:
         first, last = self._looks[0], self._looks[-1]
         progress = last.progress
         slots = self._observer.plan.slots
         lent = {index for record in last.in_flight for index in (record.in_slot, record.out_slot)} - {NO_SLOT}
+        facts["totals"]["doorbells"] = self._doorbells(last)
+        facts["tee"].update(self._heartbeat("tee", last.control.tee_heartbeat))
         return {
-            "session": self._observer.session,
+            **facts,
             "doorbell": self._observer.invitation.doorbell,
-            "generated_per_s": self._rate(first.progress.generated, progress.generated),
-            "tokens_per_s": self._rate(first.progress.tokens, progress.tokens),
             "doorbells_per_s": self._rate(self._doorbells(first), self._doorbells(last)),
             "round_trip_p50_us": progress.round_trip_p50_ns / 1e3 if progress.round_trip_p50_ns else None,
             "round_trip_p99_us": progress.round_trip_p99_ns / 1e3 if progress.round_trip_p99_ns else None,
             "slots": {"in_use": [slot.name for slot in slots if slot.index in lent], "of": len(slots)},
-            "sequences": {
-                "running": progress.running,
-                "waiting": progress.waiting,
-                "of": self._observer.invitation.limits.max_num_seqs,
-            },
-            "totals": {
-                "steps": progress.steps,
-                "tokens": progress.tokens,
-                "generated": progress.generated,
-                "doorbells": self._doorbells(last),
-            },
-            "tee": self._side("tee", last.control.tee_heartbeat),
-            "gpu": self._side("gpu", last.control.gpu_heartbeat),
+            "gpu": {**self._state("gpu"), **self._heartbeat("gpu", last.control.gpu_heartbeat)},
         }
 
     def _rate(self, before: int, after: int) -> float | None:
@@ -74,16 +81,16 @@ class Summary:
     def _doorbells(self, look: Look) -> int:
         return look.control.submitted if self._rings else look.progress.doorbells
 
-    def _side(self, side: str, beat: int) -> dict[str, Any]:
-        now_ns = self._looks[-1].at_ns
+    def _state(self, side: str) -> dict[str, Any]:
         state, since_ns = self._seen[side]
-        age_s = (now_ns - self._seen[f"{side} heartbeat"][1]) / 1e9
         return {
             "doing": str(state[0]) if isinstance(state, tuple) else "",
-            "since_s": max(0, now_ns - self._began_ns(side, state, since_ns)) / 1e9,
-            "heartbeat_age_s": age_s if beat else None,
-            "is_silent": not beat or age_s > SILENCE_S,
+            "since_s": max(0, self._looks[-1].at_ns - self._began_ns(side, state, since_ns)) / 1e9,
         }
+
+    def _heartbeat(self, side: str, beat: int) -> dict[str, Any]:
+        age_s = (self._looks[-1].at_ns - self._seen[f"{side} heartbeat"][1]) / 1e9
+        return {"heartbeat_age_s": age_s if beat else None, "is_silent": not beat or age_s > SILENCE_S}
 
     def _began_ns(self, side: str, state: object, since_ns: int) -> int:
         # Of the times between steps the TEE itself tells; of all else this process knows when it saw it first.

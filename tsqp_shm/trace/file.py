@@ -1,4 +1,4 @@
-"""The trace of a session, as whoever starts both roles makes it: two recordings in, one file out.
+"""The trace of a session, as whoever starts its roles makes it: their recordings in, one file out.
 
 The recordings go to memory files of this process, which the roles open under /proc: none has a name that could be left
 behind. They are put together by `tsqp-shm trace` in a process of its own, so that neither a TEE process nor a launch
@@ -11,14 +11,13 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tsqp_shm.errors import ConfigError, TraceError
 from tsqp_shm.files import open_regular
 from tsqp_shm.roles.inheritance import kept_apart
 from tsqp_shm.roles.process import ERROR_PREFIX
-from tsqp_shm.trace.recorder import ROLES
 
 MERGE_TIMEOUT_S = 120
 
@@ -27,6 +26,7 @@ class TraceFile:
     """FILE, to be written when the block is left.
 
     Args:
+        roles: that are to leave a recording.
         report: takes a line about each recording.
 
     Raises:
@@ -34,7 +34,7 @@ class TraceFile:
         TraceError: the trace cannot be made; after the block, if that ended well.
     """
 
-    def __init__(self, path: Path, report: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, roles: Sequence[str], report: Callable[[str], None]) -> None:
         self.path = path
         self._report = report
         is_new = not self.path.exists()
@@ -46,7 +46,7 @@ class TraceFile:
         # What this object has made, and may remove if nothing comes of it.
         self._made = os.fstat(fd) if is_new else None
         os.close(fd)
-        self._memory = {role: os.memfd_create(f"tsqp-shm-trace-{role}") for role in ROLES}
+        self._memory = {role: os.memfd_create(f"tsqp-shm-trace-{role}") for role in roles}
 
     def recording(self, role: str) -> Path:
         """Where that role writes its recording."""
@@ -62,7 +62,7 @@ class TraceFile:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         written = [role for role, descriptor in self._memory.items() if os.fstat(descriptor).st_size]
         try:
-            problem = self._merge(written) if written else "neither process left a recording"
+            problem = self._merge(written) if written else "no process left a recording"
         finally:
             for descriptor in self._memory.values():
                 os.close(descriptor)
@@ -70,7 +70,7 @@ class TraceFile:
             with contextlib.suppress(OSError):
                 if os.path.samestat(self.path.lstat(), self._made):
                     self.path.unlink()
-        if problem is None and len(written) < len(ROLES):
+        if problem is None and len(written) < len(self._memory):
             problem = f"holds the {written[0]} process alone: the other left no recording"
         # Where the session itself went wrong, that is what has to be said.
         if problem is not None and kind is None:

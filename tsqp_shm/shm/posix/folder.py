@@ -7,6 +7,7 @@
             lock            says that a session made the folder; held by the TEE process while it lives, and the kernel
                             lets go of it at any death
             doorbell        the ZeroMQ socket, unless another endpoint was chosen; doorbell.2 that of a second arena
+            page            in the place of an arena, where there is no GPU process: what the session is and how far
 
 FOLDER is $TSQP_SHM_RUNTIME_DIR/tsqp-shm, else $XDG_RUNTIME_DIR/tsqp-shm, else /tmp/tsqp-shm-UID. It is a folder of our
 own, as the one around it may be a home. What no session has made is left alone wherever it lies.
@@ -32,6 +33,7 @@ from tsqp_shm.shm.posix.locks import take_lock, try_lock
 from tsqp_shm.shm.posix.objects import arena_name, unlink_dead
 
 LOCK_FILE = "lock"
+PAGE_FILE = "page"
 SOCKET_FILE = "doorbell"
 # What the lock of a session begins with; the pid of its TEE process follows.
 _MARK = b"tsqp-shm session\n"
@@ -230,6 +232,7 @@ def remove_session(folder: Path) -> None:
     """Removes what a session makes, and nothing else; by whoever holds its lock, or sweeps it."""
     with contextlib.suppress(OSError):
         remove_sockets(folder)
+        _remove_page(folder)
         if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
             # The name is free from here on, however this ends.
             passing = _passing(folder.parent)
@@ -245,6 +248,12 @@ def remove_sockets(folder: Path) -> None:
         for entry in os.scandir(fd):
             if _SOCKET.fullmatch(entry.name) and stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
                 os.unlink(entry.name, dir_fd=fd)
+
+
+def _remove_page(folder: Path) -> None:
+    with contextlib.suppress(OSError), opened_own_folder(folder) as fd:
+        if stat.S_ISREG(os.stat(PAGE_FILE, dir_fd=fd, follow_symlinks=False).st_mode):
+            os.unlink(PAGE_FILE, dir_fd=fd)
 
 
 def _remove_passing(folder: Path, *, by_owner: bool = False) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
+from contextlib import suppress
 
 from tsqp_shm.config import require_session_name
 from tsqp_shm.errors import ArenaError, ArenaNotReady, ConfigError
 from tsqp_shm.shm import layout
+from tsqp_shm.shm.posix.folder import PAGE_FILE, list_sessions, sessions_folder
 from tsqp_shm.shm.posix.memory import PosixMemory, SharedObject, take_secret
 from tsqp_shm.shm.posix.objects import arena_name
+from tsqp_shm.shm.posix.register import PageGlance
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.posix.stream import ZmqStream
 from tsqp_shm.shm.rendezvous import Sought, wait_for_tee
+from tsqp_shm.shm.transport import Glance
 
 
 class PosixTransport:
@@ -46,7 +50,12 @@ class PosixTransport:
             f"no TEE process began session {name!r}",
             f"start it with: tsqp-shm tee MODEL --session {name}",
         )
-        candidate, invitation = wait_for_tee(lambda: _find(arena_name(name)), sought, timeout_s, notify)
+
+        def find() -> PosixCandidate | None:
+            _refuse_alone(name)
+            return _find(arena_name(name))
+
+        candidate, invitation = wait_for_tee(find, sought, timeout_s, notify)
         try:
             secret = take_secret(candidate.buffer)
             candidate.buffer.close()
@@ -55,8 +64,10 @@ class PosixTransport:
             raise
         return PosixJoined(candidate.shared, invitation, secret)
 
-    def glance(self) -> PosixGlance:
+    def glance(self) -> Glance:
         name = self._name
+        with suppress(OSError):
+            return PageGlance(sessions_folder() / name)
         try:
             return PosixGlance(SharedObject(arena_name(name), read_only=True))
         except ArenaNotReady:
@@ -116,6 +127,15 @@ class PosixGlance:
 
     def close(self) -> None:
         self._shared.close()
+
+
+def _refuse_alone(name: str) -> None:
+    """Raises:
+    ConfigError: the session of that name lives, and has no GPU process.
+    """
+    for found in list_sessions():
+        if found.name == name and found.is_alive and (found.folder / PAGE_FILE).exists():
+            raise ConfigError("session", name, "one whose mode has a GPU process; this one's has none")
 
 
 def _find(name: str) -> PosixCandidate | None:

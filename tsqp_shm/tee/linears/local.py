@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tsqp_shm import _native
 from tsqp_shm.model.network import Linear
@@ -17,12 +17,15 @@ class LocalLinears:
 
     Args:
         weights: of each Linear, at its index.
+        look: called after each; what it raises ends the step.
     """
 
-    def __init__(self, weights: Sequence[_native.FieldLinear], ops: Operations) -> None:
+    def __init__(self, weights: Sequence[_native.FieldLinear], ops: Operations, look: Callable[[], None]) -> None:
         self._weights = weights
         self._ops = ops
+        self._look = look
 
     def apply(self, linear: Linear, block: Block, x: Slot, out: Slot) -> Task:
         self._ops.linear(linear, self._weights[linear.index], x, out, block.first_row, block.rows)
+        self._look()
         yield from ()

@@ -1,0 +1,80 @@
+"""How a session is brought up in each mode: what it takes of the weights, then a name, then a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from tsqp_shm import _native
+from tsqp_shm.config import EngineConfig, Limits
+from tsqp_shm.errors import ConfigError
+from tsqp_shm.model.network import Network
+from tsqp_shm.model.weights import Checkpoint
+from tsqp_shm.modes import MODES
+from tsqp_shm.shm.transport import Register, Transport
+from tsqp_shm.tee.alone import Alone
+from tsqp_shm.tee.connection import Connect
+from tsqp_shm.tee.gpu_connection import GpuConnection, StartGpu
+from tsqp_shm.tee.modes import ALONE_ENGINES, ENGINES
+from tsqp_shm.tee.statistics import Statistics
+from tsqp_shm.trace.recorder import Recorder
+
+# Without a GPU process nobody needs the cores between two kernels, and a step has hundreds of short ones: a worker that
+# sleeps would miss most of them. It still gives way to whoever wants its core.
+ALONE_PATIENCE_US = 1000
+
+# Takes the session's name, whose end it lays on the stack, and gives what connects it.
+Begin = Callable[[ExitStack], Connect]
+
+
+def prepare(
+    network: Network,
+    checkpoint: Checkpoint,
+    config: EngineConfig,
+    limits: Limits,
+    transport: Transport | Register,
+    start_gpu: StartGpu | None,
+    report: Callable[[str], None],
+    recorder: Recorder | None,
+    statistics: Statistics,
+    must_stop: Callable[[], bool],
+) -> Begin:
+    """Takes of the weights what the mode wants; nothing of the session is there yet.
+
+    Args:
+        transport: and what follows, as of `Runtime`.
+        must_stop: asked now and then in the middle of a step; True ends it, and with it the session.
+
+    Raises:
+        ModelFileError: the checkpoint lacks what is wanted.
+        ConfigError: the transport is of another kind than the mode needs.
+    """
+    mode, threads = MODES[limits.mode], config.threads().tee
+    if isinstance(transport, Register):
+        if mode.has_gpu_process:
+            raise ConfigError("transport", transport, f"what joins two sides, as mode {mode.name} has a GPU process")
+        make_alone = ALONE_ENGINES[mode.name](network, checkpoint)
+        _native.set_num_threads(threads, ALONE_PATIENCE_US)
+
+        def begin_alone(stack: ExitStack) -> Connect:
+            registration = transport.register()
+            stack.callback(registration.end)
+            return lambda look, timeout_s: Alone(
+                registration, network, limits, statistics, make_alone, recorder, must_stop, look
+            )
+
+        return begin_alone
+    if not mode.has_gpu_process:
+        raise ConfigError("transport", transport, f"none, as mode {mode.name} has no GPU process")
+    make_engine = ENGINES[mode.name](network, checkpoint)
+    _native.set_num_threads(threads)
+
+    def begin(stack: ExitStack) -> Connect:
+        session = transport.begin()
+        stack.callback(session.end)
+        return lambda look, timeout_s: GpuConnection.open(
+            session, network, config, limits, statistics, make_engine, start_gpu, report, recorder, must_stop, look,
+            timeout_s,
+        )  # fmt: skip
+
+    return begin
