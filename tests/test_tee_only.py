@@ -84,7 +84,7 @@ class Built:
                 port = NumpyLinears(network, checkpoint, self.slots, first_bound)
             else:
                 loaded = [load_field_linear(checkpoint, linear) for linear in network.linears]
-                port = LocalLinears(loaded, ops)
+                port = LocalLinears(loaded, ops, lambda: None)
             of = network.embedding
             embedding = PrivateEmbedding(checkpoint.tensor(of.weight, (of.rows, of.size)), ops)
         attention = PrivateAttention(network, plan, port, ops, element)
@@ -145,11 +145,13 @@ def test_the_bits_are_those_of_plain_integers_and_scalar_kernels(case):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize(
-    ("first_bound", "most"), [(field_reference.THREE_DIGITS, 1e-4), (field_reference.TWO_DIGITS, 5e-4)]
+    ("linears", "first_bound", "most"),
+    [("numpy", field_reference.THREE_DIGITS, 1e-4), ("native", field_reference.TWO_DIGITS, 5e-4)],
+    ids=["rows of three digits", "as they are"],
 )
-def test_the_logits_are_those_of_transformers_with_the_quantised_weights(case, first_bound, most):
+def test_the_logits_are_those_of_transformers_with_the_quantised_weights(case, linears, first_bound, most):
     folder = model_folder(case.model)
-    found = whole(Built(folder, element="float32", first_bound=first_bound))
+    found = whole(Built(folder, linears, element="float32", first_bound=first_bound))
     expected = transformers_quantised(folder)
     assert relative_distance(found[: len(FIRST)], expected(FIRST)) < most
     assert relative_distance(found[len(FIRST) :], expected(SECOND)) < most
@@ -181,7 +183,7 @@ def test_a_mode_loads_what_it_needs_and_gives_an_engine():
         make_engine = load_tee_only(network, checkpoint)
     rows: list[np.ndarray] = []
     for _ in range(2):
-        make_engine(slots, None, Statistics()).forward(
+        make_engine(slots, lambda: None, Statistics()).forward(
             [Chunk(0, 0, SECOND)], lambda first, rows_: rows.append(rows_.copy())
         )
     assert np.array_equal(rows[0], rows[1])
