@@ -34,10 +34,19 @@ def scale_of(largest: np.float32, bound: int) -> np.float32:
     return scale
 
 
-def quantised_row(x: np.ndarray, weight: np.ndarray, first_bound: int = TWO_DIGITS) -> tuple[np.ndarray, np.float32]:
-    """Shapes: x [K] f32; weight [N, K] of int8 -> integers [K], scale."""
+def largest_squares(weight: np.ndarray) -> int:
+    """The largest sum of an output's squares. Shapes: weight [N, K] of int8."""
+    return int(np.einsum("nk,nk->n", weight, weight).max())
+
+
+def quantised_row(x: np.ndarray, squares: int, first_bound: int = TWO_DIGITS) -> tuple[np.ndarray, np.float32]:
+    """Shapes: x [K] f32 -> integers [K], scale.
+
+    Args:
+        squares: of the weights, `largest_squares`.
+    """
     if not np.isfinite(x).all():
-        return np.zeros(len(x), np.int64), np.float32(1)
+        return np.zeros(len(x), np.int64), np.float32(np.nan)
 
     def rounded(scale: np.float32) -> np.ndarray:
         return np.rint(x * scale).astype(np.int64)
@@ -48,7 +57,6 @@ def quantised_row(x: np.ndarray, weight: np.ndarray, first_bound: int = TWO_DIGI
     if len(x) * int(np.abs(integers).max()) > 256 * int(np.abs(integers).sum()):
         scale = scale_of(largest, THREE_DIGITS)
         integers = rounded(scale)
-    squares = int((weight * weight).sum(axis=1).max())
     most = (LARGEST_SUM**2 - 1) // squares if squares else None
     while not (
         127 * int(np.abs(integers).sum()) < LARGEST_SUM or most is None or int((integers * integers).sum()) <= most
@@ -65,13 +73,13 @@ def product(
     bias: np.ndarray | None = None,
     first_bound: int = TWO_DIGITS,
 ) -> np.ndarray:
-    """Shapes: x [R, K] f32; weight [N, K] of int8; scales, bias [N] f32 -> [R, N] f32."""
-    out = np.empty((len(x), len(weight)), np.float32)
-    for row, of_row in zip(x, out, strict=True):
-        integers, scale = quantised_row(row, weight, first_bound)
-        of_row[:] = (weight @ integers).astype(np.float32) * (scales / scale)
-        if bias is not None:
-            of_row += bias
-        if not np.isfinite(row).all():
-            of_row[:] = np.nan
-    return out
+    """Shapes: x [R, K] f32; weight [N, K] of int8; scales, bias [N] f32 -> [R, N] f32.
+
+    The weights are int64, or float64, in which every sum here is exact too.
+    """
+    squares = largest_squares(weight)
+    rows = [quantised_row(row, squares, first_bound) for row in x]
+    sums = np.array([integers for integers, _ in rows], weight.dtype) @ weight.T
+    row_scales = np.array([scale for _, scale in rows], np.float32)[:, None]
+    out: np.ndarray = sums.astype(np.float32) * (scales / row_scales)
+    return out if bias is None else out + bias

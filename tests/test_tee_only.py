@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import field_reference
@@ -19,6 +20,7 @@ from tsqp_shm.config import Limits
 from tsqp_shm.model.field_weights import load_field_linear
 from tsqp_shm.model.network import Linear, Network
 from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.slots import Slots
@@ -44,18 +46,24 @@ LIMITS = Limits(
 )
 
 
-class NumpyLinears:
-    """Each in plain numpy."""
+DEMO_LIMITS = replace(LIMITS, max_model_len=192, max_batch_tokens=192)
+ROOT = Path(__file__).parent.parent
 
-    def __init__(self, network: Network, checkpoint: Checkpoint, slots: Slots, first_bound: int) -> None:
+
+class NumpyLinears:
+    """Each in plain numpy, with int64, or with float64, whose sums are exact below 2^53."""
+
+    def __init__(
+        self, network: Network, checkpoint: Checkpoint, slots: Slots, first_bound: int, kind: type = np.int64
+    ) -> None:
         self._slots = slots
         self._first_bound = first_bound
         self._weights = []
         for linear in network.linears:
             parts = [checkpoint.tensor(part.weight, (part.rows, linear.inputs)).to_float32() for part in linear.parts]
             biases = [checkpoint.tensor(part.bias, (part.rows,)).to_float32() for part in linear.parts if part.bias]
-            quantised = field_reference.quantised_weights(np.concatenate(parts))
-            self._weights.append((*quantised, np.concatenate(biases) if biases else None))
+            integers, scales = field_reference.quantised_weights(np.concatenate(parts))
+            self._weights.append((integers.astype(kind), scales, np.concatenate(biases) if biases else None))
 
     def apply(self, linear: Linear, block, x, out):
         rows = self._slots.view(x, block.first_row, block.rows)
@@ -81,7 +89,8 @@ class Built:
         with Checkpoint.open(folder) as checkpoint:
             ops = Operations(network, NormWeights.load(network, checkpoint), self.slots, Statistics())
             if linears == "numpy":
-                port = NumpyLinears(network, checkpoint, self.slots, first_bound)
+                kind = np.int64 if network.parameters < 1 << 20 else np.float64
+                port = NumpyLinears(network, checkpoint, self.slots, first_bound, kind)
             else:
                 loaded = [load_field_linear(checkpoint, linear) for linear in network.linears]
                 port = LocalLinears(loaded, ops, lambda: None)
@@ -173,6 +182,36 @@ def transformers_quantised(folder: Path):
             return model(torch.tensor([token_ids])).logits[0].numpy()
 
     return logits
+
+
+@pytest.fixture(scope="module")
+def licence_ids(demo_model) -> list[int]:
+    """The beginning of this repository's licence."""
+    with contextlib.closing(Tokenizer.from_folder(demo_model)) as tokenizer:
+        return tokenizer.encode((ROOT / "LICENSE").read_text())[:96]
+
+
+@pytest.mark.parametrize(
+    ("linears", "first_bound", "most"),
+    [
+        pytest.param("numpy", field_reference.THREE_DIGITS, 1e-3, marks=pytest.mark.long, id="rows of three digits"),
+        pytest.param("native", field_reference.TWO_DIGITS, 1e-2, marks=pytest.mark.slow, id="as they are"),
+    ],
+)
+def test_the_demo_models_logits_are_those_of_transformers_with_the_quantised_weights(
+    demo_model, licence_ids, linears, first_bound, most
+):
+    built = Built(demo_model, linears, element="float32", first_bound=first_bound, limits=DEMO_LIMITS)
+    found = built.logits(Chunk(0, 0, licence_ids, len(licence_ids)))
+    assert relative_distance(found, transformers_quantised(demo_model)(licence_ids)) < most
+
+
+@pytest.mark.long
+def test_the_demo_models_bits_are_those_of_plain_integers(demo_model, licence_ids):
+    chunks = [Chunk(0, 0, licence_ids[:70], 70), Chunk(1, 0, licence_ids[70:], 20)]
+    with computing_with("scalar", 2):
+        reference = Built(demo_model, linears="numpy", limits=DEMO_LIMITS).logits(*chunks)
+    assert np.array_equal(Built(demo_model, limits=DEMO_LIMITS).logits(*chunks), reference)
 
 
 def test_a_mode_loads_what_it_needs_and_gives_an_engine():
