@@ -14,6 +14,11 @@ namespace {
 // Six digit rows with a panel are 24 registers of sums, four of weights and one of digits.
 constexpr std::size_t kMostRows = 6;
 
+// A few digit rows are as fast as weights come from memory: they are asked for this many bytes ahead, beyond
+// the panel's end too, so that they come while its results are made, and where the processor's own look-ahead
+// ends, with each page.
+constexpr std::size_t kFewRows = kMaxDigits, kAhead = 4096;
+
 // The sums of one digit row with a panel. Named and not an array, which gcc 12 keeps in memory, at half
 // speed.
 template <std::size_t Rows>
@@ -74,6 +79,9 @@ void multiply_rows(const MultiplyArgs& args, std::size_t row) {
     const std::uint8_t* digits = args.digits + row * args.stride;
     const std::int8_t* weights = args.panel;
     for (std::size_t k = 0; k < args.depth; k += 4) {
+        if constexpr (Rows <= kFewRows)
+            for (std::size_t line = 0; line < 4 * kPanelOutputs; line += 64)
+                _mm_prefetch(weights + kAhead + line, _MM_HINT_T0);
         add<Rows>(sums, digits + k, args.stride, Weights(weights));
         weights += 4 * kPanelOutputs;
     }

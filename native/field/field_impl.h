@@ -90,21 +90,51 @@ WeightRow quantise_weights(const E* weight, std::size_t size, std::int8_t* to) n
     return {scale, sum, squares, true};
 }
 
-void result(const ResultArgs& args) noexcept {
-    std::uint32_t sums[kPanelOutputs];
-    for (std::size_t c = 0; c < kPanelOutputs; ++c)
-        sums[c] = args.digits[0][c] - args.offset * static_cast<std::uint32_t>(args.column_sums[c]);
-    for (std::size_t d = 1; d < args.num_digits; ++d) {
-        const std::uint32_t* const digit = args.digits[d];
-        for (std::size_t c = 0; c < kPanelOutputs; ++c) sums[c] += digit[c] << (8 * d);
+// One loop over the outputs, so that a compiler keeps it in registers: the digits are unrolled by template.
+template <std::size_t Digits, bool Bias>
+[[gnu::always_inline]] inline void results(const ResultArgs& args, std::size_t columns) {
+    const std::uint32_t* const __restrict d0 = args.digits[0];
+    const std::uint32_t* const __restrict d1 = args.digits[Digits > 1 ? 1 : 0];
+    const std::uint32_t* const __restrict d2 = args.digits[Digits > 2 ? 2 : 0];
+    const std::uint32_t* const __restrict d3 = args.digits[Digits > 3 ? 3 : 0];
+    const std::int32_t* const __restrict column_sums = args.column_sums;
+    const float* const __restrict scales = args.scales;
+    const float* const __restrict bias = args.bias;
+    float* const __restrict out = args.out;
+    const std::uint32_t offset = args.offset;
+    const float scale = args.scale;
+    for (std::size_t c = 0; c < columns; ++c) {
+        std::uint32_t sum = d0[c] - offset * static_cast<std::uint32_t>(column_sums[c]);
+        if constexpr (Digits > 1) sum += d1[c] << 8;
+        if constexpr (Digits > 2) sum += d2[c] << 16;
+        if constexpr (Digits > 3) sum += d3[c] << 24;
+        float result = static_cast<float>(static_cast<std::int32_t>(sum)) * (scales[c] / scale);
+        if constexpr (Bias) result = result + bias[c];
+        out[c] = result != result ? __builtin_bit_cast(float, 0x7FC00000) : result;
     }
-    float results[kPanelOutputs];
-    for (std::size_t c = 0; c < kPanelOutputs; ++c)
-        results[c] = static_cast<float>(static_cast<std::int32_t>(sums[c])) * (args.scales[c] / args.scale);
-    if (args.bias != nullptr)
-        for (std::size_t c = 0; c < kPanelOutputs; ++c) results[c] = results[c] + args.bias[c];
-    for (std::size_t c = 0; c < args.columns; ++c)
-        args.out[c] = results[c] != results[c] ? __builtin_bit_cast(float, 0x7FC00000) : results[c];
+}
+
+template <std::size_t Digits>
+inline void results(const ResultArgs& args) {
+    // A whole panel is the rule: its loop has a known length.
+    const bool is_whole = args.columns == kPanelOutputs;
+    if (args.bias == nullptr)
+        is_whole ? results<Digits, false>(args, kPanelOutputs) : results<Digits, false>(args, args.columns);
+    else
+        is_whole ? results<Digits, true>(args, kPanelOutputs) : results<Digits, true>(args, args.columns);
+}
+
+void result(const ResultArgs& args) noexcept {
+    switch (args.num_digits) {
+        case 1:
+            return results<1>(args);
+        case 2:
+            return results<2>(args);
+        case 3:
+            return results<3>(args);
+        default:
+            return results<4>(args);
+    }
 }
 
 constexpr FieldKernels field_kernels(const char* name, void (*multiply)(const MultiplyArgs&) noexcept) {
