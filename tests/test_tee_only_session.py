@@ -194,7 +194,8 @@ def test_top_ends_with_the_session(llm):
 def test_doctor_examines_nothing_that_the_mode_does_not_need(model):
     findings = {finding.check: finding for finding in examine(model, EngineConfig(mode="tee-only"))}
     assert MODE.protects in findings["mode"].found
-    assert "int8" in findings["model"].found
+    assert "TEE process" in findings["model"].found
+    assert not [word for word in ("arena", "GPU") if word in findings["model"].found]
     assert not {"torch", "device", "products", "shared memory", "memory lock", "doorbell"} & findings.keys()
 
 

@@ -92,10 +92,7 @@ def _views(session: str, interval_s: float) -> Iterator[dict[str, Any]]:
                     time.sleep(min(LOOK_INTERVAL_S, max(0.0, until - time.monotonic())))
                 facts = summary.facts()
                 # Without a GPU process there is no heartbeat: nobody waits for one.
-                if facts["tee"].get("is_silent", True) and not _is_alive(session):
-                    if observer.is_gone:
-                        # It has ended in order meanwhile.
-                        break
+                if facts["tee"].get("is_silent", True) and _is_dead(observer):
                     raise TsqpError(f"session {session!r} is dead: its TEE process is gone")
                 yield facts
         finally:
@@ -123,6 +120,11 @@ def _reopened(session: str) -> Observer | None:
 
 def _is_alive(session: str) -> bool:
     return any(found.is_alive for found in list_sessions() if found.name == session)
+
+
+def _is_dead(observer: Observer) -> bool:
+    """Whether its TEE process is gone, and has not ended the session in order meanwhile."""
+    return not _is_alive(observer.session) and not observer.is_gone
 
 
 def _table(facts: dict[str, Any]) -> Table:
