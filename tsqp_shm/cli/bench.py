@@ -27,6 +27,12 @@ def add_cases(verb: Parser) -> None:
         ("decode", _whole, [_length_flag(512), *whole], "one sequence, token by token"),
         ("batch", _whole, [_length_flag(128), *whole], "eight sequences against one, token by token"),
         ("launch", _launch, [_contender_flags(), _output_flags(), model_argument()], "process start to first text"),
+        (
+            "quality",
+            _quality,
+            [_quality_flags(), _output_flags(), model_argument()],
+            "logits and words, beside float32",
+        ),
         ("idle", _idle, [_idle_flags(), _output_flags(), model_argument()], "what a session takes while nobody asks"),
         ("latency", _latency, [_latency_flags(), _output_flags()], "one hand-over, beside ZeroMQ and a bare ping-pong"),
         ("waits", _waits, [_waits_flags(), _plot_flag(), _output_flags()], "a doorbell for each pair of thresholds"),
@@ -60,6 +66,13 @@ def _launch(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
         from tsqp_shm.bench.first_token import LaunchOptions, run_launch
 
     return run_launch(_options(LaunchOptions, arguments), lambda: model_folder(arguments))
+
+
+def _quality(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
+    with blocked_interrupts():
+        from tsqp_shm.bench.quality.run import QualityOptions, run_quality
+
+    return run_quality(_options(QualityOptions, arguments), lambda: model_folder(arguments))
 
 
 def _idle(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
@@ -140,6 +153,16 @@ def _contender_flags() -> Parser:
         ("--runs", _number("counted repetitions of each contender, in turns (5)")),
         *_arithmetic_flags(),
         ("--timeout", {**_number("longest wait for an answer", "S", float), "dest": "timeout_s"}),
+    )
+
+
+def _quality_flags() -> Parser:
+    return _flags(
+        "texts and answers",
+        ("--tokens", _number("of each text (2048)")),
+        ("--modes", {"metavar": "NAME,...", "help": f"a column each ({','.join(MODES)})"}),
+        ("--max-new-tokens", _number("of each answer; 0 asks nothing (48)")),
+        ("--timeout", {**_number("longest that a column may take (1800)", "S", float), "dest": "timeout_s"}),
     )
 
 
