@@ -17,7 +17,7 @@ constexpr std::size_t kMostRows = 6;
 // A few digit rows are as fast as weights come from memory: they are asked for this many bytes ahead, beyond
 // the panel's end too, so that they come while its results are made, and where the processor's own look-ahead
 // ends, with each page.
-constexpr std::size_t kFewRows = kMaxDigits, kAhead = 4096;
+constexpr std::size_t kFewRows = kMaxDigits, kAhead = 8192;
 
 // The sums of one digit row with a panel. Named and not an array, which gcc 12 keeps in memory, at half
 // speed.
