@@ -12,7 +12,7 @@ namespace {
 constexpr std::size_t kDigitBytes = 640 * 1024;
 // Where rows are few a task is a run of panels: two for each thread, so that one that wakes late finds work,
 // and more of a large Linear, so that all end together.
-constexpr std::size_t kTaskBytes = 512 * 1024, kTasksPerThread = 2;
+constexpr std::size_t kTaskBytes = 1024 * 1024, kTasksPerThread = 2;
 
 std::size_t ceil_div(std::size_t size, std::size_t block) { return (size + block - 1) / block; }
 
@@ -97,10 +97,9 @@ void multiply_blocks(const FieldKernels& kernels, const FieldWeights& weights, c
     std::uint32_t* const all_sums = reserve(scratch.sums, num_threads * sums_elements);
     const std::size_t units = panels * num_blocks;
     // A panel with a block of many rows is work enough.
-    const std::size_t tasks = num_blocks > 1
-                                  ? units
-                                  : std::min(units, std::max(kTasksPerThread * num_threads,
-                                                             panels * weights.panel_bytes() / kTaskBytes));
+    const std::size_t of_thread =
+        std::max(kTasksPerThread, ceil_div(panels * weights.panel_bytes(), kTaskBytes * num_threads));
+    const std::size_t tasks = num_blocks > 1 ? units : std::min(units, of_thread * num_threads);
     parallel_rows(tasks, 1, num_threads, [&](std::size_t worker, std::size_t begin, std::size_t end) {
         std::uint32_t* const sums = all_sums + worker * sums_elements;
         for (std::size_t unit = begin * units / tasks; unit < end * units / tasks; ++unit) {
