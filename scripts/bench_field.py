@@ -46,7 +46,7 @@ def copies_of(outputs: int, inputs: int, size_bytes: int) -> int:
 
 
 class Fastest:
-    """What each of several Linears takes at best, together."""
+    """What each of several Linears, or each run of its rows, takes at best, together."""
 
     def __init__(self) -> None:
         self._seconds: np.ndarray | None = None
@@ -75,7 +75,7 @@ def one_row(outputs: int, inputs: int, rounds: int) -> dict[str, float]:
 
 def many_rows(outputs: int, inputs: int, rounds: int) -> dict[str, float]:
     """Shares of the instruction's peak, and that peak in 10^9 multiplications a second."""
-    copies = copies_of(outputs, inputs, 2 << 20)
+    copies = -(-(2 << 20) // (outputs * inputs))
     linears = native.FieldProducts(outputs, inputs, copies)
     peak = 0.0
     cases = [(rows, digits) for rows in ROWS for digits in DIGITS]

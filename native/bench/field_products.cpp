@@ -64,21 +64,25 @@ class FieldProducts {
         return linears_.size() * linears_[0].num_panels() * linears_[0].panel_bytes();
     }
 
-    // Seconds that rows of so many digits take with each copy, one after the other, in the runs of a Linear.
+    // Seconds that rows of so many digits take with each copy, one after the other, run by run.
     std::vector<double> products(std::size_t rows, std::size_t digits) {
         const FieldWeights& first = linears_[0];
         const std::size_t run_rows = blocks_of_a_run(first.depth(), digits) * kBlockRows;
         fill_blocks(std::min(rows, run_rows), digits);
         out_.resize(std::min(rows, run_rows) * first.outputs());
         const py::gil_scoped_release unlocked;
-        return for_each([&](const FieldWeights& linear) {
-            for (std::size_t row = 0; row < rows; row += run_rows)
-                multiply_blocks(best_kernels(), linear, digit_rows_, set_rows(std::min(run_rows, rows - row)),
-                                out_.data());
-        });
+        std::vector<double> seconds;
+        for (const FieldWeights& linear : linears_)
+            for (std::size_t row = 0; row < rows; row += run_rows) {
+                const std::size_t num_blocks = set_rows(std::min(run_rows, rows - row));
+                const auto begin = Clock::now();
+                multiply_blocks(best_kernels(), linear, digit_rows_, num_blocks, out_.data());
+                seconds.push_back(seconds_since(begin));
+            }
+        return seconds;
     }
 
-    // The same for rows of floats, quantised, multiplied and made results.
+    // Seconds that rows of floats take with each copy: quantised, multiplied and made results.
     std::vector<double> whole(std::size_t rows) {
         const FieldWeights& first = linears_[0];
         std::vector<float> x(rows * first.inputs());
@@ -94,7 +98,7 @@ class FieldProducts {
         });
     }
 
-    // The same for a plain read, shared out evenly among the threads.
+    // Seconds that a plain read of each copy takes, shared out evenly among the threads.
     std::vector<double> read() const {
         const py::gil_scoped_release unlocked;
         return for_each([](const FieldWeights& linear) {
