@@ -6,17 +6,18 @@
 One row: each shape is there as often as leaves a cache nothing, and each round reads all copies, then multiplies them
 with one row of one digit, of two, three and four. Many rows: multiplications a second and digit, as a share of those
 of the instruction alone in registers, which each round measures too. `whole` is quantising, two digits and results
-together. Of everything the fastest round counts: what else a machine does only slows it. Needs no model.
+together. Of each copy its fastest round counts, as what else a machine does only slows it. Needs no model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -37,41 +38,62 @@ SHAPES = (
 )
 DIGITS = (1, 2, 3, 4)
 ROWS = (256, 1024)
+PEAK_STEPS = 10_000  # some 15 us of each thread, 16 times
 
 
 def copies_of(outputs: int, inputs: int, size_bytes: int) -> int:
     return max(2, -(-size_bytes // (outputs * inputs)))
 
 
+class Fastest:
+    """What each of several Linears, or each run of its rows, takes at best, together."""
+
+    def __init__(self) -> None:
+        self._seconds: np.ndarray | None = None
+
+    def add(self, seconds: list[float]) -> None:
+        self._seconds = np.array(seconds) if self._seconds is None else np.minimum(self._seconds, seconds)
+
+    @property
+    def seconds(self) -> float:
+        assert self._seconds is not None
+        return float(self._seconds.sum())
+
+
 def one_row(outputs: int, inputs: int, rounds: int) -> dict[str, float]:
     """Shares of a plain read's speed, and that read in GB/s."""
-    linears = native.FieldProducts(outputs, inputs, copies_of(outputs, inputs, 192 << 20))
-    read_s = math.inf
-    taken_s = dict.fromkeys(DIGITS, math.inf)
+    linears = native.FieldProducts(outputs, inputs, copies_of(outputs, inputs, 96 << 20))
+    read = Fastest()
+    products = {digits: Fastest() for digits in DIGITS}
     for _ in range(rounds):
-        for digits in DIGITS:
-            read_s = min(read_s, linears.read())
-            taken_s[digits] = min(taken_s[digits], linears.products(1, digits))
-    shares = {f"{digits} digits": read_s / taken for digits, taken in taken_s.items()}
-    return {"read GB/s": linears.num_bytes / read_s / 1e9, **shares}
+        for digits, fastest in products.items():
+            read.add(linears.read())
+            fastest.add(linears.products(1, digits))
+    shares = {f"{digits} digits": read.seconds / fastest.seconds for digits, fastest in products.items()}
+    return {"read GB/s": linears.num_bytes / read.seconds / 1e9, **shares}
 
 
 def many_rows(outputs: int, inputs: int, rounds: int) -> dict[str, float]:
     """Shares of the instruction's peak, and that peak in 10^9 multiplications a second."""
-    copies = copies_of(outputs, inputs, 2 << 20)
+    copies = -(-(2 << 20) // (outputs * inputs))
     linears = native.FieldProducts(outputs, inputs, copies)
     peak = 0.0
-    rates: dict[str, float] = {}
+    cases = [(rows, digits) for rows in ROWS for digits in DIGITS]
+    products = {case: Fastest() for case in cases}
+    whole = {rows: Fastest() for rows in ROWS}
     for _ in range(rounds):
-        for rows in ROWS:
-            work = rows * outputs * inputs * copies
-            for digits in DIGITS:
-                peak = max(peak, native.peak(0.005))
-                name = f"{rows} rows, {digits} digits"
-                rates[name] = max(rates.get(name, 0.0), digits * work / linears.products(rows, digits))
-            name = f"{rows} rows, whole"
-            rates[name] = max(rates.get(name, 0.0), 2 * work / linears.whole(rows))
-    return {"peak": peak / 1e9, **{name: rate / peak for name, rate in rates.items()}}
+        for (rows, digits), fastest in products.items():
+            peak = max(peak, native.peak(PEAK_STEPS))
+            fastest.add(linears.products(rows, digits))
+        for rows, fastest in whole.items():
+            fastest.add(linears.whole(rows))
+    row = outputs * inputs * copies
+    shares = {
+        f"{rows} rows, {digits} digits": rows * digits * row / fastest.seconds / peak
+        for (rows, digits), fastest in products.items()
+    }
+    shares |= {f"{rows} rows, whole": 2 * rows * row / fastest.seconds / peak for rows, fastest in whole.items()}
+    return {"peak": peak / 1e9, **shares}
 
 
 def print_table(title: str, rows: dict[str, dict[str, float]]) -> None:

@@ -26,10 +26,7 @@ using Clock = std::chrono::steady_clock;
 
 std::atomic<std::uint64_t> witness{0};  // what was read or summed, so that it is
 
-template <class Body>
-double seconds_of(const Body& body) {
-    const auto begin = Clock::now();
-    body();
+double seconds_since(Clock::time_point begin) {
     return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
@@ -67,23 +64,26 @@ class FieldProducts {
         return linears_.size() * linears_[0].num_panels() * linears_[0].panel_bytes();
     }
 
-    // Seconds that rows of so many digits take with all copies, one after the other, in the runs of a Linear.
-    double products(std::size_t rows, std::size_t digits) {
+    // Seconds that rows of so many digits take with each copy, one after the other, run by run.
+    std::vector<double> products(std::size_t rows, std::size_t digits) {
         const FieldWeights& first = linears_[0];
         const std::size_t run_rows = blocks_of_a_run(first.depth(), digits) * kBlockRows;
         fill_blocks(std::min(rows, run_rows), digits);
         out_.resize(std::min(rows, run_rows) * first.outputs());
         const py::gil_scoped_release unlocked;
-        return seconds_of([&] {
-            for (const FieldWeights& linear : linears_)
-                for (std::size_t row = 0; row < rows; row += run_rows)
-                    multiply_blocks(best_kernels(), linear, digit_rows_,
-                                    set_rows(std::min(run_rows, rows - row)), out_.data());
-        });
+        std::vector<double> seconds;
+        for (const FieldWeights& linear : linears_)
+            for (std::size_t row = 0; row < rows; row += run_rows) {
+                const std::size_t num_blocks = set_rows(std::min(run_rows, rows - row));
+                const auto begin = Clock::now();
+                multiply_blocks(best_kernels(), linear, digit_rows_, num_blocks, out_.data());
+                seconds.push_back(seconds_since(begin));
+            }
+        return seconds;
     }
 
-    // Seconds that rows of floats take with all copies: quantised, multiplied, and made results.
-    double whole(std::size_t rows) {
+    // Seconds that rows of floats take with each copy: quantised, multiplied and made results.
+    std::vector<double> whole(std::size_t rows) {
         const FieldWeights& first = linears_[0];
         std::vector<float> x(rows * first.inputs());
         std::uint32_t state = 7;
@@ -93,29 +93,37 @@ class FieldProducts {
         }
         out_.resize(rows * first.outputs());
         const py::gil_scoped_release unlocked;
-        return seconds_of([&] {
-            for (const FieldWeights& linear : linears_)
-                apply_linear(best_kernels(), linear, x.data(), rows, out_.data());
+        return for_each([&](const FieldWeights& linear) {
+            apply_linear(best_kernels(), linear, x.data(), rows, out_.data());
         });
     }
 
-    // Seconds that a plain read of all copies takes, shared out evenly among the threads copy by copy.
-    double read() const {
+    // Seconds that a plain read of each copy takes, shared out evenly among the threads.
+    std::vector<double> read() const {
         const py::gil_scoped_release unlocked;
-        return seconds_of([&] {
-            for (const FieldWeights& linear : linears_) {
-                const std::size_t lines = linear.panel_bytes() * linear.num_panels() / 256;
-                const std::size_t parts = kPartsPerThread * get_num_threads();
-                parallel_rows(lines, (lines - 1) / parts + 1, get_num_threads(),
-                              [&](std::size_t, std::size_t begin, std::size_t end) {
-                                  witness += read_lines(linear.panel(0) + begin * 256, (end - begin) * 256);
-                              });
-            }
+        return for_each([](const FieldWeights& linear) {
+            const std::size_t lines = linear.panel_bytes() * linear.num_panels() / 256;
+            const std::size_t parts = kPartsPerThread * get_num_threads();
+            parallel_rows(lines, (lines - 1) / parts + 1, get_num_threads(),
+                          [&](std::size_t, std::size_t begin, std::size_t end) {
+                              witness += read_lines(linear.panel(0) + begin * 256, (end - begin) * 256);
+                          });
         });
     }
 
   private:
     static constexpr std::size_t kPartsPerThread = 3;
+
+    template <class Body>
+    std::vector<double> for_each(const Body& body) const {
+        std::vector<double> seconds;
+        for (const FieldWeights& linear : linears_) {
+            const auto begin = Clock::now();
+            body(linear);
+            seconds.push_back(seconds_since(begin));
+        }
+        return seconds;
+    }
 
     void fill_blocks(std::size_t rows, std::size_t digits) {
         const std::size_t num_blocks = (rows - 1) / kBlockRows + 1;
@@ -147,20 +155,15 @@ class FieldProducts {
 };
 
 // Multiplications a second of all threads, in registers.
-double peak(double seconds) {
+double peak(std::uint64_t steps) {
     const Peak& best = peak_of_best();
-    constexpr std::uint64_t kSteps = 20'000;
-    const py::gil_scoped_release unlocked;
-    std::atomic<std::uint64_t> steps{0};
-    const auto end = Clock::now() + std::chrono::duration<double>(seconds);
     const std::size_t threads = get_num_threads();
-    const double passed = seconds_of([&] {
-        while (Clock::now() < end)
-            parallel_rows(16 * threads, 1, threads, [&](std::size_t, std::size_t first, std::size_t past) {
-                for (std::size_t i = first; i < past; ++i) witness += best.work(kSteps), steps += kSteps;
-            });
+    const py::gil_scoped_release unlocked;
+    const auto begin = Clock::now();
+    parallel_rows(16 * threads, 1, threads, [&](std::size_t, std::size_t first, std::size_t past) {
+        for (std::size_t i = first; i < past; ++i) witness += best.work(steps);
     });
-    return static_cast<double>(steps * best.multiplications) / passed;
+    return static_cast<double>(16 * threads * steps * best.multiplications) / seconds_since(begin);
 }
 
 }  // namespace
@@ -179,7 +182,7 @@ PYBIND11_MODULE(_field_products, module) {
             set_num_threads(threads, std::chrono::microseconds(patience_us));
         },
         "num_threads"_a, "patience_us"_a = 0);
-    module.def("peak", peak, "seconds"_a);
+    module.def("peak", peak, "steps"_a);
     py::class_<FieldProducts>(module, "FieldProducts")
         .def(py::init<std::size_t, std::size_t, std::size_t>(), "outputs"_a, "inputs"_a, "copies"_a)
         .def_property_readonly("num_bytes", &FieldProducts::num_bytes)

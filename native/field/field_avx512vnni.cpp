@@ -14,10 +14,10 @@ namespace {
 // Six digit rows with a panel are 24 registers of sums, four of weights and one of digits.
 constexpr std::size_t kMostRows = 6;
 
-// A few digit rows are as fast as weights come from memory: they are asked for this many bytes ahead, beyond
-// the panel's end too, so that they come while its results are made, and where the processor's own look-ahead
-// ends, with each page.
-constexpr std::size_t kFewRows = kMaxDigits, kAhead = 4096;
+// The first run over a panel is as fast as weights come from memory: they are asked for this many bytes
+// ahead, beyond the panel's end too, so that they come while its results are made, and where the processor's
+// own look-ahead ends, with each page.
+constexpr std::size_t kAhead = 8192;
 
 // The sums of one digit row with a panel. Named and not an array, which gcc 12 keeps in memory, at half
 // speed.
@@ -72,14 +72,14 @@ template <std::size_t Rows>
     }
 }
 
-template <std::size_t Rows>
+template <std::size_t Rows, bool IsFirst>
 void multiply_rows(const MultiplyArgs& args, std::size_t row) {
     Sums<Rows> sums;
     clear<Rows>(sums);
     const std::uint8_t* digits = args.digits + row * args.stride;
     const std::int8_t* weights = args.panel;
     for (std::size_t k = 0; k < args.depth; k += 4) {
-        if constexpr (Rows <= kFewRows)
+        if constexpr (IsFirst)
             for (std::size_t line = 0; line < 4 * kPanelOutputs; line += 64)
                 _mm_prefetch(weights + kAhead + line, _MM_HINT_T0);
         add<Rows>(sums, digits + k, args.stride, Weights(weights));
@@ -88,21 +88,23 @@ void multiply_rows(const MultiplyArgs& args, std::size_t row) {
     store<Rows>(sums, args.sums + row * kPanelOutputs);
 }
 
-// What is left when whole runs of kMostRows are done.
-template <std::size_t Rows>
+// The last run, of fewer rows than kMostRows.
+template <std::size_t Rows, bool IsFirst>
 void multiply_rest(const MultiplyArgs& args, std::size_t row) {
     if constexpr (Rows > 0) {
         if (args.rows - row == Rows)
-            multiply_rows<Rows>(args, row);
+            multiply_rows<Rows, IsFirst>(args, row);
         else
-            multiply_rest<Rows - 1>(args, row);
+            multiply_rest<Rows - 1, IsFirst>(args, row);
     }
 }
 
 void multiply(const MultiplyArgs& args) noexcept {
-    std::size_t row = 0;
-    for (; args.rows - row >= kMostRows; row += kMostRows) multiply_rows<kMostRows>(args, row);
-    multiply_rest<kMostRows - 1>(args, row);
+    if (args.rows < kMostRows) return multiply_rest<kMostRows - 1, true>(args, 0);
+    multiply_rows<kMostRows, true>(args, 0);
+    std::size_t row = kMostRows;
+    for (; args.rows - row >= kMostRows; row += kMostRows) multiply_rows<kMostRows, false>(args, row);
+    multiply_rest<kMostRows - 1, false>(args, row);
 }
 
 }  // namespace

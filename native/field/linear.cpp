@@ -10,8 +10,9 @@ namespace tsqp {
 namespace {
 
 constexpr std::size_t kDigitBytes = 640 * 1024;
-// What a thread takes of the panels at a time where rows are few: enough to be worth a ticket.
-constexpr std::size_t kPanelBytes = 128 * 1024, kTasksPerThread = 3;
+// Where rows are few a task is a run of panels: two for each thread, so that one that wakes late finds work,
+// and more of a large Linear, so that all end together.
+constexpr std::size_t kTaskBytes = 1024 * 1024, kTasksPerThread = 2;
 
 std::size_t ceil_div(std::size_t size, std::size_t block) { return (size + block - 1) / block; }
 
@@ -94,16 +95,16 @@ void multiply_blocks(const FieldKernels& kernels, const FieldWeights& weights, c
     const std::size_t num_threads = get_num_threads();
     const std::size_t sums_elements = kBlockRows * kMaxDigits * kPanelOutputs;
     std::uint32_t* const all_sums = reserve(scratch.sums, num_threads * sums_elements);
-    const std::size_t tasks = panels * num_blocks;
-    // Many rows make a panel enough for a task; for a few the panels are shared out evenly.
-    const std::size_t of_bytes = kPanelBytes / weights.panel_bytes(),
-                      even = panels / (kTasksPerThread * num_threads);
-    const std::size_t grain = num_blocks > 1 ? 1 : std::max<std::size_t>(1, std::min(of_bytes, even));
-    parallel_rows(tasks, grain, num_threads, [&](std::size_t worker, std::size_t begin, std::size_t end) {
+    const std::size_t units = panels * num_blocks;
+    // A panel with a block of many rows is work enough.
+    const std::size_t of_thread =
+        std::max(kTasksPerThread, ceil_div(panels * weights.panel_bytes(), kTaskBytes * num_threads));
+    const std::size_t tasks = num_blocks > 1 ? units : std::min(units, of_thread * num_threads);
+    parallel_rows(tasks, 1, num_threads, [&](std::size_t worker, std::size_t begin, std::size_t end) {
         std::uint32_t* const sums = all_sums + worker * sums_elements;
-        for (std::size_t task = begin; task < end; ++task) {
+        for (std::size_t unit = begin * units / tasks; unit < end * units / tasks; ++unit) {
             // A panel stays in the caches while all blocks go over it.
-            const std::size_t panel = task / num_blocks, index = task % num_blocks;
+            const std::size_t panel = unit / num_blocks, index = unit % num_blocks;
             const DigitBlock& block = digit_rows.block(index);
             kernels.multiply({.digits = digit_rows.digits(index),
                               .stride = digit_rows.depth(),
