@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from slot_memory import F32, Arena
 
 from tsqp_shm import _native
 
-F32, SLOTS_OFFSET, PAGE, BLOCK = 2, 16384, 4096, 64
+BLOCK = 64
 # (sequence, position, first row, rows)
 Segment = tuple[int, int, int, int]
 
@@ -40,16 +40,8 @@ class Step:
 
     def __init__(self, rows: int, shape: Shape) -> None:
         self.shape = shape
-        entries, offset = [], SLOTS_OFFSET
-        for width in (shape.qkv_elements, shape.out_elements):
-            entries.append((offset, rows, width, F32))
-            offset += -(-rows * width * 4 // PAGE) * PAGE
-        self._memory = mmap.mmap(-1, offset)
-        self.slots = _native.SlotTable(self._memory, entries)
-        self.qkv, self.out = (
-            np.frombuffer(self._memory, np.float32, count * width, at).reshape(count, width)
-            for at, count, width, _ in entries
-        )
+        arena = Arena((rows, shape.qkv_elements, F32), (rows, shape.out_elements, F32))
+        self.slots, (self.qkv, self.out) = arena.slots, arena.view
 
     def attend(self, cache: _native.KeyValueCache, segments: Sequence[Segment], **options: Any) -> np.ndarray:
         """Results of all rows: those of no segment are NaN."""

@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slot_memory import BF16, F32, I32, PAGE, SLOTS_OFFSET, Arena
 
 from tsqp_shm import _native
 
-BF16, F32, I32 = 1, 2, 3
-SLOTS_OFFSET, PAGE = 16384, 4096
 WIDTHS = (4, 12, 16, 20, 28, 36, 64, 100, 2048)  # whole words
 HALVES = (2, 6, 8, 14, 16, 18, 50, 64, 1024)  # of a head of whole words
 COLUMNS = (16, 32, 48, 64, 112, 2048)  # whole blocks
-NUMPY_DTYPE = {BF16: np.uint16, F32: np.float32, I32: np.int32}
 
 
 def widen(slot: np.ndarray) -> np.ndarray:
@@ -49,23 +47,6 @@ def assert_close(slot: np.ndarray, exact: np.ndarray, f32_ulp: float, absolute: 
     allowed = (1.0 if code == BF16 else f32_ulp) * ulp(exact, code) + absolute
     error = np.abs(widen(slot) - exact)
     assert (error <= allowed).all(), f"off by up to {(error / ulp(exact, code)).max():.2f} ULP"
-
-
-class Arena:
-    """Anonymous memory laid out like an arena; `view[i]` is slot i as numpy sees it."""
-
-    def __init__(self, *slots: tuple[int, int, int]) -> None:
-        entries, offset = [], SLOTS_OFFSET
-        for rows, width, code in slots:
-            entries.append((offset, rows, width, code))
-            size = rows * width * np.dtype(NUMPY_DTYPE[code]).itemsize
-            offset += -(-size // PAGE) * PAGE
-        self.memory = mmap.mmap(-1, offset)
-        self.slots = _native.SlotTable(self.memory, entries)
-        self.view = [
-            np.frombuffer(self.memory, NUMPY_DTYPE[code], rows * width, at).reshape(rows, width)
-            for at, rows, width, code in entries
-        ]
 
 
 @pytest.fixture(params=_native.instruction_sets())

@@ -56,7 +56,8 @@ void plan_tiles(Plan& plan, std::span<const Segment> segments) {
     plan.tiles.clear();
     for (std::size_t i = 0; i < segments.size(); ++i) {
         const AttendArgs& args = plan.segments[i];
-        const std::size_t ratio = args.heads_per_kv(), vectors = segments[i].rows * ratio;
+        const std::size_t ratio = args.num_heads / args.cache.num_kv_heads,
+                          vectors = segments[i].rows * ratio;
         const std::size_t count = (vectors + kTileVectors - 1) / kTileVectors;
         for (std::size_t number = count; number-- > 0;) {
             const std::size_t first = number * kTileVectors, size = std::min(kTileVectors, vectors - first);
@@ -85,7 +86,8 @@ void plan_items(Plan& plan, std::size_t num_threads) {
             (end - first) *
             record_elements(tile.queries.num_vectors, plan.segments[tile.segment].cache.head_dim);
         const bool split = end - first > range && needed <= kMostRecordElements - elements;
-        const std::size_t step = split ? range : end - first;
+        const std::size_t pieces = split ? (end - first + range - 1) / range : 1;
+        const std::size_t step = (end - first + pieces - 1) / pieces;  // of about the same length
         tile.records = elements;
         if (split) elements += needed;
         for (std::size_t block = first; block < end; block += step, ++tile.unmerged)

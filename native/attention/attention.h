@@ -49,16 +49,22 @@ namespace tsqp {
 
 inline constexpr std::size_t kCacheBlock = 64;
 
+namespace {  // kernels of several instruction sets compile these functions: see kernels/lanes.h
+
 // Columns of a block's values: whole lanes.
 inline std::size_t value_columns(std::size_t head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
+// E of one kv head in a block.
+inline std::size_t head_elements(std::size_t head_dim) {
+    return kCacheBlock * (head_dim + value_columns(head_dim));
+}
+
+}  // namespace
 
 // A sequence's part of a cache.
 struct CachedSequence {
     void* elements;              // E: block 0 of the cache
     const std::int32_t* blocks;  // where each block of the sequence lies
     std::size_t num_kv_heads, head_dim;
-
-    std::size_t head_elements() const { return kCacheBlock * (head_dim + value_columns(head_dim)); }
 };
 
 // Rounds keys and values to E and writes them into the cache.
@@ -81,8 +87,6 @@ struct AttendArgs {
     float scale, soft_cap;
     std::size_t window;
     const float* sinks;
-
-    std::size_t heads_per_kv() const { return num_heads / cache.num_kv_heads; }
 };
 
 // Query vectors of a segment that are computed together: vector v of kv head g is row v / (H / G), head
@@ -94,6 +98,8 @@ struct QueryTile {
 
 inline constexpr std::size_t kTileVectors = 32;
 
+namespace {
+
 // f32 of one block's (m, s, o) of a tile, and of the private scratch of one thread.
 inline std::size_t record_elements(std::size_t num_vectors, std::size_t head_dim) {
     return kTileVectors + num_vectors * (kLanes + value_columns(head_dim));
@@ -102,6 +108,8 @@ inline std::size_t scratch_elements(std::size_t head_dim) {
     return 2 * kTileVectors + kTileVectors * (value_columns(head_dim) + kCacheBlock) +
            2 * record_elements(kTileVectors, head_dim);
 }
+
+}  // namespace
 
 // tanh as the soft cap uses it. In the table so that its error can be measured.
 //

@@ -4,6 +4,7 @@
 
 #include "attention/attention.h"
 #include "attention/panel_product.h"
+#include "attention/tile_work.h"
 #include "kernels/lanes.h"
 
 namespace tsqp {
@@ -13,86 +14,7 @@ template <class L, class E>
 struct Attention {
     using V = typename L::V;
     using Product = PanelProduct<L, E>;
-
-    // (m, s, o) of a tile's vectors after one block or several.
-    struct Record {
-        float* maxima;   // [kTileVectors]
-        float* sums;     // [vectors, kLanes]
-        float* outputs;  // [vectors, W]
-
-        Record(float* at, std::size_t vectors)
-            : maxima(at), sums(at + kTileVectors), outputs(sums + vectors * kLanes) {}
-    };
-
-    // Key positions [begin, end) within a block, or vectors within a tile.
-    struct Range {
-        std::size_t begin, end;
-        bool operator==(const Range&) const = default;
-    };
-
-    // A tile, with what all its steps need.
-    struct Work {
-        const AttendArgs& args;
-        const QueryTile& tile;
-        std::size_t ratio, dim, columns;
-        float *kept, *added;  // [kTileVectors]: factors of a merge
-        float* queries;       // [vectors, W]
-        float* scores;        // [vectors, kCacheBlock]
-        float* records;
-
-        Work(const AttendArgs& given, const QueryTile& of, float* scratch)
-            : args(given),
-              tile(of),
-              ratio(given.heads_per_kv()),
-              dim(given.cache.head_dim),
-              columns(value_columns(dim)),
-              kept(scratch),
-              added(kept + kTileVectors),
-              queries(added + kTileVectors),
-              scores(queries + kTileVectors * columns),
-              records(scores + kTileVectors * kCacheBlock) {}
-
-        Record record(float* at) const { return {at, tile.num_vectors}; }
-        Record scratch_record(std::size_t index) const {
-            return record(records + index * record_elements(kTileVectors, dim));
-        }
-        std::size_t row(std::size_t vector) const { return (tile.first_vector + vector) / ratio; }
-        std::size_t head(std::size_t vector) const {
-            return tile.kv_head * ratio + (tile.first_vector + vector) % ratio;
-        }
-        // The positions that a vector sees.
-        Range seen(std::size_t vector) const {
-            const std::size_t end = args.position + row(vector) + 1;
-            return {args.window != 0 && end > args.window ? end - args.window : 0, end};
-        }
-        // Those of a block, counted from its first.
-        Range seen(std::size_t vector, std::size_t block) const {
-            const Range all = seen(vector);
-            const std::size_t first = block * kCacheBlock;
-            const auto within = [&](std::size_t position) {
-                const std::size_t past = position > first ? position - first : 0;
-                return past < kCacheBlock ? past : kCacheBlock;
-            };
-            return {within(all.begin), within(all.end)};
-        }
-        // The vectors that see a key of a block. Later rows begin and end later.
-        Range seeing(std::size_t block) const {
-            Range vectors{0, tile.num_vectors};
-            const auto blind = [&](std::size_t vector) {
-                const Range keys = seen(vector, block);
-                return keys.begin >= keys.end;
-            };
-            while (vectors.begin < vectors.end && blind(vectors.begin)) ++vectors.begin;
-            while (vectors.end > vectors.begin && blind(vectors.end - 1)) --vectors.end;
-            return vectors;
-        }
-        const E* block(std::size_t index) const {
-            const CachedSequence& cache = args.cache;
-            const std::size_t place = static_cast<std::size_t>(cache.blocks[index]);
-            return static_cast<const E*>(cache.elements) +
-                   (place * cache.num_kv_heads + tile.kv_head) * cache.head_elements();
-        }
-    };
+    using Work = TileWork<E>;
 
     static void load_queries(const Work& work) {
         for (std::size_t v = 0; v < work.tile.num_vectors; ++v) {
@@ -166,7 +88,7 @@ struct Attention {
     }
 
     // One block of the vectors that see a key of it.
-    static void attend_block(const Work& work, std::size_t block, Range vectors, const Record& to) {
+    static void attend_block(const Work& work, std::size_t block, Range vectors, const State& to) {
         const E* keys = work.block(block);
         const E* next = block + 1 < work.tile.end_block ? work.block(block + 1) : keys;
         const auto ahead = static_cast<std::ptrdiff_t>(reinterpret_cast<std::uintptr_t>(next) -
@@ -190,8 +112,8 @@ struct Attention {
     }
 
     // Takes a block's record into the state.
-    static void take(const Work& work, std::size_t block, Range vectors, const Record& from,
-                     const Record& state) {
+    static void take(const Work& work, std::size_t block, Range vectors, const State& from,
+                     const State& state) {
         for (std::size_t v = vectors.begin / kLanes * kLanes; v < vectors.end; v += kLanes) {
             const V before = L::load(state.maxima + v, Full{}), found = L::load(from.maxima + v, Full{});
             const V factor = exp_nonpositive<L, float>(L::negative_abs(L::sub(before, found)));
@@ -221,7 +143,7 @@ struct Attention {
     }
 
     // The state before the first block.
-    static void begin(const Work& work, const Record& state, const Record& other) {
+    static void begin(const Work& work, const State& state, const State& other) {
         for (std::size_t i = 0; i < kTileVectors; ++i) state.maxima[i] = other.maxima[i] = 0.0f;
         if (work.args.sinks == nullptr) return;
         const V zero = L::set(0.0f);
@@ -234,7 +156,7 @@ struct Attention {
         }
     }
 
-    static void finish(const Work& work, const Record& state) {
+    static void finish(const Work& work, const State& state) {
         for (std::size_t v = 0; v < work.tile.num_vectors; ++v) {
             const V total = L::set(sum_lanes<L>(L::load(state.sums + v * kLanes, Full{})));
             float* out = work.args.out + (work.row(v) * work.args.num_heads + work.head(v)) * work.dim;
@@ -246,7 +168,7 @@ struct Attention {
 
     static void attend(const AttendArgs& args, const QueryTile& tile, float* scratch) noexcept {
         const Work work(args, tile, scratch);
-        const Record state = work.scratch_record(0), found = work.scratch_record(1);
+        const State state = work.scratch_record(0), found = work.scratch_record(1);
         load_queries(work);
         begin(work, state, found);
         for (std::size_t block = tile.first_block; block < tile.end_block; ++block) {
@@ -270,7 +192,7 @@ struct Attention {
     static void merge(const AttendArgs& args, const QueryTile& tile, const float* records,
                       float* scratch) noexcept {
         const Work work(args, tile, scratch);
-        const Record state = work.scratch_record(0);
+        const State state = work.scratch_record(0);
         begin(work, state, work.scratch_record(1));
         const std::size_t stride = record_elements(tile.num_vectors, work.dim);
         for (std::size_t block = tile.first_block; block < tile.end_block; ++block, records += stride)
@@ -299,8 +221,8 @@ struct Attention {
             const std::size_t position = args.position + i, key = position % kCacheBlock;
             const std::size_t place = static_cast<std::size_t>(cache.blocks[position / kCacheBlock]);
             const float* k = args.qkv + i * args.row_elements + args.num_heads * dim;
-            E* to = static_cast<E*>(cache.elements) + place * groups * cache.head_elements();
-            for (std::size_t g = 0; g < groups; ++g, to += cache.head_elements()) {
+            E* to = static_cast<E*>(cache.elements) + place * groups * head_elements(cache.head_dim);
+            for (std::size_t g = 0; g < groups; ++g, to += head_elements(cache.head_dim)) {
                 round(k + g * dim);
                 for (std::size_t d = 0; d < dim; ++d) to[at(d, key, kCacheBlock)] = rounded[d];
                 E* const values = to + dim * kCacheBlock;
