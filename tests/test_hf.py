@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from models import RandomModel, model_folder
 
 from tsqp_shm.errors import ConfigError, RequestError
 
@@ -54,3 +55,12 @@ def test_a_mask_of_ones_changes_nothing_and_anything_else_is_refused(models):
                 use(*arguments)
     with pytest.raises(ConfigError, match="do_sample: got False, expected temperature"):
         split.generate(PROMPTS, do_sample=False)
+
+
+def test_it_takes_a_mode_without_a_gpu_process():
+    from tsqp_shm.hf import SplitForCausalLM
+
+    with SplitForCausalLM(model_folder(RandomModel("llama")), mode="tee-only", max_model_len=64) as alone:
+        (logits,) = alone(torch.tensor([[1, 2, 3]])).logits
+        assert torch.equal(logits, torch.from_numpy(alone.llm.logits([1, 2, 3])))
+        assert alone.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=1)[0, -1] == logits[-1].argmax()

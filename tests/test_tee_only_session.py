@@ -24,14 +24,18 @@ from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.config import EngineConfig, environment_variable
 from tsqp_shm.doctor.examination import examine
 from tsqp_shm.errors import ConfigError, SessionFolderError, TsqpError
+from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.modes import MODES
 from tsqp_shm.sessions import Survey, clean_sessions, print_sessions
 from tsqp_shm.shm.local import LocalTransport
 from tsqp_shm.shm.observer import Observer
 from tsqp_shm.shm.posix.folder import PAGE_FILE, sessions_folder
+from tsqp_shm.shm.posix.register import PosixRegister
 from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.tee import bring_up
 from tsqp_shm.tee.batch import Chunk
+from tsqp_shm.tee.runtime import Runtime
 
 MODE = MODES["tee-only"]
 GREEDY = SamplingParams(max_tokens=8, ignore_eos=True, temperature=0)
@@ -115,6 +119,12 @@ def test_an_environment_variable_that_the_mode_does_not_take_is_passed_over(monk
 def test_what_leads_to_another_process_is_refused(model, argument):
     with pytest.raises(ConfigError, match="expected none, as mode tee-only has no GPU process"):
         LLM(model, mode="tee-only", **argument)
+
+
+@pytest.mark.parametrize(("mode", "leads_to"), [("plain", PosixRegister()), ("tee-only", LocalTransport())])
+def test_a_mode_does_not_run_over_what_is_another_ones(model, mode, leads_to):
+    with Checkpoint.open(model) as checkpoint, pytest.raises(ConfigError, match=f"^transport: .* as mode {mode} has"):
+        Runtime(ModelSpec.from_folder(model), checkpoint, EngineConfig(mode=mode), leads_to, None)
 
 
 def test_there_are_no_roles_to_play_apart(model):

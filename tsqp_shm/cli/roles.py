@@ -74,9 +74,15 @@ def _complete_alone(arguments: argparse.Namespace, config: EngineConfig) -> int:
     with blocked_interrupts():
         from tsqp_shm.console import run_prompts
         from tsqp_shm.llm import LLM
+        from tsqp_shm.progress import Progress
 
         signal.signal(signal.SIGINT, _interrupt_once)
-    with LLM(model_folder(arguments), report=reporter(arguments), trace=arguments.trace, config=config) as llm:
+    model = model_folder(arguments)
+    with Progress(arguments.quiet) as progress:
+        # All weights become integers now, which takes seconds for large models.
+        progress.show(f"loading {model.name}")
+        llm = LLM(model, report=reporter(arguments), trace=arguments.trace, config=config)
+    with llm:
         run_prompts(
             llm,
             sampling_params(arguments, llm.get_default_sampling_params()),

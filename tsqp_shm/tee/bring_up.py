@@ -19,9 +19,9 @@ from tsqp_shm.tee.modes import ALONE_ENGINES, ENGINES
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.trace.recorder import Recorder
 
-# Without a GPU process nobody needs the cores between two kernels, and a step has hundreds of short ones: a worker that
-# sleeps would miss most of them. It still gives way to whoever wants its core.
-ALONE_PATIENCE_US = 1000
+# A step has hundreds of short kernels, and a worker that sleeps between two would miss most of them: this is longer
+# than what Python does there. Longer still helps nobody, and loses more where a third process wants the core.
+ALONE_PATIENCE_US = 200
 
 # Takes the session's name, whose end it lays on the stack, and gives what connects it.
 Begin = Callable[[ExitStack], Connect]
