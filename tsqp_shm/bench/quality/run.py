@@ -143,7 +143,8 @@ def _run(kind: _Kind, job: ColumnJob, scratch: Path, timeout_s: float, *, is_tru
     job_file = scratch / "job.json"
     ColumnJob(**{**vars(job), "kind": kind.kind, "is_truth": is_truth}).write(job_file)
     command = [sys.executable, "-m", f"tsqp_shm.bench.quality.{kind.program}", str(job_file)]
-    variables = dict(KINDS[_TRANSFORMERS].environment)
+    # Nothing is timed here: threads that spin would only keep a core from whoever shares it.
+    variables = {**dict(KINDS[_TRANSFORMERS].environment), "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
     text = run_whole(kind.name, command, variables, timeout_s, _MAX_ANSWER_BYTES).text
     # UNTRUSTED: what it says is numbers, or it is not taken.
     try:
