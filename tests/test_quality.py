@@ -48,15 +48,15 @@ def test_a_small_model_has_a_column_of_each_kind(tmp_path):
     folder = with_bytes_as_tokens(RandomModel("llama").write(tmp_path / "model"))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     command = [sys.executable, "-m", "tsqp_shm", "bench", "quality", str(folder), "--json", "-", "--quiet"]
-    command += ["--tokens", "100", "--max-new-tokens", "3", "--modes", "plain"]
+    command += ["--tokens", "100", "--max-new-tokens", "3", "--mode", "plain,tee-only"]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stderr) == (0, "")
     document = json.loads(done.stdout)
     assert (document["texts"], document["questions"]) == (list(TEXTS), list(QUESTIONS))
-    truth, bfloat16, plain = document["columns"]
+    truth, bfloat16, plain, tee_only = document["columns"]
     names = [column["column"] for column in document["columns"]]
-    assert names == ["transformers float32", "transformers bfloat16", "plain"]
-    for column in (truth, bfloat16, plain):
+    assert names == ["transformers float32", "transformers bfloat16", "plain", "tee-only"]
+    for column in (truth, bfloat16, plain, tee_only):
         assert len(column["answers"]) == len(QUESTIONS)
         for scores, of_truth in zip(column["scores"], truth["scores"], strict=True):
             assert scores["predictions"] == 99
@@ -67,6 +67,6 @@ def test_a_small_model_has_a_column_of_each_kind(tmp_path):
 
 
 def test_a_wrong_flag_is_one_line():
-    assert_one_line(run("bench", "quality", "--modes", "plain,open"), 2, "open")
+    assert_one_line(run("bench", "quality", "--mode", "plain,open"), 2, "open")
     assert_one_line(run("bench", "quality", "--tokens", 1), 2, "tokens")
     assert_one_line(run("bench", "quality", "--max-new-tokens", -1), 2, "max_new_tokens")

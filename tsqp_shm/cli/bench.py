@@ -160,7 +160,7 @@ def _quality_flags() -> Parser:
     return _flags(
         "texts and answers",
         ("--tokens", _number("of each text (2048)")),
-        ("--modes", {"metavar": "NAME,...", "help": f"a column each ({','.join(MODES)})"}),
+        ("--mode", {**_number(f"a column each ({','.join(MODES)})", "NAME,...", _names), "dest": "modes"}),
         ("--max-new-tokens", _number("of each answer; 0 asks nothing (48)")),
         ("--timeout", {**_number("longest that a column may take (1800)", "S", float), "dest": "timeout_s"}),
     )

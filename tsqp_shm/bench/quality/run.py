@@ -37,14 +37,13 @@ class QualityOptions:
 
     Attributes:
         tokens: of each text, from its beginning.
-        modes: with commas between.
         max_new_tokens: of each answer; 0: nothing is asked.
         timeout_s: longest that a column may take.
     """
 
     model: str | None = None
     tokens: int = 2048
-    modes: str = ",".join(MODES)
+    modes: tuple[str, ...] = tuple(MODES)
     max_new_tokens: int = 48
     json_file: str | None = None
     timeout_s: float = 1800.0
@@ -122,10 +121,10 @@ def _columns(options: QualityOptions) -> list[_Kind]:
     Raises:
         ConfigError: there is no such mode.
     """
-    modes = list(dict.fromkeys(name.strip() for name in options.modes.split(",")))
+    modes = dict.fromkeys(options.modes)
     for mode in modes:
         if mode not in MODES:
-            raise ConfigError("modes", mode, f"{', '.join(MODES)}, with commas between")
+            raise ConfigError("mode", mode, f"{', '.join(MODES)}, with commas between")
     others = [_Kind(f"transformers {dtype}", "of_transformers", dtype) for dtype in ("float32", "bfloat16")]
     return [*others, *(_Kind(mode, "of_mode", mode) for mode in modes)]
 
@@ -144,7 +143,8 @@ def _run(kind: _Kind, job: ColumnJob, scratch: Path, timeout_s: float, *, is_tru
     job_file = scratch / "job.json"
     ColumnJob(**{**vars(job), "kind": kind.kind, "is_truth": is_truth}).write(job_file)
     command = [sys.executable, "-m", f"tsqp_shm.bench.quality.{kind.program}", str(job_file)]
-    variables = dict(KINDS[_TRANSFORMERS].environment)
+    # Nothing is timed here: threads that spin would only keep a core from whoever shares it.
+    variables = {**dict(KINDS[_TRANSFORMERS].environment), "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
     text = run_whole(kind.name, command, variables, timeout_s, _MAX_ANSWER_BYTES).text
     # UNTRUSTED: what it says is numbers, or it is not taken.
     try:
