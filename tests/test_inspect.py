@@ -14,8 +14,10 @@ from tsqp_shm.config import EngineConfig
 from tsqp_shm.gpu.kv_cache import KVCache
 from tsqp_shm.gpu.weights import weights_size_bytes
 from tsqp_shm.inspection.report import examine
+from tsqp_shm.model.field_weights import load_field_linear
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.modes import MODES
 from tsqp_shm.shm.plan import Plan
 
@@ -79,6 +81,17 @@ def test_the_memory_of_plain_is_what_its_processes_reckon_with():
     assert totals["arena"] == Plan.derive(network, limits).total_bytes
     expected = weights_size_bytes(network, torch.bfloat16) + KVCache.size_bytes(network, 3, 300, torch.bfloat16)
     assert totals["GPU process"] == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_the_weights_of_tee_only_take_what_they_take_when_they_are_loaded(family):
+    folder = model_folder(RandomModel(family))
+    found = inspected(folder)
+    with Checkpoint.open(folder) as checkpoint:
+        linears = Network.of(ModelSpec.from_folder(folder)).linears
+        expected = sum(load_field_linear(checkpoint, linear).num_bytes for linear in linears)
+    parts = ("weights, int8", "their scales, sums and biases")
+    assert sum(size_of(found, "tee-only", what) for what in parts) == expected
 
 
 @pytest.mark.parametrize(

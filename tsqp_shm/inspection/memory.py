@@ -14,6 +14,7 @@ from tsqp_shm.shm.tiling import padded_length
 
 _FLOAT32_BYTES = 4
 _BFLOAT16_BYTES = 2
+_PANEL = 64
 LENGTH, SEQUENCES, BATCH, TILES = "--max-model-len", "--max-num-seqs", "--max-batch-tokens", "--tile-rows"
 
 
@@ -74,13 +75,19 @@ def _alone(network: Network, plan: Plan, embedding_bytes: int | None) -> Iterato
     """Where the TEE process has all of it."""
     if embedding_bytes is None:
         embedding_bytes = network.embedding.rows * network.embedding.size * _BFLOAT16_BYTES
-    outputs = sum(linear.outputs for linear in network.linears)
-    biases = sum(part.rows for linear in network.linears for part in linear.parts if part.bias is not None)
-    yield Part("TEE process", "weights, int8", sum(linear.parameters for linear in network.linears))
-    yield Part("TEE process", "their scales and biases", (outputs + biases) * _FLOAT32_BYTES)
+    linears = [(_in_panels(linear.outputs), linear) for linear in network.linears]
+    yield Part("TEE process", "weights, int8", sum(outputs * _in_panels(linear.inputs) for outputs, linear in linears))
+    # Of each output a scale, two sums of its weights, and a bias where there is one.
+    words = sum(outputs * (4 if linear.parts[0].bias is not None else 3) for outputs, linear in linears)
+    yield Part("TEE process", "their scales, sums and biases", words * _FLOAT32_BYTES)
     yield Part("TEE process", "embedding, as stored", embedding_bytes)
     yield _cache("TEE process", network, plan, "bfloat16", _BFLOAT16_BYTES)
     yield from _slots("TEE process", plan.private_slots)
+
+
+def _in_panels(rows: int) -> int:
+    """Outputs and inputs are padded to whole panels. Source: `native/field/field.h`."""
+    return -(-rows // _PANEL) * _PANEL
 
 
 def _of_tee(network: Network, plan: Plan) -> Iterator[Part]:
