@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import struct
 
+import numpy as np
 import pytest
 import torch
 from commands import assert_one_line, run
 from models import RandomModel, edit_config, model_folder, with_tokenizer
 
+from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.gpu.kv_cache import KVCache
 from tsqp_shm.gpu.weights import weights_size_bytes
@@ -84,14 +86,19 @@ def test_the_memory_of_plain_is_what_its_processes_reckon_with():
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_the_weights_of_tee_only_take_what_they_take_when_they_are_loaded(family):
+def test_weights_and_caches_of_tee_only_take_what_they_take_when_they_are_there(family):
     folder = model_folder(RandomModel(family))
-    found = inspected(folder)
+    found = inspected(folder, max_model_len=130, max_num_seqs=3)
+    network = Network.of(ModelSpec.from_folder(folder))
     with Checkpoint.open(folder) as checkpoint:
-        linears = Network.of(ModelSpec.from_folder(folder)).linears
-        expected = sum(load_field_linear(checkpoint, linear).num_bytes for linear in linears)
+        expected = sum(load_field_linear(checkpoint, linear).num_bytes for linear in network.linears)
     parts = ("weights, int8", "their scales, sums and biases")
     assert sum(size_of(found, "tee-only", what) for what in parts) == expected
+
+    blocks = np.arange(9, dtype=np.int32).reshape(3, 3)
+    heads = [(layer.attention.num_kv_heads, layer.attention.head_dim) for layer in network.layers]
+    expected = sum(_native.KeyValueCache(count, head_dim, blocks).num_bytes for count, head_dim in heads)
+    assert size_of(found, "tee-only", "key and value cache, bfloat16") == expected
 
 
 @pytest.mark.parametrize(

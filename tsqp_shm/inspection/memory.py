@@ -14,7 +14,9 @@ from tsqp_shm.shm.tiling import padded_length
 
 _FLOAT32_BYTES = 4
 _BFLOAT16_BYTES = 2
+# As `native/field/field.h` and `native/attention` lay weights and values out.
 _PANEL = 64
+_LANES = 16
 LENGTH, SEQUENCES, BATCH, TILES = "--max-model-len", "--max-num-seqs", "--max-batch-tokens", "--tile-rows"
 
 
@@ -68,26 +70,31 @@ def _split(network: Network, plan: Plan) -> Iterator[Part]:
     yield from _slots("arena", plan.shared_slots)
     yield Part("arena", "header, rings, ends of pages", plan.total_bytes - used)
     yield Part("GPU process", f"weights, {plan.limits.dtype}", network.parameters * element_bytes)
-    yield _cache("GPU process", network, plan, plan.limits.dtype, element_bytes)
+    elements = sum(2 * layer.attention.kv_width for layer in network.layers)
+    yield _cache("GPU process", plan, elements, plan.limits.dtype, element_bytes)
 
 
 def _alone(network: Network, plan: Plan, embedding_bytes: int | None) -> Iterator[Part]:
     """Where the TEE process has all of it."""
     if embedding_bytes is None:
         embedding_bytes = network.embedding.rows * network.embedding.size * _BFLOAT16_BYTES
-    linears = [(_in_panels(linear.outputs), linear) for linear in network.linears]
-    yield Part("TEE process", "weights, int8", sum(outputs * _in_panels(linear.inputs) for outputs, linear in linears))
+    # Outputs and inputs are padded to whole panels.
+    linears = [(_padded(linear.outputs, _PANEL), linear) for linear in network.linears]
+    weights_bytes = sum(outputs * _padded(linear.inputs, _PANEL) for outputs, linear in linears)
+    yield Part("TEE process", "weights, int8", weights_bytes)
     # Of each output a scale, two sums of its weights, and a bias where there is one.
     words = sum(outputs * (4 if linear.parts[0].bias is not None else 3) for outputs, linear in linears)
     yield Part("TEE process", "their scales, sums and biases", words * _FLOAT32_BYTES)
     yield Part("TEE process", "embedding, as stored", embedding_bytes)
-    yield _cache("TEE process", network, plan, "bfloat16", _BFLOAT16_BYTES)
+    # A key lies as it is, a value is padded to whole lanes.
+    heads = [(layer.attention.num_kv_heads, layer.attention.head_dim) for layer in network.layers]
+    elements = sum(count * (head_dim + _padded(head_dim, _LANES)) for count, head_dim in heads)
+    yield _cache("TEE process", plan, elements, "bfloat16", _BFLOAT16_BYTES)
     yield from _slots("TEE process", plan.private_slots)
 
 
-def _in_panels(rows: int) -> int:
-    """Outputs and inputs are padded to whole panels. Source: `native/field/field.h`."""
-    return -(-rows // _PANEL) * _PANEL
+def _padded(count: int, to: int) -> int:
+    return -(-count // to) * to
 
 
 def _of_tee(network: Network, plan: Plan) -> Iterator[Part]:
@@ -102,10 +109,12 @@ def _of_tee(network: Network, plan: Plan) -> Iterator[Part]:
     yield Part("TEE process", "norms", norms_elements * _FLOAT32_BYTES)
 
 
-def _cache(where: str, network: Network, plan: Plan, dtype: str, element_bytes: int) -> Part:
+def _cache(where: str, plan: Plan, elements: int, dtype: str, element_bytes: int) -> Part:
+    """Args:
+    elements: of a position, in all layers.
+    """
     positions = padded_length(plan.limits.max_model_len) * plan.limits.max_num_seqs
-    row_elements = sum(2 * layer.attention.kv_width for layer in network.layers)
-    return Part(where, f"key and value cache, {dtype}", row_elements * positions * element_bytes, (LENGTH, SEQUENCES))
+    return Part(where, f"key and value cache, {dtype}", elements * positions * element_bytes, (LENGTH, SEQUENCES))
 
 
 def _slots(where: str, slots: tuple[Slot, ...]) -> Iterator[Part]:
