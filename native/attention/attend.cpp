@@ -161,13 +161,16 @@ std::uint64_t read_blocks(const KeyValueCache& cache, std::size_t sequence, std:
     std::atomic<std::uint64_t> total{0};
     const std::size_t range = std::max<std::size_t>(1, blocks / (num_threads * kRangesPerThread));
     parallel_rows(blocks, range, num_threads, [&](std::size_t, std::size_t begin, std::size_t end) {
-        constexpr std::size_t kSums = 32;
+        // A line at a time, and asking for lines in time: without it a core reads at half the speed.
+        constexpr std::size_t kSums = 64 / sizeof(std::uint64_t), kAhead = 2048 / sizeof(std::uint64_t);
         std::uint64_t sums[kSums] = {};
         for (std::size_t block = begin; block < end; ++block) {
             const auto* from = static_cast<const std::uint64_t*>(cached.elements) +
                                static_cast<std::size_t>(cached.blocks[block]) * words;
-            for (std::size_t i = 0; i + kSums <= words; i += kSums)
+            for (std::size_t i = 0; i < words; i += kSums) {
+                __builtin_prefetch(from + std::min(i + kAhead, words - 1));
                 for (std::size_t j = 0; j < kSums; ++j) sums[j] += from[i + j];
+            }
         }
         std::uint64_t sum = 0;
         for (const std::uint64_t each : sums) sum += each;

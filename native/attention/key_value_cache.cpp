@@ -38,6 +38,14 @@ std::size_t checked_bytes(std::size_t num_kv_heads, std::size_t head_dim, std::s
         {table.size(), num_kv_heads, kCacheBlock, head_dim + value_columns(head_dim), element_bytes});
 }
 
+// The system lays a mapping where a large page begins only if it ends where one ends; on small pages a core
+// reads at three quarters of its speed.
+std::size_t whole_pages(std::size_t size_bytes) {
+    constexpr std::size_t kLargePage = std::size_t{2} << 20;
+    const bool worth_it = size_bytes >= kLargePage / 2 && size_bytes <= SIZE_MAX - kLargePage;
+    return worth_it ? (size_bytes + kLargePage - 1) / kLargePage * kLargePage : size_bytes;
+}
+
 }  // namespace
 
 KeyValueCache::KeyValueCache(std::size_t num_kv_heads, std::size_t head_dim, std::size_t sequences,
@@ -48,7 +56,7 @@ KeyValueCache::KeyValueCache(std::size_t num_kv_heads, std::size_t head_dim, std
       table_(std::move(table)),
       blocks_each_(sequences == 0 ? 0 : table_.size() / sequences),
       element_(element),
-      pages_(checked_bytes(num_kv_heads, head_dim, sequences, table_, element == Element::bf16 ? 2 : 4),
-             true) {}
+      num_bytes_(checked_bytes(num_kv_heads, head_dim, sequences, table_, element == Element::bf16 ? 2 : 4)),
+      pages_(whole_pages(num_bytes_), true) {}
 
 }  // namespace tsqp

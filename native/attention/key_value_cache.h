@@ -34,7 +34,7 @@ class KeyValueCache {
     std::size_t num_kv_heads() const { return num_kv_heads_; }
     std::size_t head_dim() const { return head_dim_; }
     Element element() const { return element_; }
-    std::size_t num_bytes() const { return pages_.size(); }
+    std::size_t num_bytes() const { return num_bytes_; }
     // Bytes of one block, all kv heads.
     std::size_t block_bytes() const { return table_.empty() ? 0 : num_bytes() / table_.size(); }
 
@@ -47,6 +47,7 @@ class KeyValueCache {
     std::vector<std::int32_t> table_;
     std::size_t blocks_each_;
     Element element_;
+    std::size_t num_bytes_;
     Pages<std::byte> pages_;
 };
 

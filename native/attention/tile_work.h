@@ -32,6 +32,7 @@ struct TileWork {
     float* queries;       // [vectors, W]
     float* scores;        // [vectors, kCacheBlock]
     float* records;
+    Range seen_by[kTileVectors];
 
     TileWork(const AttendArgs& given, const QueryTile& of, float* scratch)
         : args(given),
@@ -43,7 +44,12 @@ struct TileWork {
           added(kept + kTileVectors),
           queries(added + kTileVectors),
           scores(queries + kTileVectors * columns),
-          records(scores + kTileVectors * kCacheBlock) {}
+          records(scores + kTileVectors * kCacheBlock) {
+        for (std::size_t v = 0; v < tile.num_vectors; ++v) {
+            const std::size_t end = args.position + row(v) + 1;
+            seen_by[v] = {args.window != 0 && end > args.window ? end - args.window : 0, end};
+        }
+    }
 
     State record(float* at) const { return {at, tile.num_vectors}; }
     State scratch_record(std::size_t index) const {
@@ -54,10 +60,7 @@ struct TileWork {
         return tile.kv_head * ratio + (tile.first_vector + vector) % ratio;
     }
     // The positions that a vector sees.
-    Range seen(std::size_t vector) const {
-        const std::size_t end = args.position + row(vector) + 1;
-        return {args.window != 0 && end > args.window ? end - args.window : 0, end};
-    }
+    Range seen(std::size_t vector) const { return seen_by[vector]; }
     // Those of a block, counted from its first.
     Range seen(std::size_t vector, std::size_t block) const {
         const Range all = seen(vector);
