@@ -214,8 +214,7 @@ class EngineConfig:
     def from_environment(cls, overrides: Mapping[str, Any]) -> EngineConfig:
         """Defaults, then `TSQP_SHM_*` variables, then the overrides that are not None.
 
-        A variable that the mode does not take is passed over: it is set for whatever is started there, an override for
-        this session.
+        A variable that the mode does not take is passed over: it is set for whatever is started there.
 
         Raises:
             ConfigError: a variable or an override is not a legal value, or the mode does not take an override.
