@@ -5,7 +5,7 @@ def set_num_threads(num_threads: int, patience_us: int = 0) -> None: ...
 def peak(steps: int) -> float: ...
 
 class FieldProducts:
-    """Linears of one shape, one after the other. Units: seconds, for each of them (`products`: for each run of its rows).
+    """Linears of one shape, one after the other. Units: seconds for each (`products`: for each run of its rows).
 
     Raises:
         RuntimeError: the machine has neither VPDPBUSD nor TDPBUSD.
