@@ -131,6 +131,7 @@ def _entries(slots: Iterable[Slot]) -> list[tuple[int, int, int, int]]:
 
 
 def _array(memory: mmap.mmap, slot: Slot) -> npt.NDArray[Any]:
+    # UNTRUSTED: where the memory is an arena's, an element may change between two looks.
     count = slot.num_rows * slot.row_elements
     flat: npt.NDArray[Any] = np.frombuffer(memory, layout.DTYPES[slot.dtype].numpy, count, slot.offset_bytes)
     return flat.reshape(slot.num_rows, slot.row_elements)
