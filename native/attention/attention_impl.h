@@ -237,6 +237,10 @@ struct Attention {
             const std::size_t place = static_cast<std::size_t>(cache.blocks[position / kCacheBlock]);
             const float* k = args.qkv + i * args.row_elements + args.num_heads * dim;
             E* to = static_cast<E*>(cache.elements) + place * groups * head_elements(cache.head_dim);
+            // Each element of a key lies in a line of its own: all are asked for at once.
+            for (std::size_t g = 0; g < groups; ++g)
+                for (std::size_t d = 0; d < dim; d += 2)
+                    __builtin_prefetch(to + g * head_elements(dim) + at(d, key, kCacheBlock), 1);
             for (std::size_t g = 0; g < groups; ++g, to += head_elements(cache.head_dim)) {
                 round(k + g * dim);
                 for (std::size_t d = 0; d < dim; ++d) to[at(d, key, kCacheBlock)] = rounded[d];
