@@ -26,20 +26,27 @@ struct Attention {
         }
     }
 
-    // Scores to exp(score - largest), 0 where a key is not seen, with their largest and the sums of the
-    // lanes.
-    [[gnu::always_inline]] static void exponentials(float* scores, Range keys, const AttendArgs& args,
-                                                    float* maximum, float* sums) {
-        const V scale = L::set(args.scale), none = L::set(-__builtin_inff());
-        const V cap = L::set(args.soft_cap);
+    // Products to soft_cap * tanh(scale * product / soft_cap). Apart: it is as long as all the rest.
+    [[gnu::noinline]] static void cap_softly(float* scores, float scale, float soft_cap) {
+        const V cap = L::set(soft_cap), factor = L::set(scale);
+        for (std::size_t i = 0; i < kCacheBlock; i += kLanes) {
+            const V x = L::div(L::mul(L::load(scores + i, Full{}), factor), cap);
+            L::store(scores + i, L::mul(cap, hyperbolic_tangent<L>(x)), Full{});
+        }
+    }
+
+    // scale * score to exp(scale * score - largest), 0 where a key is not seen, with their largest and the
+    // sums of the lanes.
+    template <bool kAllSeen>
+    [[gnu::always_inline]] static void exponentials(float* scores, Range keys, float scale, float* maximum,
+                                                    float* sums) {
+        const V factor = L::set(scale), none = L::set(-__builtin_inff());
         constexpr std::size_t kBlocks = kCacheBlock / kLanes;
         V y[kBlocks];
         V maxima = none;
-        const bool all = keys.begin == 0 && keys.end == kCacheBlock, capped = args.soft_cap != 0.0f;
         unrolled<kBlocks>([&](auto j) __attribute__((always_inline)) {
-            V x = L::mul(L::load(scores + j.value * kLanes, Full{}), scale);
-            if (capped) x = L::mul(cap, hyperbolic_tangent<L>(L::div(x, cap)));
-            if (!all) {
+            V x = L::mul(L::load(scores + j.value * kLanes, Full{}), factor);
+            if constexpr (!kAllSeen) {
                 constexpr std::size_t first = decltype(j)::value * kLanes;
                 const auto within = [](std::size_t key) {
                     const std::size_t past = key > first ? key - first : 0;
@@ -97,9 +104,17 @@ struct Attention {
         Product::multiply(vectors.end - vectors.begin, work.queries + vectors.begin * work.columns,
                           work.columns, {keys, kCacheBlock, ahead}, 0, work.dim,
                           work.scores + vectors.begin * kCacheBlock, kCacheBlock, false);
-        for (std::size_t v = vectors.begin; v < vectors.end; ++v)
-            exponentials(work.scores + v * kCacheBlock, work.seen(v, block), work.args, to.maxima + v,
-                         to.sums + v * kLanes);
+        const bool capped = work.args.soft_cap != 0.0f;
+        const float scale = capped ? 1.0f : work.args.scale;
+        for (std::size_t v = vectors.begin; v < vectors.end; ++v) {
+            float* const scores = work.scores + v * kCacheBlock;
+            if (capped) cap_softly(scores, work.args.scale, work.args.soft_cap);
+            const Range seen = work.seen(v, block);
+            if (seen == Range{0, kCacheBlock})
+                exponentials<true>(scores, seen, scale, to.maxima + v, to.sums + v * kLanes);
+            else
+                exponentials<false>(scores, seen, scale, to.maxima + v, to.sums + v * kLanes);
+        }
         const Matrix<E> values{keys + work.dim * kCacheBlock, work.columns, ahead};
         for (std::size_t v = vectors.begin; v < vectors.end; v += L::kProductRows) {
             const std::size_t left = vectors.end - v;
@@ -222,6 +237,10 @@ struct Attention {
             const std::size_t place = static_cast<std::size_t>(cache.blocks[position / kCacheBlock]);
             const float* k = args.qkv + i * args.row_elements + args.num_heads * dim;
             E* to = static_cast<E*>(cache.elements) + place * groups * head_elements(cache.head_dim);
+            // Each element of a key lies in a line of its own: all are asked for at once.
+            for (std::size_t g = 0; g < groups; ++g)
+                for (std::size_t d = 0; d < dim; d += 2)
+                    __builtin_prefetch(to + g * head_elements(dim) + at(d, key, kCacheBlock), 1);
             for (std::size_t g = 0; g < groups; ++g, to += head_elements(cache.head_dim)) {
                 round(k + g * dim);
                 for (std::size_t d = 0; d < dim; ++d) to[at(d, key, kCacheBlock)] = rounded[d];

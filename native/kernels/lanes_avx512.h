@@ -4,6 +4,7 @@
 // gcc 12 takes the don't-care operand of its own intrinsics for an uninitialised variable (GCC bug 105593).
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 
