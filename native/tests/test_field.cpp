@@ -147,9 +147,9 @@ int main() {
             }
         for (const std::size_t threads : {1, 2}) {
             set_num_threads(threads);
-            for (const std::size_t rows : {1, 2, 7, 48, 49, 150})
+            for (const std::size_t rows : {1, 7, 48, 49, 150})
                 for (const std::size_t outputs : {3, 64, 200})
-                    for (const std::size_t inputs : {1, 63, 64, 65, 577})
+                    for (const std::size_t inputs : {1, 64, 577})
                         test_linear(*kernels, rows, outputs, inputs);
             // More than one run of rows.
             test_linear(*kernels, 150, 64, 8190);
