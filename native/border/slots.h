@@ -42,8 +42,8 @@ class SlotTable {
     }
     SlotTable() = default;
 
-    // Slots in one more memory, which begin at `first_offset` or behind it; their numbers follow on those that
-    // there are. Raises out_of_range unless each lies inside it.
+    // Slots in one more memory, which begin at `first_offset` or behind it; their numbers follow on those
+    // that there are. Raises out_of_range unless each lies inside it.
     void add(std::byte* base, std::size_t size_bytes, std::size_t first_offset,
              const std::vector<SlotEntry>& entries) {
         // A slot begins at a word; then the word in which its last row ends is the memory's too.
