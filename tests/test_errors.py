@@ -29,6 +29,7 @@ FACTS = {
     "free_bytes": 7,
     "advice": "make room",
     "limit": "threads",
+    "where": "logits",
     "session": "mine",
     "owner_pid": 12,
     "slot": "x",

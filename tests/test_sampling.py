@@ -21,7 +21,7 @@ from models import (
 from small_tokenizers import byte_level
 
 from tsqp_shm import LLM, Logprob, SamplingParams
-from tsqp_shm.errors import ModelFileError, ProtocolError, RequestError, UnsupportedModel
+from tsqp_shm.errors import ModelFileError, NumericsError, ProtocolError, RequestError, UnsupportedModel
 from tsqp_shm.model.generation_config import sampling_fields
 from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.completion import Completion
@@ -227,7 +227,8 @@ def test_rules_that_leave_no_token_are_a_request_error(llm):
 def test_logits_that_are_no_numbers_are_a_fault_of_the_pass(token_is_drawn):
     params = SamplingParams(prompt_logprobs=1)
     completions = [Completion([1, 2, 3], params, 8, (), None, vocab_size=4) for _ in range(2)]
-    harvest = Harvest([(each, Chunk(0, 0, [1, 2, 3], 3)) for each in completions], Statistics())
+    batch = [(each, Chunk(0, 0, [1, 2, 3], 3)) for each in completions]
+    harvest = Harvest(batch, Statistics(), are_own=False)
     logits = np.zeros((6, 4), np.float32)
     logits[5 if token_is_drawn else 4, 2] = np.nan
     harvest.take(0, logits[:3])
@@ -235,6 +236,13 @@ def test_logits_that_are_no_numbers_are_a_fault_of_the_pass(token_is_drawn):
         harvest.take(3, logits[3:])
     assert [completion.token_ids for completion in completions] == [[], []]
     assert [completion.prompt_scores for completion in completions] == [[], []]
+    # Where the arithmetic is this process's own, they are one request's.
+    harvest = Harvest(batch, Statistics(), are_own=True)
+    harvest.take(0, logits[:3])
+    harvest.take(3, logits[3:])
+    assert [harvest.give(completion) for completion in completions] == [True, False]
+    assert isinstance(completions[1].error, NumericsError)
+    assert [len(completion.prompt_scores) for completion in completions] == [2, 0]
 
 
 def test_several_completions_are_drawn_apart_and_each_as_it_is_alone(llm):

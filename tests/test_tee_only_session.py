@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
 from commands import assert_one_line, run
 from models import RandomModel, random_token_ids, token_ids, with_bytes_as_tokens
 from pseudo_terminal import OnTerminal
+from safetensors.torch import load_file, save_file
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.config import EngineConfig, environment_variable
 from tsqp_shm.doctor.examination import examine
-from tsqp_shm.errors import ConfigError, SessionFolderError, TsqpError
+from tsqp_shm.errors import ConfigError, LimitError, NumericsError, SessionFolderError, TsqpError, UnsupportedModel
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.modes import MODES
@@ -36,6 +38,7 @@ from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.tee import bring_up
 from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.runtime import Runtime
+from tsqp_shm.tee.updates import Update
 
 MODE = MODES["tee-only"]
 GREEDY = SamplingParams(max_tokens=8, ignore_eos=True, temperature=0)
@@ -463,7 +466,7 @@ def test_an_engine_that_cannot_be_made_leaves_nothing(model, monkeypatch):
         raise MemoryError("no room")
 
     monkeypatch.setitem(bring_up.ALONE_ENGINES, "tee-only", lambda network, checkpoint: fail)
-    with pytest.raises(MemoryError):
+    with pytest.raises(LimitError, match="too little memory"):
         LLM(model, mode="tee-only", session="unmade")
     assert leavings("unmade") == []
 
@@ -473,3 +476,56 @@ def test_several_ask_at_once_and_share_batches(llm):
     alone = [token_ids(llm.generate([prompt], GREEDY, use_tqdm=False))[0] for prompt in prompts]
     assert token_ids(llm.generate(prompts, GREEDY, use_tqdm=False)) == alone
     assert llm.logits(prompts[0]).argmax(1)[-1] == alone[0][0]
+
+
+# What goes wrong in it.
+
+
+@pytest.fixture(scope="module")
+def overflowing(tmp_path_factory) -> Path:
+    """A model to which one token is no number."""
+    folder = RandomModel("llama").write(tmp_path_factory.mktemp("overflowing") / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][7] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_weights_that_are_no_numbers_are_refused_by_name(overflowing):
+    with pytest.raises(UnsupportedModel, match=r"model\.embed_tokens\.weight = .*NaN"):
+        LLM(overflowing, mode="tee-only")
+
+
+@pytest.mark.parametrize("scores", [{}, {"logprobs": 2}, {"logprobs": 0, "prompt_logprobs": 0}], ids=str)
+def test_a_request_whose_numbers_are_none_ends_alone(overflowing, monkeypatch, scores):
+    monkeypatch.setattr("tsqp_shm.tee.tee_only.require_finite", lambda tensor: tensor)
+    params = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0, **scores)
+    good, bad = [3, 4, 5], [3, 7, 5, 6]
+    with LLM(overflowing, mode="tee-only", max_model_len=64) as llm:
+        expected = token_ids(llm.generate([good], params))
+        completions = [llm.start(prompt, params) for prompt in (good, bad, good)]
+        updates: SimpleQueue[Update] = SimpleQueue()
+        llm.runtime.add(completions, updates.put)
+        for completion in completions:
+            while completion.finish_reason is None:
+                with contextlib.suppress(NumericsError):
+                    llm.runtime.next_update(updates)
+        assert [completion.finish_reason for completion in completions] == ["length", "error", "length"]
+        assert completions[1].token_ids == []
+        assert [completions[0].token_ids] == [completions[2].token_ids] == expected
+        with pytest.raises(NumericsError, match="logits of this request are NaN or infinity"):
+            llm.generate([bad], params)
+        assert token_ids(llm.generate([good], params)) == expected
+
+
+def test_too_little_memory_is_one_line(model):
+    script = 'ulimit -v 3000000; exec "$@"'
+    launch = [sys.executable, "-m", "tsqp_shm", "launch", model, "--mode", "tee-only", "-q", "--max-num-seqs", 1000]
+    command = ["bash", "-c", script, "bash", *map(str, [*launch, "--max-model-len", 8192])]
+    refused = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert_one_line(refused, 1, "too little memory", "--max-num-seqs", "tsqp-shm inspect")
+
+
+def test_what_can_be_refused_at_once_is_so_before_the_model_is_read(tmp_path):
+    refused = launched(tmp_path / "no model", "--prompt-file", "/nope", "-q")
+    assert_one_line(refused, 2, "prompt-file", "/nope")

@@ -255,6 +255,18 @@ class ProtocolError(TsqpError):
         super().__init__(f"protocol error from the peer: {field}: expected {expected}, found {found}")
 
 
+class NumericsError(TsqpError):
+    """A request's numbers are no numbers any more: an overflow of this model on this input. Others are not concerned.
+
+    Attributes:
+        where: what was looked at.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        super().__init__(f"{where} of this request are NaN or infinity: the model overflows on this input")
+
+
 class PeerDied(TsqpError):
     """The other process is gone.
 

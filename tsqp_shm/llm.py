@@ -130,7 +130,6 @@ class LLM:
                 # Its process ends with the session, or with what keeps that from coming up.
                 stack.callback(self._tokenizer.close)
             # Where somebody else starts the GPU process, the trace of both is theirs to make.
-            # Where somebody else starts the GPU process, the trace of both is theirs to make.
             roles = ("tee", "gpu") if has_gpu else ("tee",)
             starts_all = start_gpu is True
             whole = stack.enter_context(TraceFile(trace_file, roles, report)) if trace_file and starts_all else None

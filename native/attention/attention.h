@@ -11,28 +11,30 @@
 // one behind the other, the kv heads of a block behind each other, the blocks too. For bf16 the rows of both
 // lie in pairs, element by element ([rows / 2, columns, 2]): one shift or one mask widens 16 of them.
 //
-//   Shapes:   qkv rows [(H + 2 G) D] f32: q heads, k heads, v heads; out rows [H D] f32. Row r of a segment
-//   is
+//   Shapes:   qkv rows [(H + 2 G) D] f32: q heads, k heads, v heads; out rows [H D] f32. Row r of a segment is
 //             position p + r of its sequence. H is a multiple of G: heads [g H / G, (g + 1) H / G) share kv
 //             head g. D is a multiple of 4. sinks [H] f32, a logit of each head, or none.
 //   Mask:     the row at position t sees the keys [max(0, t + 1 - window), t + 1), all where window is 0.
 //   Numerics: of one row and head, everything f32; fma rounds once; keys and values were rounded to E, to
-//   nearest,
-//             ties to even, when they were appended, q was not. Block b takes part where it has a visible
-//             key:
-//                 x_i = sum over d of q[d] * k_i[d]    d = 0 .. D - 1 in order, x = fma(q[d], k_i[d], x) from
-//                 0 y_i = x_i * scale, then y_i = soft_cap * tanh(y_i / soft_cap) where soft_cap is not 0 m_b
-//                 = the largest y_i; e_i = exp(y_i - m_b) s_b[lane] = sum over i of e_i where lane = i % 16;
-//                 keys in order, from 0 o_b[d] = sum over i of e_i * v_i[d]  keys in order, o = fma(e_i,
-//                 v_i[d], o) from 0
-//             The state (m, s, o) is (sink, {1, 0, ..}, 0), or without sinks that of the first block, and
-//             takes the (other) blocks in order: f = exp(-|m - m_b|), (a, c) = m < m_b ? (f, 1) : (1, f), s =
-//             fma(s, a, s_b * c), o = fma(o, a, o_b * c), m = max(m, m_b). Then out = o / (sum of s, lanes as
-//             a tree: kernels.h). exp is within 1 ULP (ExpArgs), tanh within 2 (TanhArgs).
-//             So a row's bits depend on q, on what it sees and on nothing else: not on the rows and heads
-//             that are computed with it, on the blocks' places, on where its chunk began, on threads,
-//             instruction set or what lies behind the keys that it sees. Where a score is a NaN or an
-//             infinity the row may be NaN, the same NaN everywhere.
+//             nearest, ties to even, when they were appended, q was not. Block b takes part where it has a
+//             visible key:
+//                 x_i = sum over d of q[d] * k_i[d]      d = 0 .. D - 1 in order, x = fma(q[d], k_i[d], x) from 0
+//                 y_i = x_i * scale                      then soft_cap * tanh(y_i / soft_cap) where that is not 0
+//                 m_b = the largest y_i
+//                 e_i = exp(y_i - m_b)
+//                 s_b[lane] = sum over i of e_i          where lane = i % 16; keys in order, from 0
+//                 o_b[d] = sum over i of e_i * v_i[d]    keys in order, o = fma(e_i, v_i[d], o) from 0
+//             The state (m, s, o) is (sink, {1, 0, ..}, 0), or without sinks that of the first block, and takes
+//             the (other) blocks in order:
+//                 f = exp(-|m - m_b|)
+//                 (a, c) = m < m_b ? (f, 1) : (1, f)
+//                 s = fma(s, a, s_b * c),  o = fma(o, a, o_b * c),  m = max(m, m_b)
+//             Then out = o / (sum of s, lanes as a tree: kernels.h). exp is within 1 ULP (ExpArgs), tanh within
+//             2 (TanhArgs).
+//             So a row's bits depend on q, on what it sees and on nothing else: not on the rows and heads that
+//             are computed with it, on the blocks' places, on where its chunk began, on threads, instruction set
+//             or what lies behind the keys that it sees. Where a score is a NaN or an infinity the row may be
+//             NaN, the same NaN everywhere.
 //   Source:   torch.nn.functional.scaled_dot_product_attention; soft cap and sinks as transformers' eager
 //             attention of Gemma 2 and gpt-oss.
 //

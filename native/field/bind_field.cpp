@@ -41,11 +41,13 @@ class HeldLinear {
         weights_.set_bias(values);
     }
 
-    py::array_t<float> scales() const {
+    py::array_t<float> scales() {
+        const Reading reading(*this);
         return py::array_t<float>(static_cast<Index>(weights_.outputs()), weights_.scales());
     }
 
-    py::array_t<std::int8_t> quantised(Index first_output, Index rows) const {
+    py::array_t<std::int8_t> quantised(Index first_output, Index rows) {
+        const Reading reading(*this);
         const std::size_t first = not_negative("first_output", first_output),
                           count = not_negative("rows", rows);
         // Before anything is allocated for rows that there are not.

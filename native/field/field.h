@@ -2,9 +2,11 @@
 // of threads, batch and cut into chunks. Nothing in it depends on the order of a sum of floats.
 //
 //   weight row   sw = max|W| / 127 (f32; 1 where that is zero),  Wq = rint(W / sw), held within +-127
-//   row x        s = largest f32 <= 32,639 / max|x|,  xq = rint(x * s)              (quantise.h: two more
-//   rules) sum          y = sum_k xq[k] Wq[j, k],  |y| < 2^30 - 1 result       f32(y) * (sw[j] / s), then +
-//   bias, each rounded once; rint is to nearest, ties to even
+//   row x        s = largest f32 <= 32,639 / max|x|,  xq = rint(x * s)      two more rules: quantise.h
+//   sum          y = sum_k xq[k] Wq[j, k],  |y| < 2^30 - 1
+//   result       f32(y) * (sw[j] / s), then + bias, each rounded once
+//
+// rint is to nearest, ties to even.
 //
 // xq crosses to the products as unsigned digits: xq + 2^(8 D - 1) = sum_d 256^d digit_d, so each digit row is
 // a product of unsigned with signed bytes whose sums fit 32 bits, and y is what they give modulo 2^32 when

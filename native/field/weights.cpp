@@ -12,7 +12,10 @@ namespace tsqp {
 namespace {
 
 std::size_t require_sizes(std::size_t outputs, std::size_t inputs) {
-    if (outputs == 0) throw std::invalid_argument("outputs: got 0, expected at least 1");
+    constexpr std::size_t kMaxOutputs = std::size_t{1} << 31;  // far from where bytes would wrap
+    if (outputs == 0 || outputs > kMaxOutputs)
+        throw std::invalid_argument("outputs: got " + std::to_string(outputs) + ", expected 1 to " +
+                                    std::to_string(kMaxOutputs));
     if (inputs == 0 || inputs > kMaxFieldInputs)
         throw std::invalid_argument("inputs: got " + std::to_string(inputs) + ", expected 1 to " +
                                     std::to_string(kMaxFieldInputs) + ", beyond which sums of digits wrap");

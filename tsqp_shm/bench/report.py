@@ -28,8 +28,10 @@ def require_writable(flag: str, file: str | None) -> None:
     Raises:
         ConfigError: the folder that the file is to lie in does not exist.
     """
-    if file is not None and file != STDOUT and not Path(file).absolute().parent.is_dir():
-        raise ConfigError(flag, file, "a file in a folder that exists")
+    if file is not None and file != STDOUT:
+        path = Path(file).absolute()
+        if not path.parent.is_dir() or path.is_dir():
+            raise ConfigError(flag, file, "a file in a folder that exists")
 
 
 def make_rows(case: Case, answers: Answers, flops: dict[int, int] | None = None) -> list[Row]:

@@ -44,7 +44,7 @@ def inspection_flags() -> Parser:
     output = parser.add_argument_group("output")
     output.add_argument(
         "--digest", action="store_true",
-        help="also the SHA-256 of all that decides what the model says; reads every weight",
+        help="also the SHA-256 of all that modes with int8 weights take of it; reads every weight",
     )  # fmt: skip
     output.add_argument("--json", dest="json_file", metavar="FILE", help="also write JSON; - for stdout and no table")
     output.add_argument("-q", "--quiet", action="store_true", help="no progress")

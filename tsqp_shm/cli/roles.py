@@ -77,6 +77,8 @@ def _complete_alone(arguments: argparse.Namespace, config: EngineConfig) -> int:
         from tsqp_shm.progress import Progress
 
         signal.signal(signal.SIGINT, _interrupt_once)
+    # Before the model, whose weights take longest.
+    prompt = prompt_text(arguments)
     model = model_folder(arguments)
     with Progress(arguments.quiet) as progress:
         # All weights become integers now, which takes seconds for large models.
@@ -86,7 +88,7 @@ def _complete_alone(arguments: argparse.Namespace, config: EngineConfig) -> int:
         run_prompts(
             llm,
             sampling_params(arguments, llm.get_default_sampling_params()),
-            prompt_text(arguments),
+            prompt,
             chat=arguments.chat,
             interactive=arguments.interactive,
             json_output=arguments.json,

@@ -43,8 +43,10 @@ def inspect(folder: Path, config_of: ConfigOfMode, *, with_digest: bool, json_fi
         ConfigError: a setting is not allowed.
         ModelFileError: it is no model folder.
     """
-    if json_file not in (None, STDOUT) and not Path(str(json_file)).absolute().parent.is_dir():
-        raise ConfigError("json", json_file, "a file in a folder that exists")
+    if json_file not in (None, STDOUT):
+        path = Path(str(json_file)).absolute()
+        if not path.parent.is_dir() or path.is_dir():
+            raise ConfigError("json", json_file, "a file in a folder that exists")
     found, memory = examine(folder, config_of)
     if with_digest:
         found["digest"] = _digest(folder, quiet) if found["refused"] is None else None
@@ -54,7 +56,13 @@ def inspect(folder: Path, config_of: ConfigOfMode, *, with_digest: bool, json_fi
         print_table(found, memory, sys.stdout)
         if json_file is not None:
             Path(json_file).write_text(json.dumps(found, indent=2) + "\n")
-    return 0 if found["refused"] is None else 1
+    return 0 if not _refusals(found) else 1
+
+
+def _refusals(found: Facts) -> list[str]:
+    """Why it cannot be used as it is: of the network, of the tokenizer."""
+    parts = (found, found["tokenizer"] or {})
+    return [str(part["refused"]) for part in parts if part.get("refused") is not None]
 
 
 def examine(folder: Path, config_of: ConfigOfMode) -> tuple[Facts, list[ModeMemory]]:
@@ -119,7 +127,8 @@ def print_table(found: Facts, memory: list[ModeMemory], out: TextIO) -> None:
     line("tokenizer", _part_words(found["tokenizer"]))
     line("chat template", _part_words(found["chat_template"]))
     line("sampling", _sampling_words(found["sampling"]))
-    line("supported", "yes" if found["refused"] is None else f"no: {found['refused']}")
+    refusals = _refusals(found)
+    line("supported", "yes" if not refusals else f"no: {'; '.join(refusals)}")
     if "digest" in found:
         line("digest", found["digest"] or "none, as the model is refused")
     for of_mode in memory:

@@ -1,4 +1,5 @@
-"""The digest of a model: one SHA-256 over all that decides what it says, however its files are cut and called.
+"""The digest of a model: one SHA-256 over all that decides what a mode with int8 weights says, however their files are
+cut. `plain` computes with the weights as they are stored, which this covers as far as they are quantised.
 
 Anybody can compute it by himself: it is the hash of one stream of bytes,
 

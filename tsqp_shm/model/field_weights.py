@@ -10,7 +10,7 @@ import numpy as np
 from tsqp_shm import _native
 from tsqp_shm.errors import UnsupportedModel
 from tsqp_shm.model.network import Linear
-from tsqp_shm.model.weights import Checkpoint
+from tsqp_shm.model.weights import Checkpoint, Tensor
 
 # More inputs could wrap the sum of one digit's products.
 MAX_INPUTS = 66_311
@@ -33,10 +33,27 @@ def load_field_linear(checkpoint: Checkpoint, linear: Linear) -> _native.FieldLi
             loaded.set_rows(first, tensor.data if tensor.dtype == "BF16" else tensor.to_float32())
         except ValueError:
             # Its shape is the config's: what is left to be refused are NaN and infinities.
-            raise UnsupportedModel(part.weight, "a NaN or an infinity", "finite weights") from None
+            raise _not_finite(part.weight) from None
         if part.bias is not None:
-            biases.append(checkpoint.tensor(part.bias, (part.rows,)).to_float32())
+            biases.append(require_finite(checkpoint.tensor(part.bias, (part.rows,))).to_float32())
         first += part.rows
     if biases:
         loaded.set_bias(np.concatenate(biases))
     return loaded
+
+
+def require_finite(tensor: Tensor) -> Tensor:
+    """Returns the tensor.
+
+    Raises:
+        UnsupportedModel: it holds a NaN or an infinity, in float32.
+    """
+    # Of bfloat16, whose bits these are, no float32 copy is made.
+    is_finite = (tensor.data & 0x7F80 != 0x7F80) if tensor.dtype == "BF16" else np.isfinite(tensor.to_float32())
+    if not is_finite.all():
+        raise _not_finite(tensor.name)
+    return tensor
+
+
+def _not_finite(name: str) -> UnsupportedModel:
+    return UnsupportedModel(name, "a NaN or an infinity", "finite weights")

@@ -125,7 +125,7 @@ def require_finite(rope: RopeSpec, head_dim: int) -> None:
     try:
         with np.errstate(all="ignore"):
             extreme = max(float(np.abs(inverse_frequencies(rope, head_dim)).max()), abs(_attention_factor(rope)))
-    except ArithmeticError:
+    except (ArithmeticError, ValueError):
         extreme = math.inf
     if not extreme < _MAX_FREQUENCY:
         raise UnsupportedModel("rope_parameters", f"angles of {extreme:g}", "parameters that give finite tables")

@@ -52,7 +52,9 @@ class Tensor:
         """Returns the values, exactly but for F64, which rounds to nearest even; no view of another array."""
         if self.dtype == "BF16":
             return bfloat16_to_float32(self.data)
-        return self.data.astype(np.float32, copy=False)
+        # What is too large for float32 is an infinity, which whoever cannot use one refuses.
+        with np.errstate(over="ignore"):
+            return self.data.astype(np.float32, copy=False)
 
 
 class Checkpoint:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig, Limits
-from tsqp_shm.errors import ConfigError
+from tsqp_shm.errors import ConfigError, LimitError
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.modes import MODES
@@ -48,20 +48,26 @@ def prepare(
     Raises:
         ModelFileError: the checkpoint lacks what is wanted.
         ConfigError: the transport is of another kind than the mode needs.
+        LimitError: the weights do not fit in memory.
     """
     mode, threads = MODES[limits.mode], config.threads().tee
     if isinstance(transport, Register):
         if mode.has_gpu_process:
             raise ConfigError("transport", transport, f"what joins two sides, as mode {mode.name} has a GPU process")
-        make_alone = ALONE_ENGINES[mode.name](network, checkpoint)
+        # Before the weights are loaded: they are quantised by all of them.
         _native.set_num_threads(threads, ALONE_PATIENCE_US)
+        with _told_of_memory():
+            make_alone = ALONE_ENGINES[mode.name](network, checkpoint)
 
         def begin_alone(stack: ExitStack) -> Connect:
             registration = transport.register()
             stack.callback(registration.end)
-            return lambda look, timeout_s: Alone(
-                registration, network, limits, statistics, make_alone, recorder, must_stop, look
-            )
+
+            def connect(look: Callable[[], None], timeout_s: float) -> Alone:
+                with _told_of_memory():
+                    return Alone(registration, network, limits, statistics, make_alone, recorder, must_stop, look)
+
+            return connect
 
         return begin_alone
     if not mode.has_gpu_process:
@@ -78,3 +84,15 @@ def prepare(
         )  # fmt: skip
 
     return begin
+
+
+@contextmanager
+def _told_of_memory() -> Iterator[None]:
+    """Raises:
+    LimitError: the system grants no more memory.
+    """
+    try:
+        yield
+    except MemoryError:
+        advice = "see tsqp-shm inspect, and lower --max-model-len, --max-num-seqs or --max-batch-tokens"
+        raise LimitError("memory", f"the system grants no more; {advice}") from None

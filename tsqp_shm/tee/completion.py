@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-from tsqp_shm.errors import RequestError
+from tsqp_shm.errors import RequestError, TsqpError
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.scalars import whole
 from tsqp_shm.tee.answer import Answer
@@ -75,7 +75,7 @@ class Completion:
         self.text = ""
         self.stop_reason: str | int | None = None
         self.finish_reason: str | None = None
-        self.error: RequestError | None = None
+        self.error: TsqpError | None = None
         self.cached = 0
         self.started_s = time.monotonic()
         self.first_token_s: float | None = None
@@ -150,12 +150,16 @@ class Completion:
         elif len(self.token_ids) >= self._max_tokens:
             self._end("length")
 
+    def fail(self, error: TsqpError) -> None:
+        """Ends because it cannot go on; no other completion is concerned."""
+        self.error = error
+        self._end("error")
+
     def refuse_rules(self) -> None:
         """Ends because its rules leave no token."""
         given = f"rules that leave none as token {len(self.token_ids)} of the completion"
         expected = "one at least that allowed_token_ids has and bad_words and min_tokens do not forbid"
-        self.error = RequestError("sampling_params", given, expected)
-        self._end("error")
+        self.fail(RequestError("sampling_params", given, expected))
 
     @property
     def left_s(self) -> float | None:

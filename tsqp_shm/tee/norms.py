@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from tsqp_shm.model.field_weights import require_finite
 from tsqp_shm.model.network import Network, Norm
 from tsqp_shm.model.weights import Checkpoint
 
@@ -19,8 +20,9 @@ class NormWeights:
     def load(cls, network: Network, checkpoint: Checkpoint) -> NormWeights:
         """Raises:
         ModelFileError: a tensor is missing or has another shape.
+        UnsupportedModel: a weight is no finite number.
         """
-        tensors = [checkpoint.tensor(norm.weight, (norm.size,)) for norm in network.norms]
+        tensors = [require_finite(checkpoint.tensor(norm.weight, (norm.size,))) for norm in network.norms]
         # Copies, always: whoever may write the model's file would change a view of it while the session runs, and end
         # this process by truncating it.
         return cls({tensor.name: np.array(tensor.to_float32(), np.float32, copy=True) for tensor in tensors})

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tsqp_shm import _native
-from tsqp_shm.errors import ProtocolError, RequestError
+from tsqp_shm.errors import RequestError
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.tee.ops import Float32
 from tsqp_shm.tee.sampling_params import SamplingParams
@@ -114,19 +114,15 @@ def _tokens_of_words(words: Sequence[str], vocab_size: int, tokenizer: Tokenizer
     return [tokens for tokens in forbidden if max(tokens) < vocab_size]
 
 
-def draw_tokens(logits: Float32, samplers: Sequence[_native.TokenSampler]) -> list[int | None]:
-    """The next token of each, all in one native call; None where its rules leave none.
+def draw_tokens(logits: Float32, samplers: Sequence[_native.TokenSampler]) -> list[int]:
+    """The next token of each, all in one native call; `_native.NOTHING_LEFT` where its rules leave none, and
+    `_native.NOT_FINITE` where a logit is a NaN or an infinity.
 
     Shapes: logits [R, V] f32, private memory.
-
-    Raises:
-        ProtocolError: a logit is a NaN or an infinity.
     """
-    drawn = _native.draw_tokens(logits, samplers).tolist()
-    # UNTRUSTED: whatever the numbers are, what is drawn is an index below V.
-    if _native.NOT_FINITE in drawn:
-        raise _not_finite()
-    return [None if token_id == _native.NOTHING_LEFT else token_id for token_id in drawn]
+    # UNTRUSTED: whatever the numbers are, what is drawn is an index below V, or one of the two.
+    drawn: list[int] = _native.draw_tokens(logits, samplers).tolist()
+    return drawn
 
 
 def score_tokens(logits: Float32, token_ids: Sequence[int], top: int) -> list[TokenScore]:
@@ -138,18 +134,11 @@ def score_tokens(logits: Float32, token_ids: Sequence[int], top: int) -> list[To
         top: how many of the likeliest; -1: all.
 
     Raises:
-        ProtocolError: a logit is a NaN or an infinity.
+        ValueError: a logit is a NaN or an infinity.
     """
     top = logits.shape[1] if top < 0 else top
-    try:
-        logprobs, ranks, top_tokens, top_logprobs = _native.score_tokens(logits, np.array(token_ids, np.int32), top)
-    except ValueError:
-        raise _not_finite() from None
+    logprobs, ranks, top_tokens, top_logprobs = _native.score_tokens(logits, np.array(token_ids, np.int32), top)
     return [
         TokenScore(token_ids[row], float(logprobs[row]), int(ranks[row]), top_tokens[row], top_logprobs[row])
         for row in range(len(token_ids))
     ]
-
-
-def _not_finite() -> ProtocolError:
-    return ProtocolError("logits", "finite numbers", "NaN or infinity; --check-finite says where they began")

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from tsqp_shm.modes import MODES
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.completion import Completion
@@ -56,6 +57,7 @@ class Scheduler:
     def __init__(self, engine: Engine, plan: Plan, statistics: Statistics) -> None:
         self._engine = engine
         self._statistics = statistics
+        self._are_own = not MODES[plan.limits.mode].has_gpu_process
         self._max_batch_tokens = plan.limits.max_batch_tokens
         self._free_sequences = list(reversed(range(plan.limits.max_num_seqs)))
         self._waiting: deque[Completion | Reservation] = deque()
@@ -139,7 +141,7 @@ class Scheduler:
         batch = self._next_batch()
         if not batch:
             return
-        harvest = Harvest(batch, self._statistics)
+        harvest = Harvest(batch, self._statistics, are_own=self._are_own)
         self._engine.forward([chunk for _, chunk in batch], harvest.take)
         self._statistics.steps += 1
         for completion, chunk in batch:

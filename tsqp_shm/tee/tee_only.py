@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 from tsqp_shm import _native
-from tsqp_shm.model.field_weights import load_field_linear
+from tsqp_shm.model.field_weights import load_field_linear, require_finite
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.weights import Checkpoint, Tensor
 from tsqp_shm.shm.slots import Slots
@@ -31,12 +31,12 @@ def load_tee_only(network: Network, checkpoint: Checkpoint) -> MakeEngineAlone:
 
     Raises:
         ModelFileError: a tensor is missing or has another shape.
-        UnsupportedModel: a Linear has more inputs than a product can sum.
+        UnsupportedModel: a Linear has more inputs than a product can sum, or a weight is no finite number.
     """
     embedding = network.embedding
     weights = _Weights(
         NormWeights.load(network, checkpoint),
-        checkpoint.tensor(embedding.weight, (embedding.rows, embedding.size)),
+        require_finite(checkpoint.tensor(embedding.weight, (embedding.rows, embedding.size))),
         tuple(load_field_linear(checkpoint, linear) for linear in network.linears),
     )
     return partial(_tee_only_engine, network, weights)
