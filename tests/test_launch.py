@@ -357,9 +357,10 @@ def test_a_seed_that_was_drawn_is_told_and_repeats_the_completion(model):
         "0.001",
         "--ignore-eos",
     ]
-    flags += ["--presence-penalty", "0.5", "--frequency-penalty", "0.1", "--min-new-tokens", "2", "--json"]
+    flags += ["--presence-penalty", "0.5", "--frequency-penalty", "0.1", "--json"]
     drawn = json.loads(run("launch", model, *flags).stdout)
-    again = json.loads(run("launch", model, *flags, "--seed", str(drawn["seed"])).stdout)
+    # Nothing ends an answer of this model, so nothing is kept from being drawn first; a stop token would be.
+    again = json.loads(run("launch", model, *flags, "--seed", str(drawn["seed"]), "--min-new-tokens", "2").stdout)
     assert again["token_ids"] == drawn["token_ids"]
     stop = drawn["token_ids"][5]
     stopped = json.loads(
