@@ -223,7 +223,7 @@ def test_the_demo_models_logits_are_those_of_transformers_with_the_quantised_wei
     assert relative_distance(found, transformers_quantised(demo_model)(licence_ids)) < most
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_demo_models_bits_are_those_of_plain_integers(demo_model, licence_ids):
     chunks = [Chunk(0, 0, licence_ids[:70], 70), Chunk(1, 0, licence_ids[70:], 20)]
     with computing_with("scalar", 2):
