@@ -15,8 +15,7 @@ inline constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p
 // ln(x) of a positive, normal x, as the sum of two doubles.
 //
 //   Numerics: x = 2^n m, sqrt(1/2) <= m < sqrt(2), and ln(m) = 2 atanh(s), s = (m - 1) / (m + 1), by its
-//   series;
-//             within 2^-58 of exact, relatively; its first part within 0.52 ULP of f64.
+//             series; within 2^-58 of exact, relatively; its first part within 0.52 ULP of f64.
 inline DoubleDouble logarithm(double x) {
     constexpr std::uint64_t kMantissa = (std::uint64_t{1} << 52) - 1, kOne = std::uint64_t{1023} << 52;
     constexpr std::uint64_t kSquareRootOfHalf = 0x3FE6A09E667F3BCD;

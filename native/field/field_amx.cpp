@@ -6,34 +6,11 @@
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 
+#include "cpu/tiles.h"
 #include "field/field_impl.h"
 
 namespace tsqp {
 namespace {
-
-constexpr std::size_t kTileRows = 16, kTileBytes = 64;
-
-struct alignas(64) TileConfig {
-    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t row_bytes[16] = {};
-    std::uint8_t rows[16] = {};
-};
-
-// Tiles 0 to 3: sums, upper digit rows left and right, lower ones left and right. 4 and 5: the upper and
-// lower digits. 6 and 7: the left and right weights.
-void configure(std::size_t upper_rows, std::size_t lower_rows) {
-    TileConfig config;
-    const auto set = [&](std::size_t tile, std::size_t rows) {
-        config.rows[tile] = static_cast<std::uint8_t>(rows);
-        config.row_bytes[tile] = kTileBytes;
-    };
-    for (const std::size_t tile : {0, 1, 4}) set(tile, upper_rows);
-    for (const std::size_t tile : {2, 3, 5}) set(tile, lower_rows == 0 ? upper_rows : lower_rows);
-    for (const std::size_t tile : {6, 7}) set(tile, kTileRows);
-    // The compiler's own intrinsic names eight bytes as its operand, and the stores of the others are
-    // dropped.
-    asm volatile("ldtilecfg %0" ::"m"(config));
-}
 
 // Half a panel: 32 of its outputs.
 template <bool Lower>
@@ -78,14 +55,14 @@ void whole(const MultiplyArgs& args, std::size_t row) {
 void multiply(const MultiplyArgs& args) noexcept {
     const std::size_t pairs = args.rows / (2 * kTileRows) * (2 * kTileRows), rest = args.rows - pairs;
     if (pairs > 0) {
-        configure(kTileRows, kTileRows);
+        configure_tiles(kTileRows, kTileRows);
         for (std::size_t row = 0; row < pairs; row += 2 * kTileRows) whole<true>(args, row);
     }
     if (rest > kTileRows) {
-        configure(kTileRows, rest - kTileRows);
+        configure_tiles(kTileRows, rest - kTileRows);
         whole<true>(args, pairs);
     } else if (rest > 0) {
-        configure(rest, 0);
+        configure_tiles(rest, 0);
         whole<false>(args, pairs);
     }
     _tile_release();

@@ -35,16 +35,16 @@ FieldWeights::FieldWeights(std::size_t outputs, std::size_t inputs)
 
 void FieldWeights::set_rows(const FieldKernels& kernels, std::size_t first, std::size_t rows,
                             const float* weight) {
-    set(kernels, first, rows, weight, kernels.quantise_f32_weights);
+    set(first, rows, weight, kernels.quantise_f32_weights);
 }
 
 void FieldWeights::set_rows(const FieldKernels& kernels, std::size_t first, std::size_t rows,
                             const std::uint16_t* weight) {
-    set(kernels, first, rows, weight, kernels.quantise_bf16_weights);
+    set(first, rows, weight, kernels.quantise_bf16_weights);
 }
 
 template <class E>
-void FieldWeights::set(const FieldKernels&, std::size_t first, std::size_t rows, const E* weight,
+void FieldWeights::set(std::size_t first, std::size_t rows, const E* weight,
                        WeightRow (*quantise)(const E*, std::size_t, std::int8_t*) noexcept) {
     require_outputs(first, rows);
     if (rows == 0) return;

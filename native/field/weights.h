@@ -44,7 +44,7 @@ class FieldWeights {
 
   private:
     template <class E>
-    void set(const FieldKernels& kernels, std::size_t first, std::size_t rows, const E* weight,
+    void set(std::size_t first, std::size_t rows, const E* weight,
              WeightRow (*quantise)(const E*, std::size_t, std::int8_t*) noexcept);
     void require_outputs(std::size_t first, std::size_t rows) const;
     // Where the first four inputs of an output lie; the next ones follow every 4 * kPanelOutputs bytes.

@@ -1,35 +1,12 @@
 // Products of panels with tile instructions: 32 x 32 sums in four tiles.
 
-#include <initializer_list>
-
+#include "cpu/tiles.h"
 #include "products/panels_avx512.h"
 
 namespace tsqp {
 namespace {
 
-struct alignas(64) TileConfig {
-    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t row_bytes[16] = {};
-    std::uint8_t rows[16] = {};
-};
-
-// Tiles 0 to 3: sums, upper rows left and right, lower rows left and right. 4 and 5: a's upper and lower
-// rows. 6 and 7: the panel's left and right columns.
-void configure(std::size_t upper_rows, std::size_t lower_rows) {
-    TileConfig config;
-    const auto set = [&](std::size_t tile, std::size_t rows) {
-        config.rows[tile] = static_cast<std::uint8_t>(rows);
-        config.row_bytes[tile] = 64;
-    };
-    for (const std::size_t tile : {0u, 1u, 4u}) set(tile, upper_rows);
-    for (const std::size_t tile : {2u, 3u, 5u}) set(tile, lower_rows == 0 ? upper_rows : lower_rows);
-    for (const std::size_t tile : {6u, 7u}) set(tile, 16);
-    // The compiler's own intrinsic names eight bytes as its operand, and the stores of the others are
-    // dropped.
-    asm volatile("ldtilecfg %0" ::"m"(config));
-}
-
-constexpr std::size_t kTileFloats = 16 * 16, kTileBytes = 64;
+constexpr std::size_t kTileFloats = kTileRows * 16;
 
 template <bool Lower>
 [[gnu::always_inline]] inline void block(const PanelArgs& a, std::size_t panel, std::size_t row,
@@ -103,7 +80,7 @@ void product(const PanelArgs& a, std::size_t begin, std::size_t end) noexcept {
                                  : a.sums + sums_elements(a.rows, panel - begin) + row * kPanelColumns;
     };
     if (whole > 0) {
-        configure(16, 16);
+        configure_tiles(16, 16);
         for (std::size_t panel = begin; panel < end; ++panel) {
             const PanelStore store(a, panel);
             for (std::size_t row = 0; row < whole; row += 32)
@@ -112,7 +89,7 @@ void product(const PanelArgs& a, std::size_t begin, std::size_t end) noexcept {
     }
     if (rest > 0) {
         const std::size_t upper = rest < 16 ? rest : 16, lower = rest - upper;
-        configure(upper, lower);
+        configure_tiles(upper, lower);
         for (std::size_t panel = begin; panel < end; ++panel) {
             const PanelStore store(a, panel);
             if (lower > 0)
