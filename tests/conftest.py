@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from instruction_sets import instruction_set
 from process_table import children
 
+from tsqp_shm import _native
 from tsqp_shm.demo.model import demo_model_folder
 from tsqp_shm.shm.posix.folder import sessions_folder, sweep_dead_sessions
 from tsqp_shm.shm.posix.objects import arena_name, unlink_dead
@@ -74,6 +76,13 @@ def nothing_left_behind(runtime_folder: Path) -> Iterator[None]:
     while (left := _leavings() - before) and time.monotonic() < end:
         time.sleep(0.02)
     assert not left, f"left behind: {sorted(left)}"
+
+
+@pytest.fixture(params=_native.instruction_sets())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set of this machine, in use."""
+    with instruction_set(request.param):
+        yield request.param
 
 
 @pytest.fixture

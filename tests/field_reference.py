@@ -1,6 +1,7 @@
 """The arithmetic of the protected modes in plain numpy: int64 sums, float32 where a rule rounds.
 
-Written from the rules alone (docs/architecture.md, "The arithmetic of the protected modes"), one row at a time.
+Written from the rules alone (docs/architecture.md, "The arithmetic w8"), one row at a time, and shares no code with
+`native/field/`.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 TWO_DIGITS, THREE_DIGITS = 32_639, 8_355_711
-LARGEST_SUM = 2**30 - 1
+SUM_LIMIT = 2**30 - 1
 FLOAT32_MAX = np.finfo(np.float32).max
+NAN = np.array([0x7FC00000], np.uint32).view(np.float32)[0]
 
 
 def quantised_weights(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +48,7 @@ def quantised_row(x: np.ndarray, squares: int, first_bound: int = TWO_DIGITS) ->
         squares: of the weights, `largest_squares`.
     """
     if not np.isfinite(x).all():
-        return np.zeros(len(x), np.int64), np.float32(np.nan)
+        return np.zeros(len(x), np.int64), NAN
 
     def rounded(scale: np.float32) -> np.ndarray:
         return np.rint(x * scale).astype(np.int64)
@@ -57,9 +59,9 @@ def quantised_row(x: np.ndarray, squares: int, first_bound: int = TWO_DIGITS) ->
     if len(x) * int(np.abs(integers).max()) > 256 * int(np.abs(integers).sum()):
         scale = scale_of(largest, THREE_DIGITS)
         integers = rounded(scale)
-    most = (LARGEST_SUM**2 - 1) // squares if squares else None
+    most = (SUM_LIMIT**2 - 1) // squares if squares else None
     while not (
-        127 * int(np.abs(integers).sum()) < LARGEST_SUM or most is None or int((integers * integers).sum()) <= most
+        127 * int(np.abs(integers).sum()) < SUM_LIMIT or most is None or int((integers * integers).sum()) <= most
     ):
         scale = np.float32(scale / np.float32(2))
         integers = rounded(scale)
@@ -80,6 +82,11 @@ def product(
     squares = largest_squares(weight)
     rows = [quantised_row(row, squares, first_bound) for row in x]
     sums = np.array([integers for integers, _ in rows], weight.dtype) @ weight.T
+    assert np.abs(sums).max() < SUM_LIMIT
     row_scales = np.array([scale for _, scale in rows], np.float32)[:, None]
-    out: np.ndarray = sums.astype(np.float32) * (scales / row_scales)
-    return out if bias is None else out + bias
+    with np.errstate(over="ignore", invalid="ignore"):
+        out: np.ndarray = sums.astype(np.float32) * (scales / row_scales)
+        if bias is not None:
+            out += bias
+    out[np.isnan(out)] = NAN
+    return out

@@ -7,6 +7,7 @@ import pytest
 from attention_steps import Shape, Step, chunked, exact, new_cache, rounded_keys_and_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instruction_sets import instruction_set
 from slot_memory import BF16, F32, Arena
 
 from tsqp_shm import _native
@@ -15,23 +16,6 @@ ELEMENTS = ("bfloat16", "float32")
 DIMS = (4, 8, 20, 64, 80, 96, 128, 256)
 # Rows around a block's end, in one chunk.
 LENGTHS = (1, 15, 16, 17, 63, 64, 65, 127, 130)
-
-
-@pytest.fixture(params=_native.instruction_sets())
-def isa(request):
-    with UseInstructionSet(request.param):
-        yield request.param
-
-
-class UseInstructionSet:
-    def __init__(self, name: str) -> None:
-        self._name, self._before = name, _native.active_instruction_set()
-
-    def __enter__(self) -> None:
-        _native.use_instruction_set(self._name)
-
-    def __exit__(self, *_: object) -> None:
-        _native.use_instruction_set(self._before)
 
 
 @pytest.fixture
@@ -140,7 +124,7 @@ OPTIONS = (
 
 
 def oracle(qkv: np.ndarray, shape: Shape, element: str, chunks: list[int], **options) -> np.ndarray:
-    with UseInstructionSet("scalar"):
+    with instruction_set("scalar"):
         return chunked(qkv, shape, chunks, new_cache(shape, len(qkv), element=element), **options)
 
 

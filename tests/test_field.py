@@ -1,81 +1,40 @@
 """The arithmetic `w8` as Python sees it, bit for bit against plain int64 and float32, on every instruction set.
 
-The reference is written from the rules (native/field/field.h and quantise.h) and shares no code with them.
+The reference is `field_reference.py`.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
-from fractions import Fraction
 
 import numpy as np
 import pytest
+from field_reference import (
+    FLOAT32_MAX,
+    SUM_LIMIT,
+    TWO_DIGITS,
+    largest_squares,
+    product,
+    quantised_row,
+    quantised_weights,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slot_memory import F32, Arena
 
 from tsqp_shm import _native
 
-SLOTS_OFFSET, PAGE, F32 = 16384, 4096, 2
-TWO_DIGITS, THREE_DIGITS, SUM_LIMIT, MOST_INPUTS = 32_639, 8_355_711, 2**30 - 1, 66_311
-FLT_MAX = np.finfo(np.float32).max
-NAN = np.array([0x7FC00000], np.uint32).view(np.float32)[0]
-
-
-def reference_weights(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scales = np.abs(weight).max(axis=1) / np.float32(127)
-    scales[scales == 0] = 1
-    return np.clip(np.rint(weight / scales[:, None]), -127, 127).astype(np.int8), scales
-
-
-def reference_scale(bound: int, largest: np.float32) -> np.float32:
-    """The largest float32 whose product with `largest`, which is exact, is at most `bound`."""
-    if largest == 0:
-        return np.float32(1)
-    exact = Fraction(bound) / Fraction(float(largest))
-    if exact >= Fraction(float(FLT_MAX)):
-        return FLT_MAX
-    scale = np.float32(float(exact))
-    while Fraction(float(scale)) > exact:
-        scale = np.nextafter(scale, np.float32(0))
-    while Fraction(float(np.nextafter(scale, FLT_MAX))) <= exact:
-        scale = np.nextafter(scale, FLT_MAX)
-    return scale
+MOST_INPUTS = 66_311
 
 
 def reference_row(x: np.ndarray, quantised: np.ndarray) -> tuple[np.ndarray, np.float32, int]:
     """The integers of a row, its scale, and how many digits hold them."""
-    if not np.isfinite(x).all():
-        return np.zeros(len(x), np.int64), NAN, 2
-
-    def integers(scale: np.float32) -> np.ndarray:
-        return np.rint(x * scale).astype(np.int64)
-
-    squares = int((quantised.astype(np.int64) ** 2).sum(axis=1).max())
-    scale = reference_scale(TWO_DIGITS, np.abs(x).max())
-    xq = integers(scale)
-    if len(x) * int(np.abs(xq).max()) > 256 * int(np.abs(xq).sum()):
-        scale = reference_scale(THREE_DIGITS, np.abs(x).max())
-        xq = integers(scale)
-    while 127 * int(np.abs(xq).sum()) >= SUM_LIMIT and squares * int((xq**2).sum()) >= SUM_LIMIT**2:
-        scale = scale / np.float32(2)
-        xq = integers(scale)
-    return xq, scale, 3 if np.abs(xq).max() > TWO_DIGITS else 2
+    integers, scale = quantised_row(x, largest_squares(quantised.astype(np.int64)))
+    return integers, scale, 3 if np.abs(integers).max() > TWO_DIGITS else 2
 
 
 def reference_apply(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-    quantised, scales = reference_weights(weight)
-    out = np.empty((len(x), len(weight)), np.float32)
-    for row, into in zip(x, out, strict=True):
-        xq, scale, _ = reference_row(row, quantised)
-        sums = quantised.astype(np.int64) @ xq
-        assert np.abs(sums).max() < SUM_LIMIT
-        with np.errstate(over="ignore", invalid="ignore"):
-            into[:] = sums.astype(np.float32) * (scales / scale)
-            if bias is not None:
-                into += bias
-    out[np.isnan(out)] = NAN
-    return out
+    return product(x, *quantised_weights(weight), bias)
 
 
 def linear_of(weight: np.ndarray, bias: np.ndarray | None = None) -> _native.FieldLinear:
@@ -86,25 +45,15 @@ def linear_of(weight: np.ndarray, bias: np.ndarray | None = None) -> _native.Fie
     return linear
 
 
-class Slots:
-    """Two slots of private memory: x in slot 0, what a Linear makes of it in slot 1."""
-
-    def __init__(self, rows: int, inputs: int, outputs: int) -> None:
-        out_at = SLOTS_OFFSET + -(-rows * inputs * 4 // PAGE) * PAGE
-        self.memory = mmap.mmap(-1, out_at + -(-rows * outputs * 4 // PAGE) * PAGE)
-        self.table = _native.SlotTable(self.memory, [(SLOTS_OFFSET, rows, inputs, F32), (out_at, rows, outputs, F32)])
-        self.x = np.frombuffer(self.memory, np.float32, rows * inputs, SLOTS_OFFSET).reshape(rows, inputs)
-        self.out = np.frombuffer(self.memory, np.float32, rows * outputs, out_at).reshape(rows, outputs)
-
-
 def apply(linear: _native.FieldLinear, x: np.ndarray, outputs: int) -> np.ndarray:
     """What a Linear makes of rows that lie in the middle of a slot; rows beside them stay as they were."""
-    slots = Slots(len(x) + 2, x.shape[1], outputs)
-    slots.x[1:-1] = x
-    slots.out[:] = -7.5
-    linear.apply(slots.table, 0, 1, 1, len(x))
-    assert (slots.out[[0, -1]] == -7.5).all()
-    return slots.out[1:-1]
+    memory = Arena((len(x) + 2, x.shape[1], F32), (len(x) + 2, outputs, F32))
+    into, out = memory.view
+    into[1:-1] = x
+    out[:] = -7.5
+    linear.apply(memory.slots, 0, 1, 1, len(x))
+    assert (out[[0, -1]] == -7.5).all()
+    return out[1:-1]
 
 
 def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
@@ -125,14 +74,6 @@ def rows_with_sum_of_squares(total: int, inputs: int) -> np.ndarray:
     return row.astype(np.float32)
 
 
-@pytest.fixture(params=_native.instruction_sets())
-def isa(request):
-    before = _native.active_instruction_set()
-    _native.use_instruction_set(request.param)
-    yield request.param
-    _native.use_instruction_set(before)
-
-
 @pytest.fixture(params=[1, 2])
 def threads(request):
     before = _native.get_num_threads()
@@ -150,8 +91,8 @@ def adversarial_rows(inputs: int, random: np.random.Generator) -> np.ndarray:
     normal[3, inputs // 2] = 1e4  # a peak: three digits
     normal[4] *= np.float32(1e-40)
     normal[5] = np.float32(1e-45)
-    normal[6] = normal[6] / np.abs(normal[6]).max() * FLT_MAX
-    normal[7] = np.copysign(FLT_MAX, normal[7])
+    normal[6] = normal[6] / np.abs(normal[6]).max() * FLOAT32_MAX
+    normal[7] = np.copysign(FLOAT32_MAX, normal[7])
     normal[8, 0] = np.nan
     normal[9, -1] = -np.inf
     normal[10] = np.exp(8 * normal[10])
@@ -279,7 +220,7 @@ def test_weights_are_quantised_row_by_row(isa, threads, is_bf16):
     outputs, inputs = 150, 83
     weight = random.normal(0, 1, (outputs, inputs)).astype(np.float32)
     weight *= np.exp2(random.integers(-140, 100, outputs)).astype(np.float32)[:, None]
-    weight[:6] = [[0], [1e-45], [2e-43], [FLT_MAX], [-1], [127]]
+    weight[:6] = [[0], [1e-45], [2e-43], [FLOAT32_MAX], [-1], [127]]
     weight[6] = np.arange(inputs) + 0.5  # quotients that are ties
     weight[6, 0] = 127
     bits = (weight.view(np.uint32) >> 16).astype(np.uint16)
@@ -288,7 +229,7 @@ def test_weights_are_quantised_row_by_row(isa, threads, is_bf16):
     linear = _native.FieldLinear(outputs, inputs)
     for begin, end in ((0, 1), (1, 70), (70, 128), (128, 150)):
         linear.set_rows(begin, bits[begin:end] if is_bf16 else weight[begin:end])
-    quantised, scales = reference_weights(weight)
+    quantised, scales = quantised_weights(weight)
     np.testing.assert_array_equal(linear.quantised(0, outputs), quantised)
     np.testing.assert_array_equal(linear.quantised(63, 3), quantised[63:66])
     assert_same_bits(linear.scales, scales)
@@ -345,10 +286,10 @@ def test_what_a_linear_refuses():
     weight[1, 2] = np.inf
     with pytest.raises(ValueError, match="weight: row 1 of the Linear holds a NaN or an infinity"):
         linear.set_rows(0, weight)
-    slots = Slots(2, 4, 3)
+    slots = Arena((2, 4, F32), (2, 3, F32)).slots
     with pytest.raises(ValueError, match="slot 1: its rows have 3 elements, expected 4"):
-        linear.apply(slots.table, 1, 0, 0, 1)
+        linear.apply(slots, 1, 0, 0, 1)
     with pytest.raises(IndexError, match="of slot 0, which has 2"):
-        linear.apply(slots.table, 0, 1, 1, 2)
+        linear.apply(slots, 0, 1, 1, 2)
     with pytest.raises(ValueError, match="out_slot: expected another slot"):
-        linear.apply(slots.table, 0, 0, 0, 1)
+        linear.apply(slots, 0, 0, 0, 1)

@@ -49,14 +49,6 @@ def assert_close(slot: np.ndarray, exact: np.ndarray, f32_ulp: float, absolute: 
     assert (error <= allowed).all(), f"off by up to {(error / ulp(exact, code)).max():.2f} ULP"
 
 
-@pytest.fixture(params=_native.instruction_sets())
-def isa(request):
-    before = _native.active_instruction_set()
-    _native.use_instruction_set(request.param)
-    yield request.param
-    _native.use_instruction_set(before)
-
-
 @pytest.fixture(params=[BF16, F32], ids=["bf16", "f32"])
 def code(request):
     return request.param

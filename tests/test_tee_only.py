@@ -11,6 +11,7 @@ import field_reference
 import numpy as np
 import pytest
 import torch
+from instruction_sets import instruction_set
 from models import model_folder, random_token_ids, relative_distance
 from test_parity import CASES
 from transformers import AutoModelForCausalLM, DynamicCache
@@ -108,15 +109,14 @@ class Built:
 
 
 @contextlib.contextmanager
-def computing_with(instruction_set: str, threads: int) -> Iterator[None]:
-    before = _native.active_instruction_set(), _native.get_num_threads()
-    _native.use_instruction_set(instruction_set)
+def computing_with(name: str, threads: int) -> Iterator[None]:
+    before = _native.get_num_threads()
     _native.set_num_threads(threads)
     try:
-        yield
+        with instruction_set(name):
+            yield
     finally:
-        _native.use_instruction_set(before[0])
-        _native.set_num_threads(before[1])
+        _native.set_num_threads(before)
 
 
 FIRST, SECOND = random_token_ids(130), random_token_ids(19, seed=1)
@@ -144,12 +144,12 @@ def test_the_bits_are_those_of_plain_integers_and_scalar_kernels(case):
     with computing_with("scalar", 1):
         reference = whole(Built(folder, linears="numpy"))
     assert np.isfinite(reference).all()
-    for instruction_set in _native.instruction_sets():
+    for name in _native.instruction_sets():
         for threads in (1, 2):
-            with computing_with(instruction_set, threads):
+            with computing_with(name, threads):
                 built = Built(folder)
-                assert np.array_equal(whole(built), reference), (instruction_set, threads)
-                assert np.array_equal(in_pieces(built), reference), (instruction_set, threads)
+                assert np.array_equal(whole(built), reference), (name, threads)
+                assert np.array_equal(in_pieces(built), reference), (name, threads)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
