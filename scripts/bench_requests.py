@@ -43,6 +43,19 @@ def prompts(settings: dict[str, Any], vocab_size: int) -> list[list[int]]:
     return drawn
 
 
+def completing(llm: Any, params_class: Any, asked: Any, settings: dict[str, Any]) -> Any:
+    """What completes all prompts at a temperature and says how many tokens that made: both engines are asked alike."""
+
+    def generate(temperature: float) -> int:
+        params = params_class(
+            temperature=temperature, max_tokens=settings["new_tokens"], ignore_eos=True, detokenize=settings["text"]
+        )
+        answers = llm.generate(asked, params, use_tqdm=False)
+        return sum(len(answer.outputs[0].token_ids) for answer in answers)
+
+    return generate
+
+
 def play_ours(settings: dict[str, Any]) -> Any:
     from tsqp_shm import LLM, SamplingParams
 
@@ -53,14 +66,7 @@ def play_ours(settings: dict[str, Any]) -> Any:
     )
     asked = prompts(settings, llm.spec.vocab_size)
 
-    def generate(temperature: float) -> int:
-        params = SamplingParams(
-            temperature=temperature, max_tokens=settings["new_tokens"], ignore_eos=True, detokenize=settings["text"]
-        )
-        answers = llm.generate(asked, params, use_tqdm=False)
-        return sum(len(answer.outputs[0].token_ids) for answer in answers)
-
-    return generate
+    return completing(llm, SamplingParams, asked, settings)
 
 
 def play_vllm(settings: dict[str, Any]) -> Any:
@@ -77,14 +83,7 @@ def play_vllm(settings: dict[str, Any]) -> Any:
     )
     asked = [{"prompt_token_ids": ids} for ids in prompts(settings, llm.llm_engine.model_config.get_vocab_size())]
 
-    def generate(temperature: float) -> int:
-        params = SamplingParams(
-            temperature=temperature, max_tokens=settings["new_tokens"], ignore_eos=True, detokenize=settings["text"]
-        )
-        answers = llm.generate(asked, params, use_tqdm=False)
-        return sum(len(answer.outputs[0].token_ids) for answer in answers)
-
-    return generate
+    return completing(llm, SamplingParams, asked, settings)
 
 
 def main() -> int:

@@ -1,11 +1,27 @@
-"""Arguments by names that a function does not have: one error that says what they are called here."""
+"""Arguments that callers hand in: names that a function does not have, and files that results are to go to."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from tsqp_shm.errors import ConfigError
+
+# In place of a file's name.
+STDOUT = "-"
+
+
+def require_writable(flag: str, file: str | None) -> None:
+    """Before any work.
+
+    Raises:
+        ConfigError: the folder that the file is to lie in does not exist, or a folder has its name.
+    """
+    if file is not None and file != STDOUT:
+        path = Path(file).absolute()
+        if not path.parent.is_dir() or path.is_dir():
+            raise ConfigError(flag, file, "a file in a folder that exists")
 
 
 def refuse_unknown(

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tsqp_shm.arguments import STDOUT, require_writable
 from tsqp_shm.bench.cases import MODE_OF, contenders_of
 from tsqp_shm.bench.contenders import KINDS, parse_contenders, require_installed
-from tsqp_shm.bench.report import STDOUT, environment, require_writable
+from tsqp_shm.bench.report import environment
 from tsqp_shm.bench.whole_run import run_whole
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice, require_range
 from tsqp_shm.errors import ConfigError

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tsqp_shm.arguments import STDOUT, require_writable
 from tsqp_shm.bench.cases import contenders_of
 from tsqp_shm.bench.child import processor_seconds
-from tsqp_shm.bench.report import STDOUT, environment, require_writable
+from tsqp_shm.bench.report import environment
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.llm import LLM, SamplingParams

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from tsqp_shm import _native
+from tsqp_shm.arguments import STDOUT, require_writable
 from tsqp_shm.bench.kernel_cases import KernelCase, Run, kernel_cases, kernel_plan
-from tsqp_shm.bench.report import STDOUT, environment, require_writable
+from tsqp_shm.bench.report import environment
 from tsqp_shm.bench.shapes import shape_config
 from tsqp_shm.config import require_range
 from tsqp_shm.model.spec import ModelSpec

@@ -12,26 +12,12 @@ from typing import Any, TextIO
 
 import tsqp_shm
 from tsqp_shm.bench.cases import MODE_OF, Case, Turn
-from tsqp_shm.errors import ConfigError
 from tsqp_shm.modes import MODES
 
 Row = dict[str, Any]
 # (contender, turn) -> the answers to its counted repetitions.
 Answers = dict[tuple[str, Turn], list[dict[str, Any]]]
-STDOUT = "-"
 BORDER = ("bytes_to_gpu", "bytes_to_tee", "doorbells")
-
-
-def require_writable(flag: str, file: str | None) -> None:
-    """Before anything is measured.
-
-    Raises:
-        ConfigError: the folder that the file is to lie in does not exist.
-    """
-    if file is not None and file != STDOUT:
-        path = Path(file).absolute()
-        if not path.parent.is_dir() or path.is_dir():
-            raise ConfigError(flag, file, "a file in a folder that exists")
 
 
 def make_rows(case: Case, answers: Answers, flops: dict[int, int] | None = None) -> list[Row]:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tsqp_shm.arguments import STDOUT, require_writable
 from tsqp_shm.bench.arithmetic import prefill_flops
 from tsqp_shm.bench.cases import CASES, MODE_OF, Case, Job, Turn, contenders_of
 from tsqp_shm.bench.contenders import RunningContender, parse_contenders, require_installed
 from tsqp_shm.bench.plot import draw, require_plot
-from tsqp_shm.bench.report import STDOUT, Answers, environment, make_rows, print_table, require_writable
+from tsqp_shm.bench.report import Answers, environment, make_rows, print_table
 from tsqp_shm.bench.scratch import scratch_folder
 from tsqp_shm.bench.shapes import shape_config, write_shape
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice, require_range

@@ -129,6 +129,20 @@ def prompt_flags() -> Parser:
     return parser
 
 
+def add_limits(group: argparse._ArgumentGroup) -> None:
+    """What decides how much memory a session takes."""
+    defaults = EngineConfig()
+    group.add_argument(
+        "--max-model-len", type=int, metavar="N",
+        help=f"longest prompt and completion, in tokens (the model's, at most {DEFAULT_MAX_MODEL_LEN})",
+    )  # fmt: skip
+    group.add_argument("--max-num-seqs", type=int, metavar="N", help=f"sequences at once ({defaults.max_num_seqs})")
+    group.add_argument(
+        "--max-batch-tokens", type=int, metavar="N",
+        help=f"tokens in one forward pass; longer prompts go in chunks ({defaults.max_batch_tokens})",
+    )  # fmt: skip
+
+
 def arena_flags() -> Parser:
     defaults = EngineConfig()
     parser = Parser(add_help=False)
@@ -139,15 +153,7 @@ def arena_flags() -> Parser:
         help=f"what crosses to the GPU process, if there is one, and so is protected ({defaults.mode})",
     )  # fmt: skip
     model.add_argument("--dtype", metavar="|".join(DTYPES), help=f"of slots and arithmetic ({defaults.dtype})")
-    model.add_argument(
-        "--max-model-len", type=int, metavar="N",
-        help=f"longest prompt and completion, in tokens (the model's, at most {DEFAULT_MAX_MODEL_LEN})",
-    )  # fmt: skip
-    model.add_argument("--max-num-seqs", type=int, metavar="N", help=f"sequences at once ({defaults.max_num_seqs})")
-    model.add_argument(
-        "--max-batch-tokens", type=int, metavar="N",
-        help=f"tokens in one forward pass; longer prompts go in chunks ({defaults.max_batch_tokens})",
-    )  # fmt: skip
+    add_limits(model)
     model.add_argument("--tile-rows", type=int, metavar="N", help=f"rows of an attention tile ({defaults.tile_rows})")
     model.add_argument("--tiles-in-flight", type=int, metavar="N", help=f"score slots ({defaults.tiles_in_flight})")
     model.add_argument(

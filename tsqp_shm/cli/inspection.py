@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from tsqp_shm.cli.flags import Parser
+from tsqp_shm.cli.flags import Parser, add_limits
 from tsqp_shm.cli.settings import blocked_interrupts, model_folder
-from tsqp_shm.config import DEFAULT_MAX_MODEL_LEN, EngineConfig
+from tsqp_shm.config import EngineConfig
 from tsqp_shm.roles.lifeline import Lifeline
 
 _SETTINGS = ("max_model_len", "max_num_seqs", "max_batch_tokens")
@@ -30,17 +30,8 @@ def inspect_model(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
 
 
 def inspection_flags() -> Parser:
-    defaults = EngineConfig()
     parser = Parser(add_help=False)
-    limits = parser.add_argument_group("limits, on which memory depends")
-    limits.add_argument(
-        "--max-model-len", type=int, metavar="N",
-        help=f"longest prompt and completion, in tokens (the model's, at most {DEFAULT_MAX_MODEL_LEN})",
-    )  # fmt: skip
-    limits.add_argument("--max-num-seqs", type=int, metavar="N", help=f"sequences at once ({defaults.max_num_seqs})")
-    limits.add_argument(
-        "--max-batch-tokens", type=int, metavar="N", help=f"tokens in one forward pass ({defaults.max_batch_tokens})"
-    )
+    add_limits(parser.add_argument_group("limits, on which memory depends"))
     output = parser.add_argument_group("output")
     output.add_argument(
         "--digest", action="store_true",

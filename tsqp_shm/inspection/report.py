@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tsqp_shm import _native
+from tsqp_shm.arguments import STDOUT, require_writable
 from tsqp_shm.config import MAX_THREADS, EngineConfig
-from tsqp_shm.errors import ConfigError, ModelFileError, UnsupportedModel
+from tsqp_shm.errors import ModelFileError, UnsupportedModel
 from tsqp_shm.inspection.findings import (
     Facts,
     describe_checkpoint,
@@ -31,7 +32,6 @@ from tsqp_shm.modes import MODES
 from tsqp_shm.printable import shown
 from tsqp_shm.progress import Progress
 
-STDOUT = "-"
 # The settings of a mode, whatever others say.
 ConfigOfMode = Callable[[str], EngineConfig]
 
@@ -43,10 +43,7 @@ def inspect(folder: Path, config_of: ConfigOfMode, *, with_digest: bool, json_fi
         ConfigError: a setting is not allowed.
         ModelFileError: it is no model folder.
     """
-    if json_file not in (None, STDOUT):
-        path = Path(str(json_file)).absolute()
-        if not path.parent.is_dir() or path.is_dir():
-            raise ConfigError("json", json_file, "a file in a folder that exists")
+    require_writable("json", json_file)
     found, memory = examine(folder, config_of)
     if with_digest:
         found["digest"] = _digest(folder, quiet) if found["refused"] is None else None

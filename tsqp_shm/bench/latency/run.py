@@ -13,10 +13,11 @@ from typing import Any
 
 import zmq
 
+from tsqp_shm.arguments import STDOUT, require_writable
 from tsqp_shm.bench.latency.cases import PAYLOADS, Case, make_cases
 from tsqp_shm.bench.latency.copies import measured_copies
 from tsqp_shm.bench.latency.peer import Peer
-from tsqp_shm.bench.report import STDOUT, environment, require_writable
+from tsqp_shm.bench.report import environment
 from tsqp_shm.config import EngineConfig, require_range
 from tsqp_shm.errors import ArenaTooSmall
 from tsqp_shm.progress import Progress

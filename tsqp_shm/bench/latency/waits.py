@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from tsqp_shm.arguments import STDOUT, require_writable
 from tsqp_shm.bench.latency.cases import timed_trips
 from tsqp_shm.bench.latency.links import Link, LinkSettings
 from tsqp_shm.bench.latency.peer import Peer
 from tsqp_shm.bench.plot import draw_waits, require_plot
-from tsqp_shm.bench.report import STDOUT, environment, require_writable
+from tsqp_shm.bench.report import environment
 from tsqp_shm.config import require_range
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.progress import Progress

@@ -10,12 +10,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
+from tsqp_shm.arguments import STDOUT, require_writable
 from tsqp_shm.bench.contenders import KINDS, NO_ANSWER, require_installed
 from tsqp_shm.bench.quality.column import ColumnJob
 from tsqp_shm.bench.quality.questions import QUESTIONS, read_texts
 from tsqp_shm.bench.quality.scores import Scores
 from tsqp_shm.bench.quality.table import print_table
-from tsqp_shm.bench.report import STDOUT, environment, require_writable
+from tsqp_shm.bench.report import environment
 from tsqp_shm.bench.scratch import scratch_folder
 from tsqp_shm.bench.whole_run import run_whole
 from tsqp_shm.config import require_range
