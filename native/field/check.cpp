@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -19,9 +20,19 @@ constexpr std::size_t kRunWords = 512;
 // What is worth another thread.
 constexpr std::size_t kTaskWords = 8192;
 
+// Of a vector so many words are asked for ahead.
+constexpr std::size_t kAskedWords = 2048;
+
 constexpr std::size_t ceil_div(std::size_t size, std::size_t block) { return (size + block - 1) / block; }
 
-bool is_ordinary(float scale) { return scale >= 0x1p-60f && scale <= 0x1p60f; }
+bool is_ordinary(float scale) { return scale >= 0x1p-48f && scale <= 0x1p48f; }
+
+// Asks for private memory that will be read soon: the processor's own look-ahead is too late for arrays as
+// short as a row of most Linears.
+template <class T>
+void ask_for(const T* data, std::size_t size) {
+    for (std::size_t i = 0; i < size; i += 64 / sizeof(T)) __builtin_prefetch(data + i);
+}
 
 // What a calling thread keeps for its next check.
 struct Scratch {
@@ -61,6 +72,7 @@ FieldCheck::FieldCheck(const CheckKernels& kernels, const FieldWeights& weights,
                                     std::to_string(kMaxVectors));
     for (const float scale : scales_) are_ordinary_ = are_ordinary_ && is_ordinary(scale);
     if (weights.bias() != nullptr) bias_.assign(weights.bias(), weights.bias() + padded_outputs_);
+    for (const float bias : bias_) are_ordinary_ = are_ordinary_ && std::isfinite(bias);
     for (std::size_t v = 0; v < num_vectors; ++v)
         for (std::size_t i = 0; i < outputs_; ++i) {
             const std::uint32_t word = vectors[v * outputs_ + i];
@@ -78,6 +90,13 @@ std::size_t FieldCheck::num_bytes() const {
            (vectors_.size() + products_.size()) * sizeof(std::int32_t);
 }
 
+void FieldCheck::fetch() const {
+    ask_for(products_.data(), products_.size());
+    ask_for(scales_.data(), scales_.size());
+    ask_for(bias_.data(), bias_.size());
+    ask_for(vectors_.data(), vectors_.size());
+}
+
 void FieldCheck::begin(const FieldKernels& field, const CheckKernels& kernels, const float* x,
                        std::size_t rows, std::uint32_t* m, float* scales, std::uint32_t* sums,
                        std::uint32_t* copy) const {
@@ -85,6 +104,9 @@ void FieldCheck::begin(const FieldKernels& field, const CheckKernels& kernels, c
     if (scratch.integers.size() < num_threads * group)
         scratch.integers = Pages<std::int32_t>(num_threads * group, true);
     std::int32_t* const all_integers = scratch.integers.data();
+    if (rows <= kCheckRows)
+        for (std::size_t v = 0; v < num_vectors_; ++v)
+            ask_for(products_.data() + v * padded_inputs_, std::min(inputs_, kAskedWords));
     const auto begin_group = [&](std::int32_t* integers, std::size_t first) {
         const std::size_t count = std::min(kCheckRows, rows - first);
         for (std::size_t row = 0; row < count; ++row) {
@@ -114,12 +136,22 @@ void FieldCheck::begin(const FieldKernels& field, const CheckKernels& kernels, c
                   });
 }
 
+void FieldCheck::ask_for_run(std::size_t first, std::size_t end) const {
+    if (first >= end) return;
+    const std::size_t size = std::min(kRunWords, end - first);
+    ask_for(scales_.data() + first, size);
+    if (!bias_.empty()) ask_for(bias_.data() + first, size);
+    for (std::size_t v = 0; v < num_vectors_; ++v)
+        ask_for(vectors_.data() + v * padded_outputs_ + first, size);
+}
+
 // Some rows' words [begin, end). Returns the largest.
 std::uint32_t FieldCheck::finish_words(const CheckKernels& kernels, const Rows& rows, std::size_t begin,
                                        std::size_t end, std::int64_t* sums) const {
     alignas(64) std::int32_t integers[kCheckRows * kRunWords];
     alignas(64) std::uint32_t words[kRunWords];
     std::uint32_t largest = 0;
+    if (rows.are_few) ask_for_run(begin, end);
     for (std::size_t first = begin; first < end; first += kRunWords) {
         const std::size_t size = std::min(kRunWords, end - first);
         for (std::size_t row = 0; row < rows.count; ++row) {
@@ -140,6 +172,7 @@ std::uint32_t FieldCheck::finish_words(const CheckKernels& kernels, const Rows& 
                                                 .integers = integers + row * kRunWords,
                                                 .out = rows.out + at}));
         }
+        if (rows.are_few) ask_for_run(first + kRunWords, end);
         kernels.dots({.rows = integers,
                       .row_stride = kRunWords,
                       .num_rows = rows.count,
@@ -175,6 +208,7 @@ bool FieldCheck::finish(const CheckKernels& kernels, const std::uint32_t* y, std
                           const std::uint32_t largest = finish_words(
                               kernels,
                               {.count = std::min(kCheckRows, rows - first),
+                               .are_few = rows <= kCheckRows,
                                .y = y + first * outputs_,
                                .scales = scales + first,
                                .out = out + first * outputs_,

@@ -60,6 +60,11 @@ struct Avx2Check {
     static Integers mul_even(Integers a, Integers b) { return _mm256_mul_epi32(a, b); }
     static Integers odd(Integers x) { return _mm256_srli_epi64(x, 32); }
     static Integers add_wide(Integers a, Integers b) { return _mm256_add_epi64(a, b); }
+    // The empty asm keeps gcc from summing several steps as a tree, for which there are no registers.
+    static Integers kept(Integers x) {
+        asm("" : "+x"(x));
+        return x;
+    }
     // The same modulo p, within +-2^34: of a shift that knows no sign, less what it makes of the sign.
     static Integers folded(Integers x) {
         const Integers low = _mm256_and_si256(x, _mm256_set1_epi64x(kModulus));

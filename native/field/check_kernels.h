@@ -38,10 +38,9 @@ constexpr std::uint32_t residue(std::int64_t number) {
 //   Shapes:   words [size]: memory of the other side, backed up to the end of its last word of 8 bytes, which
 //             the first begins; integers [padded_to_step(size)]; scales, bias [padded_to_step(size)], bias or
 //             null; out [size].
-//   Numerics: as ResultArgs: out = f32(integer) * (scales / scale) + bias, each rounded once; a NaN is the
-//   quiet
-//             NaN 0x7FC00000. is_ordinary: scale and all scales lie within 2^+-60, where quotients may be
-//             made of multiplications.
+//   Numerics: as ResultArgs: out = f32(integer) * (scales / scale) + bias, each rounded once; a NaN is
+//             0x7FC00000. is_ordinary: scale and all scales lie within 2^+-48, and bias is finite; then
+//             quotients may be made of multiplications, and nothing is NaN.
 struct TakeArgs {
     const std::uint32_t* words;
     std::size_t size;
