@@ -46,6 +46,13 @@ class HeldLinear {
         return py::array_t<float>(static_cast<Index>(weights_.outputs()), weights_.scales());
     }
 
+    // None where there is none.
+    py::object bias() {
+        const Reading reading(*this);
+        if (weights_.bias() == nullptr) return py::none();
+        return py::array_t<float>(static_cast<Index>(weights_.outputs()), weights_.bias());
+    }
+
     py::array_t<std::int8_t> quantised(Index first_output, Index rows) {
         const Reading reading(*this);
         const std::size_t first = not_negative("first_output", first_output),
@@ -157,6 +164,7 @@ void bind_field(py::module_& module) {
         .def("set_rows", &HeldLinear::set_rows, "first_output"_a, "weight"_a)
         .def("set_bias", &HeldLinear::set_bias, "bias"_a)
         .def_property_readonly("scales", &HeldLinear::scales)
+        .def_property_readonly("bias", &HeldLinear::bias)
         .def("quantised", &HeldLinear::quantised, "first_output"_a, "rows"_a)
         .def_property_readonly("num_bytes", &HeldLinear::num_bytes)
         .def("apply", &HeldLinear::apply, "slots"_a, "in_slot"_a, "out_slot"_a, "first_row"_a, "rows"_a);
