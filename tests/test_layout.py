@@ -5,7 +5,7 @@ import pytest
 from tsqp_shm import _native
 from tsqp_shm.shm import layout
 
-DTYPE_NAMES = {"dtype_bf16": "bfloat16", "dtype_f32": "float32", "dtype_i32": "int32"}
+DTYPE_NAMES = {"dtype_bf16": "bfloat16", "dtype_f32": "float32", "dtype_i32": "int32", "dtype_u32": "uint32"}
 
 
 @pytest.mark.parametrize("name", sorted(_native.LAYOUT))

@@ -8,13 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Settings, as `config.EngineConfig` names them, of what a session without a GPU process does not have: the process and
-# its device, tiles of attention that go to and fro, a doorbell, waits for the other side, and what comes back from it.
+# its device, a doorbell, and waits for the other side.
 _OF_TWO_PROCESSES = frozenset(
     {
-        "device", "pinning", "gpu_threads", "restart_gpu", "tile_rows", "tiles_in_flight",
-        "doorbell", "spin_us", "yield_us", "endpoint", "timeout_s", "check_finite",
+        "device", "pinning", "gpu_threads", "restart_gpu",
+        "doorbell", "spin_us", "yield_us", "endpoint", "timeout_s",
     }
 )  # fmt: skip
+# Of attention whose tiles go to and fro, and of floating-point results that come from there.
+_OF_SPLIT_ATTENTION = frozenset({"tile_rows", "tiles_in_flight", "check_finite"})
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Mode:
     summary: the same in a few words, where another mode's start names it.
     arithmetic: what products and cache are computed in; None: as the setting `dtype` says.
     has_gpu_process: whether there is one; without it there is no arena, no doorbell and no torch either.
+    splits_attention: whether the caches of keys and values lie with the GPU process, and tiles of scores cross.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Mode:
     summary: str
     arithmetic: str | None = None
     has_gpu_process: bool = True
+    splits_attention: bool = False
 
     @property
     def line(self) -> str:
@@ -38,8 +42,10 @@ class Mode:
 
     def refusal(self, setting: str) -> str | None:
         """Why this mode does not take a setting of `config.EngineConfig`; None: it does."""
-        if not self.has_gpu_process and setting in _OF_TWO_PROCESSES:
+        if not self.has_gpu_process and setting in _OF_TWO_PROCESSES | _OF_SPLIT_ATTENTION:
             return f"none, as mode {self.name} has no GPU process"
+        if not self.splits_attention and setting in _OF_SPLIT_ATTENTION:
+            return f"none, as mode {self.name} keeps attention in the TEE process"
         if self.arithmetic is not None and setting == "dtype":
             return f"none, as mode {self.name} computes in {self.arithmetic}"
         return None
@@ -53,6 +59,14 @@ MODES = {
             "activations cross in clear. It protects nothing from whoever controls the GPU process: hidden states can "
             "be inverted to the prompt.",
             "split with a GPU process, which sees all activations",
+            splits_attention=True,
+        ),
+        Mode(
+            "verified",
+            "every product of the GPU process is checked, and no token comes out of a pass with one that is false. It "
+            "hides nothing: activations cross in clear, and can be inverted to the prompt.",
+            "a GPU process multiplies and is checked; it sees all activations",
+            arithmetic="w8, cache bf16",
         ),
         Mode(
             "tee-only",

@@ -98,6 +98,7 @@ void bind_layout(py::module_& module) {
     layout["dtype_bf16"] = static_cast<std::uint32_t>(Dtype::bf16);
     layout["dtype_f32"] = static_cast<std::uint32_t>(Dtype::f32);
     layout["dtype_i32"] = static_cast<std::uint32_t>(Dtype::i32);
+    layout["dtype_u32"] = static_cast<std::uint32_t>(Dtype::u32);
     module.attr("LAYOUT") = layout;
 }
 

@@ -85,7 +85,7 @@ class HeldSlots {
              const std::vector<Entry>& given) {
         std::vector<SlotEntry> entries;
         for (const auto& [offset_bytes, num_rows, row_elements, dtype] : given) {
-            if (dtype < 1 || dtype > 3)
+            if (dtype < 1 || dtype > 4)
                 throw py::value_error("dtype code " + std::to_string(dtype) + " is unknown");
             entries.push_back({offset_bytes, num_rows, row_elements, static_cast<Dtype>(dtype)});
             num_rows_.push_back(num_rows);

@@ -84,6 +84,6 @@ static_assert(kRingDepth * kRecordBytes <= kPageBytes);
 static_assert((kRingDepth & (kRingDepth - 1)) == 0);
 
 // A slot holds typed bytes; the plan says which.
-enum class Dtype : std::uint32_t { bf16 = 1, f32 = 2, i32 = 3 };
+enum class Dtype : std::uint32_t { bf16 = 1, f32 = 2, i32 = 3, u32 = 4 };
 
 }  // namespace tsqp

@@ -14,6 +14,7 @@
 namespace tsqp {
 
 inline std::size_t element_bytes(Dtype dtype) { return dtype == Dtype::bf16 ? 2 : 4; }
+inline bool is_floating(Dtype dtype) { return dtype == Dtype::bf16 || dtype == Dtype::f32; }
 
 struct SlotEntry {
     std::size_t offset_bytes;  // from its memory's base

@@ -190,7 +190,7 @@ bool all_finite(HeldSlots& slots, Index slot, Index offset_elements, Index num_e
         throw py::index_error("elements [" + std::to_string(offset) + ", +" + std::to_string(count) +
                               ") of slot " + std::to_string(slot) + ", which has " +
                               std::to_string(elements));
-    if (rows.dtype == Dtype::i32) throw py::type_error("the slot holds i32, expected bf16 or f32");
+    need_floating(rows);
     need_whole_words(static_cast<std::size_t>(slot), offset * element_bytes(rows.dtype),
                      "before the elements lie");
     std::atomic<bool> finite{true};

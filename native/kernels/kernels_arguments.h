@@ -10,7 +10,8 @@
 namespace tsqp {
 
 inline const char* name_of(Dtype dtype) {
-    return dtype == Dtype::bf16 ? "bf16" : dtype == Dtype::f32 ? "f32" : "i32";
+    constexpr const char* kNames[] = {"bf16", "f32", "i32", "u32"};
+    return kNames[static_cast<std::size_t>(dtype) - 1];
 }
 
 inline void need_same_dtype(const Rows& a, const Rows& b) {
@@ -19,8 +20,13 @@ inline void need_same_dtype(const Rows& a, const Rows& b) {
                              name_of(b.dtype));
 }
 
+inline void need_floating(const Rows& slot) {
+    if (!is_floating(slot.dtype))
+        throw py::type_error(std::string("the slot holds ") + name_of(slot.dtype) + ", expected bf16 or f32");
+}
+
 inline const ElementKernels& kernels_for(const Rows& slot) {
-    if (slot.dtype == Dtype::i32) throw py::type_error("the slot holds i32, expected bf16 or f32");
+    need_floating(slot);
     const KernelTable& table = active_kernels();
     return slot.dtype == Dtype::bf16 ? table.bf16 : table.f32;
 }

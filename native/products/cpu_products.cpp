@@ -158,7 +158,7 @@ void CpuProducts::embed(const Rows& tokens, const Rows& hidden) const {
 }
 
 void CpuProducts::apply(const PackedLinear& linear, const Rows& x, const Rows& out) const {
-    require(x.dtype == Dtype::bf16 && out.dtype != Dtype::i32 && x.rows == out.rows &&
+    require(x.dtype == Dtype::bf16 && is_floating(out.dtype) && x.rows == out.rows &&
                 x.row_elements == linear.depth() && out.row_elements == linear.columns(),
             "the slots' rows do not fit the weight");
     linear.apply(kernels_, elements(x), x.rows, out.data, out.dtype == Dtype::f32);

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tsqp_shm.config import Limits
 from tsqp_shm.model.field_weights import MAX_INPUTS
 from tsqp_shm.model.network import Network
+from tsqp_shm.modes import MODES, Mode
 from tsqp_shm.shm.layout import DTYPES
 from tsqp_shm.shm.plan import Plan, Slot
 from tsqp_shm.shm.tiling import padded_length
@@ -17,6 +18,8 @@ _BFLOAT16_BYTES = 2
 # As `native/field/field.h` and `native/attention` lay weights and values out.
 _PANEL = 64
 _LANES = 16
+# As `tee/verified.py` draws them for each Linear.
+_CHECK_VECTORS = 2
 LENGTH, SEQUENCES, BATCH, TILES = "--max-model-len", "--max-num-seqs", "--max-batch-tokens", "--tile-rows"
 
 
@@ -59,32 +62,56 @@ def memory_of(network: Network, limits: Limits, embedding_bytes: int | None) -> 
         embedding_bytes: as the checkpoint stores it; None: it is not there, and counts as bfloat16.
     """
     plan = Plan.derive(network, limits)
-    parts = _split(network, plan) if plan.shared_slots else _alone(network, plan, embedding_bytes)
-    return ModeMemory(limits.mode, _refusal(network, plan), (*parts, *_of_tee(network, plan)))
+    mode = MODES[limits.mode]
+    parts = list(_arena(plan)) if mode.has_gpu_process else []
+    if mode.splits_attention:
+        parts += _split(network, plan)
+    else:
+        if mode.has_gpu_process:
+            parts += [*_field_weights(network, "GPU process"), *_checks(network)]
+        else:
+            parts += _field_weights(network, "TEE process")
+        parts += _own(network, plan, embedding_bytes)
+    return ModeMemory(limits.mode, _refusal(network, mode), (*parts, *_of_tee(network, plan)))
 
 
-def _split(network: Network, plan: Plan) -> Iterator[Part]:
-    """Where a GPU process has the weights and the cache."""
-    element_bytes = DTYPES[plan.limits.dtype].size_bytes
+def _arena(plan: Plan) -> Iterator[Part]:
     used = sum(slot.size_bytes for slot in plan.shared_slots)
     yield from _slots("arena", plan.shared_slots)
     yield Part("arena", "header, rings, ends of pages", plan.total_bytes - used)
+
+
+def _split(network: Network, plan: Plan) -> Iterator[Part]:
+    """Where a GPU process has the weights as they are, and the cache."""
+    element_bytes = DTYPES[plan.limits.dtype].size_bytes
     yield Part("GPU process", f"weights, {plan.limits.dtype}", network.parameters * element_bytes)
     elements = sum(2 * layer.attention.kv_width for layer in network.layers)
     yield _cache("GPU process", plan, elements, plan.limits.dtype, element_bytes)
 
 
-def _alone(network: Network, plan: Plan, embedding_bytes: int | None) -> Iterator[Part]:
-    """Where the TEE process has all of it."""
-    if embedding_bytes is None:
-        embedding_bytes = network.embedding.rows * network.embedding.size * _BFLOAT16_BYTES
+def _field_weights(network: Network, where: str) -> Iterator[Part]:
+    """Linears as integers, with whoever multiplies."""
     # Outputs and inputs are padded to whole panels.
     linears = [(_padded(linear.outputs, _PANEL), linear) for linear in network.linears]
     weights_bytes = sum(outputs * _padded(linear.inputs, _PANEL) for outputs, linear in linears)
-    yield Part("TEE process", "weights, int8", weights_bytes)
+    yield Part(where, "weights, int8", weights_bytes)
     # Of each output a scale, two sums of its weights, and a bias where there is one.
     words = sum(outputs * (4 if linear.parts[0].bias is not None else 3) for outputs, linear in linears)
-    yield Part("TEE process", "their scales, sums and biases", words * _FLOAT32_BYTES)
+    yield Part(where, "their scales, sums and biases", words * _FLOAT32_BYTES)
+
+
+def _checks(network: Network) -> Iterator[Part]:
+    """What checks the products of another process: the vectors, and what of the weights makes results."""
+    words = sum(_CHECK_VECTORS * (linear.outputs + linear.inputs) for linear in network.linears)
+    yield Part("TEE process", "check vectors", words * _FLOAT32_BYTES)
+    words = sum(linear.outputs * (2 if linear.parts[0].bias is not None else 1) for linear in network.linears)
+    yield Part("TEE process", "scales and biases", words * _FLOAT32_BYTES)
+
+
+def _own(network: Network, plan: Plan, embedding_bytes: int | None) -> Iterator[Part]:
+    """Where embedding, attention and its cache are the TEE process's."""
+    if embedding_bytes is None:
+        embedding_bytes = network.embedding.rows * network.embedding.size * _BFLOAT16_BYTES
     yield Part("TEE process", "embedding, as stored", embedding_bytes)
     # A key lies as it is, a value is padded to whole lanes.
     heads = [(layer.attention.num_kv_heads, layer.attention.head_dim) for layer in network.layers]
@@ -118,14 +145,18 @@ def _cache(where: str, plan: Plan, elements: int, dtype: str, element_bytes: int
 
 
 def _slots(where: str, slots: tuple[Slot, ...]) -> Iterator[Part]:
-    flags: dict[str, tuple[str, ...]] = {"logits": (SEQUENCES,), "segments": (BATCH, SEQUENCES)}
+    flags: dict[str, tuple[str, ...]] = {
+        "logits": (SEQUENCES,),
+        "y.logits": (SEQUENCES,),
+        "segments": (BATCH, SEQUENCES),
+    }
     for slot in slots:
         of_kind = (LENGTH, TILES) if slot.kind == "tile" else (BATCH,)
         yield Part(where, f"slot {slot.name}", slot.size_bytes, flags.get(slot.name, of_kind))
 
 
-def _refusal(network: Network, plan: Plan) -> str | None:
-    for linear in network.linears if not plan.shared_slots else ():
+def _refusal(network: Network, mode: Mode) -> str | None:
+    for linear in network.linears if mode.arithmetic is not None else ():
         if linear.inputs > MAX_INPUTS:
             return f"{linear.parts[0].weight} has {linear.inputs} inputs; at most {MAX_INPUTS} are summed exactly"
     return None

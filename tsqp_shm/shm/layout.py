@@ -66,4 +66,6 @@ DTYPES = {
     "bfloat16": Dtype(1, 2, "uint16"),
     "float32": Dtype(2, 4, "float32"),
     "int32": Dtype(3, 4, "int32"),
+    # Elements of the field, in [0, p).
+    "uint32": Dtype(4, 4, "uint32"),
 }

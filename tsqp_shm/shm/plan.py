@@ -186,8 +186,11 @@ class PlannedLinear(NamedTuple):
     slots: tuple[str, str] | None
 
 
-# Of attention's own, QKV and CONTEXT do the products.
-_LINEAR_SLOTS = {"gate_up": ("x", "gate_up"), "down": ("act", "hidden"), "lm_head": ("x", "logits")}
+# Where attention is split, QKV and CONTEXT do its products.
+_SPLIT_LINEARS = {"gate_up": ("x", "gate_up"), "down": ("act", "hidden"), "lm_head": ("x", "logits")}
+# Where only Linears cross, all of them do.
+_ALL_LINEARS = {"qkv": ("x", "qkv"), "o": ("heads", "hidden"), **_SPLIT_LINEARS}
+_FIELD_LINEARS = {role: (f"m.{x}", f"y.{out}") for role, (x, out) in _ALL_LINEARS.items()}
 
 
 @dataclass(frozen=True)
@@ -230,11 +233,12 @@ class Plan:
     def linears(self) -> tuple[PlannedLinear, ...]:
         """Each at its index."""
         linears: list[PlannedLinear] = []
+        slots = _LINEARS_OF_MODE.get(self.limits.mode, {})
         begin = 0
         for layers, roles in self.geometry.linear_roles:
             for layer in range(begin, begin + layers):
                 of_layer = layer if layer < self.geometry.num_layers else None
-                linears += [PlannedLinear(Operation(role.upper(), of_layer), _LINEAR_SLOTS.get(role)) for role in roles]
+                linears += [PlannedLinear(Operation(role.upper(), of_layer), slots.get(role)) for role in roles]
             begin += layers
         return tuple(linears)
 
@@ -324,9 +328,26 @@ def _own_slots(geometry: Geometry, limits: Limits) -> list[SlotShape]:
     ]
 
 
+def _field_slots(geometry: Geometry, limits: Limits) -> list[SlotShape]:
+    """Where Linears cross as integers of the field: a row that is multiplied, m, and what comes of it, y; the rest is
+    private, as `_own_slots` says.
+
+    Shapes: m.x [T, C]; m.heads [T, H*D]; m.act [T, F]; y.qkv [T, (H+2G)*D]; y.hidden [T, C]; y.gate_up [T, 2F];
+        y.logits [R, V]; all u32.
+    """
+    own = _own_slots(geometry, limits)
+    by_name = {shape.name: shape for shape in own}
+    crossing = dict.fromkeys(name for slots in zip(*_FIELD_LINEARS.values(), strict=True) for name in slots)
+    return [
+        *(by_name[name[2:]]._replace(name=name, dtype="uint32", place="shared") for name in crossing),
+        *own,
+    ]
+
+
 def _logit_rows(limits: Limits) -> int:
     """As many as one step of decode can want; those of a whole prompt go through in turns."""
     return max(limits.max_num_seqs, min(limits.max_batch_tokens, 32))
 
 
-_OF_MODE = {"plain": _split_slots, "tee-only": _own_slots}
+_OF_MODE = {"plain": _split_slots, "verified": _field_slots, "tee-only": _own_slots}
+_LINEARS_OF_MODE = {"plain": _SPLIT_LINEARS, "verified": _FIELD_LINEARS}

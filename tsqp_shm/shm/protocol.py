@@ -133,19 +133,26 @@ _NAMES = {int(opcode): opcode.name for opcode in Opcode}
 def operands(plan: Plan) -> dict[Opcode, tuple[Operands | None, ...]]:
     """The operations of a plan; of each, what is allowed with target 0, 1, ...; None: nothing, there is no such
     operation."""
-    layers = plan.geometry.num_layers
-    scores = tuple(slot.name for slot in plan.score_slots)
     return {
         Opcode.READY: (Operands(),),
-        Opcode.EMBED: (Operands(("tokens",), ("hidden",), segmented=True),),
-        Opcode.QKV: (Operands(("x",), ("qk",)),) * layers,
-        Opcode.SCORES: (Operands(("qk",), scores, segmented=True),) * layers,
-        Opcode.CONTEXT: (Operands(scores, ("hidden", None), segmented=True),) * layers,
+        **(_of_split_attention(plan) if plan.score_slots else {}),
         Opcode.LINEAR: tuple(
             Operands((linear.slots[0],), (linear.slots[1],)) if linear.slots else None for linear in plan.linears
         ),
         Opcode.STATUS: (Operands(),),
         Opcode.STOP: (Operands(),),
+    }
+
+
+def _of_split_attention(plan: Plan) -> dict[Opcode, tuple[Operands | None, ...]]:
+    """Where embedding and attention are the GPU process's too."""
+    layers = plan.geometry.num_layers
+    scores = tuple(slot.name for slot in plan.score_slots)
+    return {
+        Opcode.EMBED: (Operands(("tokens",), ("hidden",), segmented=True),),
+        Opcode.QKV: (Operands(("x",), ("qk",)),) * layers,
+        Opcode.SCORES: (Operands(("qk",), scores, segmented=True),) * layers,
+        Opcode.CONTEXT: (Operands(scores, ("hidden", None), segmented=True),) * layers,
     }
 
 
@@ -171,8 +178,9 @@ class SubmissionRules:
         self._last_sequence = 0
         self._accepted: dict[bytes, Record] = {}
         self._slots = plan.slots
-        self._max_rows = plan.slot("tokens").num_rows
-        self._max_segments = plan.slot("segments").num_rows
+        self._max_rows = plan.limits.max_batch_tokens
+        # None where nothing is segmented.
+        self._max_segments = sum(slot.num_rows for slot in plan.shared_slots if slot.name == "segments")
         index = {slot.name: slot.index for slot in plan.shared_slots}
 
         def rules(allowed: Operands | None) -> tuple[Operands, set[int], set[int]] | None:
@@ -221,7 +229,7 @@ class SubmissionRules:
             raise ProtocolError("epoch", f"{self._epoch:#x}", f"{record.epoch:#x}")
         by_target = self._operands.get(record.opcode)
         if by_target is None:
-            raise ProtocolError("opcode", f"1 to {max(self._operands)}", record.opcode)
+            raise ProtocolError("opcode", f"one of {sorted(self._operands)}", record.opcode)
         if record.target >= len(by_target):
             raise ProtocolError("target", f"below {len(by_target)}", record.target)
         rules = by_target[record.target]
