@@ -89,7 +89,7 @@ def model_digest(
     for norm in network.norms:
         digest.add_norm(norm, checkpoint.tensor(norm.weight, (norm.size,)).to_float32())
     for linear in network.linears:
-        digest.add_linear(linear, load_field_linear(checkpoint, linear))
+        digest.linears.add(linear, load_field_linear(checkpoint, linear))
         done += linear.parameters
         progress(done, total)
     return digest.finish()
@@ -155,14 +155,18 @@ class LinearsDigest:
 
 
 class ModelDigest:
-    """Of a whole model; whoever loads it adds what it has loaded, in this order: embedding, norms, Linears."""
+    """Of a whole model; whoever loads it adds what it has loaded: the embedding, then the norms, and its Linears.
+
+    Attributes:
+        linears: takes the Linears.
+    """
 
     def __init__(self, files: ModelFiles) -> None:
         """Raises:
         ModelFileError: a file cannot be read, or is another one than was read before.
         """
         self._stream = _Stream(_MODEL_HEAD)
-        self._linears = LinearsDigest()
+        self.linears = LinearsDigest()
         for name in FILES:
             digest = files.digest(name)
             self._stream.add_line(f"none {name}" if digest is None else f"file {name} sha256:{digest}")
@@ -176,12 +180,8 @@ class ModelDigest:
         """The next of `network.norms`."""
         self._stream.add_tensor(norm.weight, weight)
 
-    def add_linear(self, linear: Linear, loaded: _native.FieldLinear) -> None:
-        """See `LinearsDigest.add`."""
-        self._linears.add(linear, loaded)
-
     def finish(self) -> Digests:
         """Of the model and of its Linears, when all was added; once."""
-        linears = self._linears.value
+        linears = self.linears.value
         self._stream.add_line(f"linears {linears}")
         return Digests(self._stream.value, linears)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from tsqp_shm.model.digest import ModelDigest
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.shm.slots import Slots
@@ -17,12 +18,16 @@ from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
 
 
-def load_plain(network: Network, checkpoint: Checkpoint) -> MakeEngine:
+def load_plain(network: Network, checkpoint: Checkpoint, digest: ModelDigest | None = None) -> MakeEngine:
     """Of the weights, this mode wants the norms'.
+
+    Args:
+        digest: None: it would be of weights that this mode does not load.
 
     Raises:
         ModelFileError: a tensor is missing or has another shape.
     """
+    assert digest is None, "no digest is asked for in this mode"
     return partial(_plain_engine, network, NormWeights.load(network, checkpoint))
 
 
