@@ -64,7 +64,7 @@ class Checkpoint:
     or with one more.
 
     Attributes:
-        folder: where its files lie.
+        folder: the model's.
 
     Source: transformers' `rename_source_key`.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from tsqp_shm.model.digest import ModelDigest
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.shm.slots import Slots
@@ -18,16 +17,12 @@ from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
 
 
-def load_plain(network: Network, checkpoint: Checkpoint, digest: ModelDigest | None = None) -> MakeEngine:
+def load_plain(network: Network, checkpoint: Checkpoint) -> MakeEngine:
     """Of the weights, this mode wants the norms'.
-
-    Args:
-        digest: None: it would be of weights that this mode does not load.
 
     Raises:
         ModelFileError: a tensor is missing or has another shape.
     """
-    assert digest is None, "no digest is asked for in this mode"
     return partial(_plain_engine, network, NormWeights.load(network, checkpoint))
 
 
@@ -41,6 +36,6 @@ def _plain_engine(
         attention=SplitAttention(slots.plan, queue, ops),
         linears=RemoteLinears(queue),
         wait=queue.wait,
-        begin=queue.begin_step,
+        begin=lambda verification: queue.begin_step(),
     )
     return Engine(network, slots.plan, ops, ports)
