@@ -34,7 +34,8 @@ from tsqp_shm.modes import MODES
 LINES = "\n".join(mode.line for mode in MODES.values())
 EPILOG = f"""{LINES}
 
-exit codes: 0 well, 1 failed, 2 usage, 3 the other process died or broke the protocol, 128+n ended by signal n.
+exit codes: 0 well, 1 failed, 2 usage, 3 the other process died or broke the protocol, 4 it gave a
+false result, 128+n ended by signal n.
 Flags of session, GPU process, model, arena and doorbell may be set by environment too: --max-model-len is
 TSQP_SHM_MAX_MODEL_LEN; a flag wins over the environment. A flag that the mode does not take is refused, a variable
 passed over.

@@ -72,14 +72,17 @@ def prepare(
         return begin_alone
     if not mode.has_gpu_process:
         raise ConfigError("transport", transport, f"none, as mode {mode.name} has no GPU process")
-    make_engine = ENGINES[mode.name](network, checkpoint)
+    # Nobody else computes yet: what has to be quantised is by all threads that there will be.
+    _native.set_num_threads(max(config.threads()))
+    with _told_of_memory():
+        loaded = ENGINES[mode.name](network, checkpoint)
     _native.set_num_threads(threads)
 
     def begin(stack: ExitStack) -> Connect:
         session = transport.begin()
         stack.callback(session.end)
         return lambda look, timeout_s: GpuConnection.open(
-            session, network, config, limits, statistics, make_engine, start_gpu, report, recorder, must_stop, look,
+            session, network, config, limits, statistics, loaded, start_gpu, report, recorder, must_stop, look,
             timeout_s,
         )  # fmt: skip
 

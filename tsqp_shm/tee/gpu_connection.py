@@ -24,8 +24,9 @@ from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.protocol import Opcode, unpack_identity
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.transport import Hold
-from tsqp_shm.tee.engine import Engine, MakeEngine
+from tsqp_shm.tee.engine import Engine
 from tsqp_shm.tee.finite import FiniteSubmissionQueue
+from tsqp_shm.tee.modes import Loaded
 from tsqp_shm.tee.progress import ProgressWriter, store_in
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
@@ -132,7 +133,7 @@ class GpuConnection:
         config: EngineConfig,
         limits: Limits,
         statistics: Statistics,
-        make_engine: MakeEngine,
+        loaded: Loaded,
         start_gpu: StartGpu | None,
         report: Callable[[str], None] = lambda line: None,
         recorder: Recorder | None = None,
@@ -181,6 +182,7 @@ class GpuConnection:
                 limits=limits,
                 geometry=plan.geometry.plain(),
                 tee_pid=os.getpid(),
+                linears_digest=loaded.linears_digest,
             )
             arena.publish(invitation.pack())
             watch = StoppableWatch(PeerWatch(arena, "gpu", gpu_process), must_stop, look)
@@ -189,7 +191,7 @@ class GpuConnection:
             connection = cls(
                 session, arena, slots, queue, doorbell, config.doorbell, session.endpoint, statistics,
                 ProgressWriter(partial(store_in, arena), statistics), gpu_process, watch,
-                make_engine(slots, queue, statistics),
+                loaded.make_engine(slots, queue, statistics),
             )  # fmt: skip
             stack.callback(connection._stop_gpu)
             timeout_s = config.timeout_s if ready_timeout_s is None else ready_timeout_s

@@ -57,7 +57,7 @@ class Scheduler:
     def __init__(self, engine: Engine, plan: Plan, statistics: Statistics) -> None:
         self._engine = engine
         self._statistics = statistics
-        self._are_own = not MODES[plan.limits.mode].has_gpu_process
+        self._are_own = not MODES[plan.limits.mode].splits_attention
         self._max_batch_tokens = plan.limits.max_batch_tokens
         self._free_sequences = list(reversed(range(plan.limits.max_num_seqs)))
         self._waiting: deque[Completion | Reservation] = deque()
@@ -108,10 +108,12 @@ class Scheduler:
             reservation.give(None)
 
     def start_over(self, engine: Engine) -> None:
-        """Goes on with an engine whose caches are empty: what lay in the old one's is computed again."""
+        """Goes on with another engine; where it does not find what lay in the old one's caches, that is computed
+        again."""
         self._engine = engine
-        for completion in self._running:
-            completion.cached = 0
+        if not engine.keeps_caches:
+            for completion in self._running:
+                completion.cached = 0
 
     @property
     def patience_s(self) -> float | None:
@@ -143,6 +145,7 @@ class Scheduler:
             return
         harvest = Harvest(batch, self._statistics, are_own=self._are_own)
         self._engine.forward([chunk for _, chunk in batch], harvest.take)
+        harvest.bring_in()
         self._statistics.steps += 1
         for completion, chunk in batch:
             self._statistics.tokens += len(chunk.token_ids)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from tsqp_shm.tee.ops import Float32
 from tsqp_shm.tee.scheduler import Reservation, Scheduler
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.updates import Outlet, Told
+from tsqp_shm.tee.verification import Unverified
 
 T = TypeVar("T")
 
@@ -146,13 +148,17 @@ class Stepper:
             for position in range(0, len(token_ids), most):
                 chunk = token_ids[position : position + most]
 
-                def take(first: int, rows: Float32, position: int = position) -> None:
-                    logits[position + first : position + first + len(rows)] = rows
+                def take(first: int, rows: Unverified[Float32], position: int = position) -> None:
+                    rows.map(partial(self._copy, logits, position + first))
 
                 self.connection.engine.forward([Chunk(sequence, position, chunk, num_logits=len(chunk))], take)
             return logits
 
         return self._survive(forward)
+
+    @staticmethod
+    def _copy(logits: Float32, first: int, rows: Float32) -> None:
+        logits[first : first + len(rows)] = rows
 
     def load(self) -> Load:
         """What is in progress, when whatever the last step left in flight has come back."""

@@ -11,7 +11,7 @@ from tsqp_shm.model.field_weights import load_field_linear, require_finite
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.weights import Checkpoint, Tensor
 from tsqp_shm.shm.slots import Slots
-from tsqp_shm.tee.attention.private import PrivateAttention
+from tsqp_shm.tee.attention.private import PrivateAttention, private_caches
 from tsqp_shm.tee.embedding import PrivateEmbedding
 from tsqp_shm.tee.engine import Engine, MakeEngineAlone, Ports
 from tsqp_shm.tee.linears.local import LocalLinears
@@ -50,10 +50,10 @@ def _tee_only_engine(
     linears = LocalLinears(weights.linears, ops, look)
     ports = Ports(
         embedding=PrivateEmbedding(weights.embedding, ops),
-        attention=PrivateAttention(network, slots.plan, linears, ops),
+        attention=PrivateAttention(slots.plan, linears, ops, private_caches(network, slots.plan)),
         linears=linears,
         wait=_nothing_is_in_flight,
-        begin=lambda: None,
+        begin=lambda verification: None,
     )
     return Engine(network, slots.plan, ops, ports)
 

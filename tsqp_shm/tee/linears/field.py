@@ -1,0 +1,80 @@
+"""Linears of the GPU process as integers of a field, each product checked: it multiplies, and decides nothing."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tsqp_shm import _native
+from tsqp_shm.model.network import Linear
+from tsqp_shm.shm.plan import Plan, Slot
+from tsqp_shm.shm.protocol import Opcode
+from tsqp_shm.shm.tiling import Block
+from tsqp_shm.tee.interleave import Task
+from tsqp_shm.tee.ops import Operations
+from tsqp_shm.tee.submission import SubmissionQueue
+from tsqp_shm.tee.verification import Verification
+
+
+class _Product(NamedTuple):
+    """One that was submitted and is not checked yet."""
+
+    sequence: int
+    linear: Linear
+    y: Slot
+    out: Slot
+    first_row: int
+    rows: int
+
+
+class FieldLinears:
+    """A block's rows as integers m into the arena; what comes of them, y, is checked as it is read.
+
+    Args:
+        checks: of each Linear, at its index.
+    """
+
+    def __init__(
+        self, plan: Plan, checks: Sequence[_native.FieldCheck], queue: SubmissionQueue, ops: Operations
+    ) -> None:
+        self._checks = checks
+        self._queue = queue
+        self._ops = ops
+        self._operations = plan.linear_operations
+        self._slots = [
+            (plan.slot(linear.slots[0]), plan.slot(linear.slots[1])) for linear in plan.linears if linear.slots
+        ]
+        # In the order of their numbers, which is that of their completions.
+        self._unchecked: deque[_Product] = deque()
+        self._verification = Verification()
+
+    def begin(self, verification: Verification) -> None:
+        """A pass begins, to which the checks belong from here on; nothing of an earlier one is in flight any more."""
+        self._queue.begin_step()
+        self._unchecked.clear()
+        self._verification = verification
+
+    def apply(self, linear: Linear, block: Block, x: Slot, out: Slot) -> Task:
+        first, rows = block.first_row, block.rows
+        m, y = self._slots[linear.index]
+        self._ops.quantise(self._checks[linear.index], x, m, first, rows)
+        sequence = self._queue.submit(
+            Opcode.LINEAR, target=linear.index, in_slot=m, out_slot=y, first_row=first, rows=rows
+        )
+        self._verification.expect()
+        self._unchecked.append(_Product(sequence, linear, y, out, first, rows))
+        yield sequence
+        self._check(sequence)
+
+    def check_arrived(self) -> None:
+        """Checks what has arrived of a pass that breaks off."""
+        self._check(self._queue.take_arrived())
+
+    def _check(self, sequence: int) -> None:
+        """All that is complete up to that number."""
+        while self._unchecked and self._unchecked[0].sequence <= sequence:
+            product = self._unchecked.popleft()
+            check = self._checks[product.linear.index]
+            held = self._ops.check(check, product.y, product.out, product.first_row, product.rows)
+            self._verification.add(self._operations[product.linear.index], held=held)
