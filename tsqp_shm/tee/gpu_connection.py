@@ -24,6 +24,7 @@ from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.protocol import Opcode, unpack_identity
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.transport import Hold
+from tsqp_shm.tee.connection import CLOSED
 from tsqp_shm.tee.engine import Engine
 from tsqp_shm.tee.finite import FiniteSubmissionQueue
 from tsqp_shm.tee.modes import Loaded
@@ -74,7 +75,7 @@ class StoppableWatch:
         """
         if self.must_stop():
             self.has_stopped = True
-            raise TsqpError("this LLM is closed")
+            raise TsqpError(CLOSED)
         self.look()
         self.peer.check()
 

@@ -11,6 +11,7 @@ from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.tee.engine import MakeEngine, MakeEngineAlone
 from tsqp_shm.tee.plain import load_plain
 from tsqp_shm.tee.tee_only import load_tee_only
+from tsqp_shm.tee.transcript import Transcript
 from tsqp_shm.tee.verified import Verified
 
 
@@ -25,18 +26,22 @@ class Loaded(NamedTuple):
     linears_digest: str = ""
 
 
-def _load_plain(network: Network, checkpoint: Checkpoint, digest: ModelDigest | None) -> Loaded:
-    assert digest is None, "it would be of weights that this mode does not load"
+def _load_plain(
+    network: Network, checkpoint: Checkpoint, digest: ModelDigest | None, transcript: Transcript | None
+) -> Loaded:
+    assert digest is None and transcript is None, "of weights and products that this mode does not have"
     return Loaded(load_plain(network, checkpoint))
 
 
-def _load_verified(network: Network, checkpoint: Checkpoint, digest: ModelDigest | None) -> Loaded:
-    verified = Verified(network, checkpoint, digest)
+def _load_verified(
+    network: Network, checkpoint: Checkpoint, digest: ModelDigest | None, transcript: Transcript | None
+) -> Loaded:
+    verified = Verified(network, checkpoint, digest, transcript)
     return Loaded(verified.make_engine, verified.linears_digest)
 
 
-# A digest, where somebody asks for one, takes what was loaded.
-ENGINES: dict[str, Callable[[Network, Checkpoint, ModelDigest | None], Loaded]] = {
+# Where somebody asks for them, a digest takes what was loaded, and a transcript the products that others compute.
+ENGINES: dict[str, Callable[[Network, Checkpoint, ModelDigest | None, Transcript | None], Loaded]] = {
     "plain": _load_plain,
     "verified": _load_verified,
 }
