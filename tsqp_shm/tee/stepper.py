@@ -23,8 +23,8 @@ from tsqp_shm.tee.ops import Float32
 from tsqp_shm.tee.scheduler import Reservation, Scheduler
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.updates import Outlet, Told
-from tsqp_shm.tee.witness import Witness
 from tsqp_shm.tee.verification import Unverified
+from tsqp_shm.tee.witness import Witness
 
 T = TypeVar("T")
 

@@ -1,7 +1,7 @@
 """The transcript of a session: every word that was sent to be multiplied and every word that came back.
 
-docs/evidence.md has its form; `scripts/check_transcript.py` reads it and computes all of it again. It holds what crosses
-in clear: whoever has it can find prompts and answers in it.
+docs/evidence.md has its form; `scripts/check_transcript.py` reads it and computes all of it again. It holds what
+crosses in clear: whoever has it can find prompts and answers in it.
 """
 
 from __future__ import annotations
