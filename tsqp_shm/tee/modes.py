@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from tsqp_shm.model.digest import ModelDigest
 from tsqp_shm.model.network import Network
@@ -19,10 +20,12 @@ class Loaded(NamedTuple):
 
     Attributes:
         linears_digest: of the Linears as integers, for the GPU process to compare; "" where it has no need of them.
+        facts: what of it belongs to the bring-up report, as plain values.
     """
 
     make_engine: MakeEngine
     linears_digest: str = ""
+    facts: Mapping[str, Any] = MappingProxyType({})
 
 
 def _load_plain(network: Network, checkpoint: Checkpoint, digest: ModelDigest | None) -> Loaded:
@@ -32,7 +35,7 @@ def _load_plain(network: Network, checkpoint: Checkpoint, digest: ModelDigest | 
 
 def _load_verified(network: Network, checkpoint: Checkpoint, digest: ModelDigest | None) -> Loaded:
     verified = Verified(network, checkpoint, digest)
-    return Loaded(verified.make_engine, verified.linears_digest)
+    return Loaded(verified.make_engine, verified.linears_digest, {"checks": verified.describe()})
 
 
 # A digest, where somebody asks for one, takes what was loaded.
