@@ -163,7 +163,7 @@ def _rows_of_two(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _checks(checks: dict[str, int]) -> str:
     """What the TEE process keeps of the model's Linears."""
-    return f"{checks['vectors']} secret vectors a Linear, {checks['bytes']:,} bytes; no Linear's weights in the TEE process"
+    return f"{checks['vectors']} secret vectors a Linear, {checks['bytes']:,} bytes here, and no Linear's weights"
 
 
 def _rows_of_one(facts: dict[str, Any]) -> list[tuple[str, str]]:
