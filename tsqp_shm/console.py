@@ -173,7 +173,13 @@ def _rows_of_two(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("arena", f"{arena['name']}, {arena['bytes']:,} bytes, {arena['slots']} slots"),
         ("pages", f"{arena['pages']:,} of 4 KiB, all backed and mapped, {locked}"),
         ("doorbell", f"{doorbell['mode']}, {doorbell['endpoint']}"),
+        *([("checks", _checks(facts["checks"]))] if "checks" in facts else []),
     ]
+
+
+def _checks(checks: dict[str, int]) -> str:
+    """What the TEE process keeps of the model's Linears."""
+    return f"{checks['vectors']} secret vectors a Linear, {checks['bytes']:,} bytes here, and no Linear's weights"
 
 
 def _rows_of_one(facts: dict[str, Any]) -> list[tuple[str, str]]:

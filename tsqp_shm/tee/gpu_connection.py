@@ -119,6 +119,7 @@ class GpuConnection:
     gpu_process: GpuProcess | None
     watch: StoppableWatch
     engine: Engine
+    loaded: Loaded
     gpu_pid: int = 0
     gpu_device: str = ""
     gpu_transfer: str = ""
@@ -192,7 +193,7 @@ class GpuConnection:
             connection = cls(
                 session, arena, slots, queue, doorbell, config.doorbell, session.endpoint, statistics,
                 ProgressWriter(partial(store_in, arena), statistics), gpu_process, watch,
-                loaded.make_engine(slots, queue, statistics),
+                loaded.make_engine(slots, queue, statistics), loaded,
             )  # fmt: skip
             stack.callback(connection._stop_gpu)
             timeout_s = config.timeout_s if ready_timeout_s is None else ready_timeout_s
@@ -277,6 +278,7 @@ class GpuConnection:
             },
             "device": self.gpu_device,
             "transfer": self.gpu_transfer,
+            **self.loaded.facts,
         }
 
     def facts(self, *, asks: bool) -> dict[str, Any]:

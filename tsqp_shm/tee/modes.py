@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from tsqp_shm.model.digest import ModelDigest
 from tsqp_shm.model.network import Network
@@ -20,10 +21,12 @@ class Loaded(NamedTuple):
 
     Attributes:
         linears_digest: of the Linears as integers, for the GPU process to compare; "" where it has no need of them.
+        facts: what of it belongs to the bring-up report, as plain values.
     """
 
     make_engine: MakeEngine
     linears_digest: str = ""
+    facts: Mapping[str, Any] = MappingProxyType({})
 
 
 def _load_plain(
@@ -37,7 +40,7 @@ def _load_verified(
     network: Network, checkpoint: Checkpoint, digest: ModelDigest | None, transcript: Transcript | None
 ) -> Loaded:
     verified = Verified(network, checkpoint, digest, transcript)
-    return Loaded(verified.make_engine, verified.linears_digest)
+    return Loaded(verified.make_engine, verified.linears_digest, {"checks": verified.describe()})
 
 
 # Where somebody asks for them, a digest takes what was loaded, and a transcript the products that others compute.

@@ -65,8 +65,13 @@ class Verified:
             self._norms.add_to(digest, network)
         self._drawn: _Drawn | None = _draw(network, checkpoint, LinearsDigest() if digest is None else digest.linears)
         self.linears_digest = self._drawn.linears_digest
+        self._check_bytes = sum(check.num_bytes for check in self._drawn.checks)
         # Of all connections of the session: another GPU process finds them as they are.
         self._caches: list[_native.KeyValueCache] = []
+
+    def describe(self) -> dict[str, int]:
+        """What checks products: how many vectors each Linear has, and the memory of all that is kept of Linears."""
+        return {"vectors": NUM_VECTORS, "bytes": self._check_bytes}
 
     def make_engine(self, slots: Slots, queue: SubmissionQueue, statistics: Statistics) -> Engine:
         """An engine whose Linears lead to the GPU process at the other end of `queue`.
