@@ -205,7 +205,8 @@ class Stepper:
                 self._witness.fail(fault)
         # Whose deadline has passed as well gets what there is.
         self._scheduler.expire()
-        self._tell()
+        for completion in [each for each in self._outlets if each.finish_reason == "deadline"]:
+            self._outlets.pop(completion).tell()
         outlets, self._outlets = self._outlets, {}
         # All of them before any is told: no caller may go on with one while another knows of the fault.
         for completion in outlets:
