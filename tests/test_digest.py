@@ -16,7 +16,8 @@ from models import RandomModel, edit_config, model_folder, with_tokenizer
 from safetensors.torch import load_file, save_file
 
 from tsqp_shm import _native
-from tsqp_shm.model.digest import model_digest
+from tsqp_shm.model.digest import Digests, model_digest
+from tsqp_shm.model.files import ModelFiles
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
@@ -52,46 +53,57 @@ def quantised(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(np.rint(weight / scales[:, None]), -127, 127).astype(np.int8), scales
 
 
-def digest_by_hand(folder: Path) -> str:
+def digests_by_hand(folder: Path) -> tuple[str, str]:
+    """Of the model, and of its Linears."""
     config, tensors = json.loads((folder / "config.json").read_text()), tensors_of(folder)
     if "model.embed_tokens.weight" not in tensors:
         tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
-    stream = hashlib.sha256(b"tsqp-shm model digest 1\n")
+    stream = hashlib.sha256(b"tsqp-shm model digest 2\n")
+    linears = hashlib.sha256(b"tsqp-shm linears digest 1\n")
 
-    def add(name: str, array: np.ndarray) -> None:
+    def add(stream, name: str, array: np.ndarray) -> None:
         stream.update(f"tensor {name} {array.dtype.name} {'x'.join(map(str, array.shape))}\n".encode())
         stream.update(array.tobytes())
 
     def add_linear(name: str) -> None:
         whole, scales = quantised(tensors[f"{name}.weight"])
-        add(f"{name}.weight", whole)
-        add(f"{name}.weight.scales", scales)
+        add(linears, f"{name}.weight", whole)
+        add(linears, f"{name}.weight.scales", scales)
         if f"{name}.bias" in tensors:
-            add(f"{name}.bias", tensors[f"{name}.bias"])
+            add(linears, f"{name}.bias", tensors[f"{name}.bias"])
 
     for name in FILES:
         path = folder / name
         if path.exists():
-            stream.update(f"file {name} {path.stat().st_size}\n".encode() + path.read_bytes())
+            stream.update(f"file {name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
         else:
             stream.update(f"none {name}\n".encode())
-    add("model.embed_tokens.weight", tensors["model.embed_tokens.weight"])
+
+    def add_whole(name: str) -> None:
+        add(stream, name, tensors[name])
+
+    add_whole("model.embed_tokens.weight")
     for layer in range(config["num_hidden_layers"]):
         of_layer = f"model.layers.{layer}"
-        add(f"{of_layer}.input_layernorm.weight", tensors[f"{of_layer}.input_layernorm.weight"])
+        add_whole(f"{of_layer}.input_layernorm.weight")
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             add_linear(f"{of_layer}.self_attn.{name}")
-        add(f"{of_layer}.post_attention_layernorm.weight", tensors[f"{of_layer}.post_attention_layernorm.weight"])
+        add_whole(f"{of_layer}.post_attention_layernorm.weight")
         for name in ("gate_proj", "up_proj", "down_proj"):
             add_linear(f"{of_layer}.mlp.{name}")
-    add("model.norm.weight", tensors["model.norm.weight"])
+    add_whole("model.norm.weight")
     add_linear("model.embed_tokens" if config.get("tie_word_embeddings") else "lm_head")
-    return f"sha256:{stream.hexdigest()}"
+    stream.update(f"linears sha256:{linears.hexdigest()}\n".encode())
+    return f"sha256:{stream.hexdigest()}", f"sha256:{linears.hexdigest()}"
 
 
-def digest_of(folder: Path, progress=lambda done, total: None) -> str:
+def digests_of(folder: Path, progress=lambda done, total: None) -> Digests:
     with Checkpoint.open(folder) as checkpoint:
-        return model_digest(folder, Network.of(ModelSpec.from_folder(folder)), checkpoint, progress)
+        return model_digest(ModelFiles(folder), Network.of(ModelSpec.from_folder(folder)), checkpoint, progress)
+
+
+def digest_of(folder: Path) -> str:
+    return digests_of(folder).model
 
 
 @pytest.mark.parametrize(
@@ -106,13 +118,14 @@ def digest_of(folder: Path, progress=lambda done, total: None) -> str:
 )
 def test_the_digest_is_what_its_definition_says(model):
     folder = model_folder(model)
-    assert digest_of(folder) == digest_by_hand(folder)
+    assert digests_of(folder) == digests_by_hand(folder)
 
 
 @pytest.mark.slow
 def test_the_digest_of_the_demo_model_is_what_its_definition_says(demo_model):
     done = run("inspect", demo_model, "--digest")
-    assert f"digest        {digest_by_hand(demo_model)}" in done.stdout.splitlines()
+    model, linears = digests_by_hand(demo_model)
+    assert {f"digest        {model}", f"its Linears   {linears}"} <= set(done.stdout.splitlines())
     assert done.stderr == ""
 
 
@@ -178,6 +191,19 @@ def test_one_changed_weight_changes_the_digest(folder, name):
     assert digest_of(folder) != before
 
 
+def test_the_digest_of_the_linears_is_of_their_weights_and_of_nothing_else(folder):
+    before = digests_of(folder).linears
+    edit_config(folder, lambda config: config.update(a_field_that_nobody_reads=1))
+
+    def change_the_others(tensors: dict) -> None:
+        in_float32(tensors)
+        for name in ("model.embed_tokens.weight", "model.norm.weight"):
+            tensors[name] += 1
+
+    rewritten(folder, change_the_others)
+    assert digests_of(folder).linears == before
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_one_changed_file_changes_the_digest(folder, name):
     before = digest_of(folder)
@@ -218,7 +244,7 @@ def test_neither_the_instruction_set_nor_the_threads_are_in_the_digest(folder):
 
 def test_progress_goes_up_to_all_of_the_weights(folder):
     told = []
-    digest_of(folder, lambda done, total: told.append((done, total)))
+    digests_of(folder, lambda done, total: told.append((done, total)))
     assert [done for done, _ in told] == sorted({done for done, _ in told})
     assert told[-1][0] == told[-1][1] == len({total for _, total in told}) * told[0][1]
 
@@ -226,7 +252,8 @@ def test_progress_goes_up_to_all_of_the_weights(folder):
 def test_a_model_that_is_refused_has_no_digest(folder):
     edit_config(folder, lambda config: config.update(hidden_act="gelu"))
     done = run("inspect", folder, "--digest", "--json", "-")
-    assert json.loads(done.stdout)["digest"] is None
+    found = json.loads(done.stdout)
+    assert (found["digest"], found["linears_digest"]) == (None, None)
 
 
 def test_a_weight_that_is_no_number_is_one_line(folder):

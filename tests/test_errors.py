@@ -40,6 +40,7 @@ FACTS = {
     "waited_s": 1.5,
     "heartbeat_age_s": None,
     "contender": "other",
+    "layer": 3,
 }
 CLASSES = [
     kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)

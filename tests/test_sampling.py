@@ -28,6 +28,7 @@ from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.harvest import Harvest
 from tsqp_shm.tee.sampling_params import UNASKED
 from tsqp_shm.tee.statistics import Statistics
+from tsqp_shm.tee.verification import Unverified, Verification
 
 VOCAB = 262
 # Shorter and longer than a step, and of more rows than a slot of logits has.
@@ -223,6 +224,15 @@ def test_rules_that_leave_no_token_are_a_request_error(llm):
     assert len(tokens(llm.generate(PROMPTS[0], SamplingParams(**GREEDY)))[0]) == 8
 
 
+def take_whole_pass(harvest, logits):
+    """In two halves, as if a slot held no more."""
+    verification = Verification()
+    half = len(logits) // 2
+    for first in (0, half):
+        harvest.take(first, Unverified(logits[first : first + half], verification))
+    verification.end()
+
+
 @pytest.mark.parametrize("token_is_drawn", [True, False], ids=["drawn", "of the prompt"])
 def test_logits_that_are_no_numbers_are_a_fault_of_the_pass(token_is_drawn):
     params = SamplingParams(prompt_logprobs=1)
@@ -231,15 +241,15 @@ def test_logits_that_are_no_numbers_are_a_fault_of_the_pass(token_is_drawn):
     harvest = Harvest(batch, Statistics(), are_own=False)
     logits = np.zeros((6, 4), np.float32)
     logits[5 if token_is_drawn else 4, 2] = np.nan
-    harvest.take(0, logits[:3])
+    take_whole_pass(harvest, logits)
     with pytest.raises(ProtocolError, match="logits"):
-        harvest.take(3, logits[3:])
+        harvest.bring_in()
     assert [completion.token_ids for completion in completions] == [[], []]
     assert [completion.prompt_scores for completion in completions] == [[], []]
     # Where the arithmetic is this process's own, they are one request's.
     harvest = Harvest(batch, Statistics(), are_own=True)
-    harvest.take(0, logits[:3])
-    harvest.take(3, logits[3:])
+    take_whole_pass(harvest, logits)
+    harvest.bring_in()
     assert [harvest.give(completion) for completion in completions] == [True, False]
     assert isinstance(completions[1].error, NumericsError)
     assert [len(completion.prompt_scores) for completion in completions] == [2, 0]

@@ -25,7 +25,7 @@ from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.slots import Slots
-from tsqp_shm.tee.attention.private import PrivateAttention
+from tsqp_shm.tee.attention.private import PrivateAttention, private_caches
 from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.embedding import PrivateEmbedding
 from tsqp_shm.tee.engine import Engine, Ports
@@ -97,14 +97,14 @@ class Built:
                 port = LocalLinears(loaded, ops, lambda: None)
             of = network.embedding
             embedding = PrivateEmbedding(checkpoint.tensor(of.weight, (of.rows, of.size)), ops)
-        attention = PrivateAttention(network, plan, port, ops, element)
-        ports = Ports(embedding, attention, port, wait=pytest.fail, begin=lambda: None)
+        attention = PrivateAttention(plan, port, ops, private_caches(network, plan, element))
+        ports = Ports(embedding, attention, port, wait=pytest.fail, begin=lambda verification: None)
         self.engine = Engine(network, plan, ops, ports)
 
     def logits(self, *chunks: Chunk) -> np.ndarray:
         """Of all wanted rows."""
         rows: list[np.ndarray] = []
-        self.engine.forward(chunks, lambda first, logits: rows.append(logits.copy()))
+        self.engine.forward(chunks, lambda first, logits: logits.map(lambda found: rows.append(found.copy())))
         return np.concatenate(rows)
 
 
@@ -240,6 +240,6 @@ def test_a_mode_loads_what_it_needs_and_gives_an_engine():
     rows: list[np.ndarray] = []
     for _ in range(2):
         make_engine(slots, lambda: None, Statistics()).forward(
-            [Chunk(0, 0, SECOND)], lambda first, rows_: rows.append(rows_.copy())
+            [Chunk(0, 0, SECOND)], lambda first, rows_: rows_.map(lambda found: rows.append(found.copy()))
         )
     assert np.array_equal(rows[0], rows[1])

@@ -267,6 +267,25 @@ class NumericsError(TsqpError):
         super().__init__(f"{where} of this request are NaN or infinity: the model overflows on this input")
 
 
+class IntegrityError(TsqpError):
+    """The other process gave a result that is not the product of this model's weights; the session ends.
+
+    No token of the pass in which it was found came out. How far it was off, in which row and what was asked, the error
+    does not know: it is to be seen by whoever gave the result.
+
+    Attributes:
+        operation: the Linear, by its role ("qkv", "o", "gate_up", "down", "lm_head").
+        layer: of the network; None for what belongs to no layer.
+    """
+
+    exit_code = 4
+
+    def __init__(self, operation: str, layer: int | None) -> None:
+        self.operation, self.layer = operation, layer
+        where = operation if layer is None else f"{operation} of layer {layer}"
+        super().__init__(f"a result of the gpu process is false: {where}")
+
+
 class PeerDied(TsqpError):
     """The other process is gone.
 
@@ -331,6 +350,19 @@ class TraceError(TsqpError):
     def __init__(self, path: object, reason: str) -> None:
         self.path, self.reason = str(path), reason
         super().__init__(f"trace {path}: {reason}")
+
+
+class EvidenceError(TsqpError):
+    """Evidence, a transcript or the nonces of one cannot be written, or are not what they should be.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        self.path, self.reason = str(path), reason
+        super().__init__(f"{path}: {reason}")
 
 
 class ContenderFailed(TsqpError):

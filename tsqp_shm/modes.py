@@ -17,6 +17,8 @@ _OF_TWO_PROCESSES = frozenset(
 )  # fmt: skip
 # Of attention whose tiles go to and fro, and of floating-point results that come from there.
 _OF_SPLIT_ATTENTION = frozenset({"tile_rows", "tiles_in_flight", "check_finite"})
+# Of modes that compute with weights in int8, whose digest this is.
+_OF_INT8_WEIGHTS = frozenset({"model_digest"})
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Mode:
     summary: the same in a few words, where another mode's start names it.
     arithmetic: what products and cache are computed in; None: as the setting `dtype` says.
     has_gpu_process: whether there is one; without it there is no arena, no doorbell and no torch either.
+    num_vectors: secret ones by which each row of each product of the GPU process is checked; 0: none is.
     splits_attention: whether the caches of keys and values lie with the GPU process, and tiles of scores cross.
     """
 
@@ -35,6 +38,7 @@ class Mode:
     arithmetic: str | None = None
     has_gpu_process: bool = True
     splits_attention: bool = False
+    num_vectors: int = 0
 
     @property
     def line(self) -> str:
@@ -48,6 +52,9 @@ class Mode:
             return f"none, as mode {self.name} keeps attention in the TEE process"
         if self.arithmetic is not None and setting == "dtype":
             return f"none, as mode {self.name} computes in {self.arithmetic}"
+        if self.arithmetic is None and setting in _OF_INT8_WEIGHTS:
+            # It could be checked at the price of a second loading, and would say nothing of bits that int8 rounds away.
+            return f"none, as mode {self.name} computes with weights as they are stored, and a digest is of int8 ones"
         return None
 
 
@@ -67,6 +74,7 @@ MODES = {
             "hides nothing: activations cross in clear, and can be inverted to the prompt.",
             "a GPU process multiplies and is checked; it sees all activations",
             arithmetic="w8, cache bf16",
+            num_vectors=2,
         ),
         Mode(
             "tee-only",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import NoReturn
 
 from tsqp_shm.config import (
@@ -75,6 +76,19 @@ def tee_flags() -> Parser:
     parser.add_argument(
         "--check-finite", action="store_true", default=None,
         help="look for NaN and infinities in every result, and name the operation and layer of the first",
+    )  # fmt: skip
+    trust = parser.add_argument_group("what an answer can be held to, in modes that compute with weights in int8")
+    trust.add_argument(
+        "--model-digest", metavar="sha256:HEX",
+        help="start with this model only, as tsqp-shm inspect --digest names it (as it is found)",
+    )  # fmt: skip
+    trust.add_argument(
+        "--evidence", type=Path, metavar="FILE.json",
+        help="write how each request was computed and checked, and what opens it to its requester to FILE.nonces.json",
+    )  # fmt: skip
+    trust.add_argument(
+        "--transcript", type=Path, metavar="FILE",
+        help="write every word of every product, for scripts/check_transcript.py; prompts can be found in it",
     )  # fmt: skip
     return parser
 

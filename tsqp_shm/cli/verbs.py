@@ -26,6 +26,7 @@ from tsqp_shm.cli.health import (
     print_environment,
 )
 from tsqp_shm.cli.inspection import inspect_model, inspection_flags
+from tsqp_shm.cli.replay import replay_flags, replay_request
 from tsqp_shm.cli.roles import launch_both, play_gpu, play_tee
 from tsqp_shm.cli.top import show_top, top_flags
 from tsqp_shm.cli.traces import make_trace, trace_flag, trace_flags
@@ -34,7 +35,8 @@ from tsqp_shm.modes import MODES
 LINES = "\n".join(mode.line for mode in MODES.values())
 EPILOG = f"""{LINES}
 
-exit codes: 0 well, 1 failed, 2 usage, 3 the other process died or broke the protocol, 128+n ended by signal n.
+exit codes: 0 well, 1 failed, 2 usage, 3 the other process died or broke the protocol, 4 it gave a
+false result, 128+n ended by signal n.
 Flags of session, GPU process, model, arena and doorbell may be set by environment too: --max-model-len is
 TSQP_SHM_MAX_MODEL_LEN; a flag wins over the environment. A flag that the mode does not take is refused, a variable
 passed over.
@@ -71,6 +73,13 @@ def build_parser() -> Parser:
             inspect_model,
             [model_argument(), inspection_flags()],
             "say what a model is, whether it is supported, and the memory that it takes in each mode; loads nothing",
+        ),
+        (
+            "replay",
+            replay_request,
+            [replay_flags()],
+            "compute a request of a session's evidence again, in the TEE process alone, and say what agrees; "
+            "exit code 4 if the answer is another one",
         ),
         ("env", print_environment, [], "print what a bug report should hold"),
         ("ps", list_sessions, [json_flag()], "list this user's sessions, live and dead"),

@@ -25,7 +25,8 @@ from tsqp_shm.inspection.findings import (
     read_network,
 )
 from tsqp_shm.inspection.memory import ModeMemory, memory_of
-from tsqp_shm.model.digest import model_digest
+from tsqp_shm.model.digest import Digests, model_digest
+from tsqp_shm.model.files import ModelFiles
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.modes import MODES
@@ -46,7 +47,8 @@ def inspect(folder: Path, config_of: ConfigOfMode, *, with_digest: bool, json_fi
     require_writable("json", json_file)
     found, memory = examine(folder, config_of)
     if with_digest:
-        found["digest"] = _digest(folder, quiet) if found["refused"] is None else None
+        digests = _digests(folder, quiet) if found["refused"] is None else None
+        found["digest"], found["linears_digest"] = digests or (None, None)
     if json_file == STDOUT:
         print(json.dumps(found))
     else:
@@ -100,13 +102,15 @@ def _plain(memory: ModeMemory) -> dict[str, Any]:
     }
 
 
-def _digest(folder: Path, quiet: bool) -> str:
+def _digests(folder: Path, quiet: bool) -> Digests:
     _, network = read_network(folder)
     _native.set_num_threads(min(MAX_THREADS, len(os.sched_getaffinity(0))))
     with Checkpoint.open(folder) as checkpoint, Progress(quiet) as progress:
-        return model_digest(
-            folder, network, checkpoint, lambda done, total: progress.show(f"digest: {done / total:.0%} of the weights")
-        )
+
+        def tell(done: int, total: int) -> None:
+            progress.show(f"digest: {done / total:.0%} of the weights")
+
+        return model_digest(ModelFiles(folder), network, checkpoint, tell)
 
 
 def print_table(found: Facts, memory: list[ModeMemory], out: TextIO) -> None:
@@ -128,6 +132,8 @@ def print_table(found: Facts, memory: list[ModeMemory], out: TextIO) -> None:
     line("supported", "yes" if not refusals else f"no: {'; '.join(refusals)}")
     if "digest" in found:
         line("digest", found["digest"] or "none, as the model is refused")
+    if found.get("linears_digest"):
+        line("its Linears", found["linears_digest"])
     for of_mode in memory:
         _print_memory(of_mode, found["modes"][of_mode.mode]["limits"], out)
 

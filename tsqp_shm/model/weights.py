@@ -63,11 +63,14 @@ class Checkpoint:
     A tensor is found under its name in the network, and also without the `model.` before it, as a base model saves it,
     or with one more.
 
+    Attributes:
+        folder: the model's.
+
     Source: transformers' `rename_source_key`.
     """
 
     def __init__(self, folder: Path, files: Sequence[TensorFile]) -> None:
-        self._folder = folder
+        self.folder = folder
         self._files = tuple(files)
         self._file_of: dict[str, TensorFile] | None = {}
         for file in files:
@@ -159,7 +162,7 @@ class Checkpoint:
     def _find(self, name: str, shape: tuple[int, ...]) -> tuple[TensorFile, str]:
         stored_name = self._stored_name(name)
         if stored_name is None:
-            raise ModelFileError(self._folder, f"no tensor named {name!r} in the checkpoint")
+            raise ModelFileError(self.folder, f"no tensor named {name!r} in the checkpoint")
         file = self._open()[stored_name]
         tensor = file.tensors[stored_name]
         if tensor.shape != shape:
@@ -175,12 +178,12 @@ class Checkpoint:
         found = [stored for stored in {name, _PREFIX + name, name.removeprefix(_PREFIX)} if stored in files]
         if len(found) > 1:
             reason = f"tensors {' and '.join(map(repr, sorted(found)))} are both there, and mean the same weight"
-            raise ModelFileError(self._folder, reason)
+            raise ModelFileError(self.folder, reason)
         return found[0] if found else None
 
     def _open(self) -> dict[str, TensorFile]:
         if self._file_of is None:
-            raise ModelFileError(self._folder, "the checkpoint is closed")
+            raise ModelFileError(self.folder, "the checkpoint is closed")
         return self._file_of
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 import sys
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ from tsqp_shm.config import DOORBELLS, MAX_WAIT_US, Limits, require_choice, requ
 from tsqp_shm.errors import ArenaError, ArenaMismatch, ConfigError, TsqpError
 from tsqp_shm.modes import MODES
 from tsqp_shm.shm import layout
+
+_DIGEST = re.compile("|sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Invitation:
         limits: from which the GPU process derives its own plan.
         geometry: of the TEE's plan, so that a mismatch can be named.
         tee_pid: for display.
+        linears_digest: of the Linears as integers ("sha256:" and 64 digits), which the GPU process compares with its
+            own; "" in a mode that does not multiply them.
     """
 
     endpoint: str
@@ -39,6 +44,7 @@ class Invitation:
     limits: Limits
     geometry: dict[str, Any]
     tee_pid: int
+    linears_digest: str = ""
 
     def __post_init__(self) -> None:
         for field, kind in (("endpoint", str), ("geometry", dict)):
@@ -50,6 +56,8 @@ class Invitation:
         require_range("spin_us", self.spin_us, 0, MAX_WAIT_US)
         require_range("yield_us", self.yield_us, 0, MAX_WAIT_US)
         require_range("tee_pid", self.tee_pid, 1, 1 << 31)
+        if not isinstance(self.linears_digest, str) or not _DIGEST.fullmatch(self.linears_digest):
+            raise ConfigError("linears_digest", self.linears_digest, "sha256: and 64 hexadecimal digits")
 
     def pack(self) -> bytes:
         """The bytes that cross."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tsqp_shm.errors import TsqpError
 from tsqp_shm.model.network import Network
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.slots import Slots
@@ -26,9 +27,14 @@ from tsqp_shm.tee.mlp import GatedMlp
 from tsqp_shm.tee.ops import Float32, Operations
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
+from tsqp_shm.tee.verification import Unverified, Verification
 
 # What is done with logits: never all of a prompt's at once, which would take T x V floats.
-TakeLogits = Callable[[int, Float32], None]
+TakeLogits = Callable[[int, Unverified[Float32]], None]
+
+
+def _nothing_to_check() -> None:
+    """What arrives is not checked."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +43,19 @@ class Ports:
 
     Attributes:
         wait: returns when the submission of that number is complete, and all before it.
-        begin: a step begins; returns when nothing of an earlier one is in flight any more.
+        begin: a step begins, whose checks are told to what is handed in; returns when nothing of an earlier one is in
+            flight any more.
+        check_arrived: the step breaks off; checks what has arrived of it, without waiting.
+        keeps_caches: whether another engine of the same session finds the keys and values of this one's.
     """
 
     embedding: EmbeddingPort
     attention: AttentionPort
     linears: LinearsPort
     wait: Callable[[int], object]
-    begin: Callable[[], None]
+    begin: Callable[[Verification], None]
+    check_arrived: Callable[[], None] = _nothing_to_check
+    keeps_caches: bool = False
 
 
 class Engine:
@@ -61,23 +72,37 @@ class Engine:
         self._rows: Float32 = np.empty((self._logits.num_rows, network.vocab_size), np.float32)
         self._residual: Float32 = np.zeros((plan.limits.max_batch_tokens, network.hidden_size), np.float32)
 
+    @property
+    def keeps_caches(self) -> bool:
+        return self._ports.keeps_caches
+
     def forward(self, chunks: Sequence[Chunk], take: TakeLogits) -> None:
         """Runs one step: every chunk's tokens enter the cache.
 
         Args:
             take: called with (first, logits [R, V] f32), the wanted rows of all chunks in their order from that one on,
-                a slot's worth at a time. The array is used again.
+                a slot's worth at a time; they can be opened when this has returned. The array is used again, but the
+                last one not before the next step.
 
         Raises:
+            IntegrityError: a product of the step is false; whatever else has ended it.
             PeerDied, PeerTimeout, ProtocolError: the session is over.
         """
         ports = self._ports
-        ports.begin()
+        verification = Verification()
+        ports.begin(verification)
         step = Step.cut(chunks, self._limits)
-        interleave([ports.embedding.begin(step)], ports.wait)
-        ports.attention.begin(step)
-        interleave([self._layers(step, block) for block in step.blocks], ports.wait)
-        interleave([self._lm_head(step, take)], ports.wait)
+        try:
+            interleave([ports.embedding.begin(step)], ports.wait)
+            ports.attention.begin(step)
+            interleave([self._layers(step, block) for block in step.blocks], ports.wait)
+            interleave([self._lm_head(step, take, verification)], ports.wait)
+        except TsqpError:
+            # A peer that has cheated may well be gone before its product is looked at, and would be let in again.
+            ports.check_arrived()
+            verification.require_no_failure()
+            raise
+        verification.end()
 
     def _layers(self, step: Step, block: Block) -> Task:
         """A block's way through all layers."""
@@ -91,7 +116,7 @@ class Engine:
             yield from self._mlp.run(layer, block)
             delta = self._hidden
 
-    def _lm_head(self, step: Step, take: TakeLogits) -> Task:
+    def _lm_head(self, step: Step, take: TakeLogits, verification: Verification) -> Task:
         """Adds the last delta, normalises the wanted rows and has their logits computed, a slot's worth at a time."""
         network = self._network
         for first in range(0, len(step.wanted), self._logits.num_rows):
@@ -102,7 +127,7 @@ class Engine:
             )
             yield from self._ports.linears.apply(network.lm_head, Block(0, 0, rows, ()), self._x, self._logits)
             self._ops.load_rows(self._logits, 0, rows, self._rows[:rows])
-            take(first, self._rows[:rows])
+            take(first, Unverified(self._rows[:rows], verification))
 
 
 # Makes the engine of one connection, and another for each GPU process that takes an earlier one's place.

@@ -24,8 +24,10 @@ from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.protocol import Opcode, unpack_identity
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.transport import Hold
-from tsqp_shm.tee.engine import Engine, MakeEngine
+from tsqp_shm.tee.connection import CLOSED
+from tsqp_shm.tee.engine import Engine
 from tsqp_shm.tee.finite import FiniteSubmissionQueue
+from tsqp_shm.tee.modes import Loaded
 from tsqp_shm.tee.progress import ProgressWriter, store_in
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
@@ -73,7 +75,7 @@ class StoppableWatch:
         """
         if self.must_stop():
             self.has_stopped = True
-            raise TsqpError("this LLM is closed")
+            raise TsqpError(CLOSED)
         self.look()
         self.peer.check()
 
@@ -117,6 +119,7 @@ class GpuConnection:
     gpu_process: GpuProcess | None
     watch: StoppableWatch
     engine: Engine
+    loaded: Loaded
     gpu_pid: int = 0
     gpu_device: str = ""
     gpu_transfer: str = ""
@@ -132,7 +135,7 @@ class GpuConnection:
         config: EngineConfig,
         limits: Limits,
         statistics: Statistics,
-        make_engine: MakeEngine,
+        loaded: Loaded,
         start_gpu: StartGpu | None,
         report: Callable[[str], None] = lambda line: None,
         recorder: Recorder | None = None,
@@ -181,6 +184,7 @@ class GpuConnection:
                 limits=limits,
                 geometry=plan.geometry.plain(),
                 tee_pid=os.getpid(),
+                linears_digest=loaded.linears_digest,
             )
             arena.publish(invitation.pack())
             watch = StoppableWatch(PeerWatch(arena, "gpu", gpu_process), must_stop, look)
@@ -189,7 +193,7 @@ class GpuConnection:
             connection = cls(
                 session, arena, slots, queue, doorbell, config.doorbell, session.endpoint, statistics,
                 ProgressWriter(partial(store_in, arena), statistics), gpu_process, watch,
-                make_engine(slots, queue, statistics),
+                loaded.make_engine(slots, queue, statistics), loaded,
             )  # fmt: skip
             stack.callback(connection._stop_gpu)
             timeout_s = config.timeout_s if ready_timeout_s is None else ready_timeout_s
@@ -262,7 +266,7 @@ class GpuConnection:
             "arena": {
                 "name": self.arena.name,
                 "bytes": plan.total_bytes,
-                "slots": len(plan.slots),
+                "slots": len(plan.shared_slots),
                 "pages": residency.pages,
                 "locked": residency.locked,
                 "locked_reason": residency.locked_reason,
@@ -274,6 +278,7 @@ class GpuConnection:
             },
             "device": self.gpu_device,
             "transfer": self.gpu_transfer,
+            **self.loaded.facts,
         }
 
     def facts(self, *, asks: bool) -> dict[str, Any]:

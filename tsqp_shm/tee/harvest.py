@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.ops import Float32
 from tsqp_shm.tee.sampler import TokenScore, draw_tokens, score_tokens
 from tsqp_shm.tee.statistics import Statistics
+from tsqp_shm.tee.verification import Unverified
 
 
 class _Row(NamedTuple):
@@ -29,13 +31,45 @@ class _Row(NamedTuple):
     token_id: int | None
 
 
+class _Asked(NamedTuple):
+    """A row of an array of logits that is to say something of a token.
+
+    Attributes:
+        top: how many of the likeliest tokens too.
+    """
+
+    completion: Completion
+    row: int
+    token_id: int
+    top: int
+
+
+class _Scored(NamedTuple):
+    """What rows say of tokens, in their order, and whose rows hold what is no number."""
+
+    scores: list[tuple[Completion, TokenScore]]
+    failed: set[Completion]
+
+
+class _Piece(NamedTuple):
+    """What is kept of some rows of a pass.
+
+    Attributes:
+        drawing: whose next tokens are drawn, one from each row of `logits`.
+    """
+
+    prompt: _Scored
+    drawing: list[Completion]
+    logits: Float32
+
+
 class Harvest:
-    """Reads the logits of a pass, a slot's worth at a time, and gives completions nothing before all are read: a fault
-    in one row is one of the whole pass.
+    """Reads the logits of a pass, a slot's worth at a time; when the pass is over, brings in what there is for
+    completions: a fault in one row is one of the whole pass.
 
     Args:
-        are_own: whether the numbers are this process's own. What is none of them is a request's affair then, and else
-            the GPU process's.
+        are_own: whether the numbers are this process's own, or checked. What is none of them is a request's affair
+            then, and else the GPU process's.
     """
 
     def __init__(self, batch: Sequence[tuple[Completion, Chunk]], statistics: Statistics, *, are_own: bool) -> None:
@@ -46,54 +80,59 @@ class Harvest:
             for completion, chunk in batch
             for position in chunk.wanted_positions
         ]
+        self._pieces: list[Unverified[_Piece]] = []
         self._drawn: dict[Completion, int] = {}
         self._scores: dict[Completion, TokenScore] = {}
         self._prompt_scores: defaultdict[Completion, list[TokenScore]] = defaultdict(list)
         self._failed: set[Completion] = set()
 
-    def take(self, first: int, logits: Float32) -> None:
-        """Raises:
-        ProtocolError: they are no numbers, and not this process's own.
+    def take(self, first: int, logits: Unverified[Float32]) -> None:
+        """Rows of the pass from that one on; nothing is drawn from them yet."""
+        self._pieces.append(logits.map(partial(self._read, first)))
+
+    def _read(self, first: int, logits: Float32) -> _Piece:
+        end = first + len(logits)
+        rows = self._rows[first:end]
+        asked = [
+            _Asked(completion, row, token_id, completion.params.prompt_logprobs)
+            for row, (completion, token_id) in enumerate(rows)
+            if token_id is not None and completion.params.prompt_logprobs is not None
+        ]
+        drawing = [index for index, row in enumerate(rows) if row.token_id is None]
+        drawn_from = _rows_of(logits, drawing)
+        if drawn_from is logits and end < len(self._rows):
+            # The array is used again for the rows that follow.
+            drawn_from = logits.copy()
+        return _Piece(_score(logits, asked), [rows[index].completion for index in drawing], drawn_from)
+
+    def bring_in(self) -> None:
+        """Opens what was read, and draws from it. To be called when the pass is over.
+
+        Raises:
+            ProtocolError: logits are no numbers, and not this process's own.
         """
         started_ns = time.perf_counter_ns()
-        rows = self._rows[first : first + len(logits)]
-        drawing = [index for index, row in enumerate(rows) if row.token_id is None]
-        if drawing:
-            completions = [rows[index].completion for index in drawing]
-            tokens = draw_tokens(_rows_of(logits, drawing), [completion.sampler for completion in completions])
-            drawn = dict(zip(completions, tokens, strict=True))
-            self._fail(completion for completion, token_id in drawn.items() if token_id == _native.NOT_FINITE)
-            self._drawn.update(drawn)
-        self._score(rows, logits)
+        for unverified in self._pieces:
+            piece = unverified.open()
+            self._fail(piece.prompt.failed)
+            for completion, score in piece.prompt.scores:
+                self._prompt_scores[completion].append(score)
+            if piece.drawing:
+                self._draw(piece.drawing, piece.logits)
         self._statistics.count("SAMPLE", started_ns)
 
-    def _score(self, rows: Sequence[_Row], logits: Float32) -> None:
-        """All that want as many of the likeliest tokens in one call."""
-        by_top: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-        for index, (completion, token_id) in enumerate(rows):
-            params = completion.params
-            top = params.logprobs if token_id is None else params.prompt_logprobs
-            scored = self._drawn[completion] if token_id is None else token_id
-            if top is not None and scored >= 0 and completion not in self._failed:
-                by_top[top].append((index, scored))
-        for top, asked in by_top.items():
-            try:
-                self._score_rows(rows, logits, top, asked)
-            except ValueError:
-                finite = [bool(np.isfinite(row).all()) for row in logits]
-                self._fail(rows[index].completion for index, _ in asked if not finite[index])
-                left = [(index, scored) for index, scored in asked if rows[index].completion not in self._failed]
-                self._score_rows(rows, logits, top, left)
-
-    def _score_rows(self, rows: Sequence[_Row], logits: Float32, top: int, asked: Sequence[tuple[int, int]]) -> None:
-        indices = [index for index, _ in asked]
-        scores = score_tokens(_rows_of(logits, indices), [token_id for _, token_id in asked], top)
-        for index, score in zip(indices, scores, strict=True):
-            completion, token_id = rows[index]
-            if token_id is None:
-                self._scores[completion] = score
-            else:
-                self._prompt_scores[completion].append(score)
+    def _draw(self, completions: Sequence[Completion], logits: Float32) -> None:
+        tokens = draw_tokens(logits, [completion.sampler for completion in completions])
+        self._drawn.update(zip(completions, tokens, strict=True))
+        self._fail(completion for completion in completions if self._drawn[completion] == _native.NOT_FINITE)
+        asked = [
+            _Asked(completion, row, token_id, completion.params.logprobs)
+            for row, (completion, token_id) in enumerate(zip(completions, tokens, strict=True))
+            if completion.params.logprobs is not None and token_id >= 0
+        ]
+        scored = _score(logits, asked)
+        self._fail(scored.failed)
+        self._scores.update(scored.scores)
 
     def _fail(self, completions: Iterable[Completion]) -> None:
         """Raises:
@@ -118,6 +157,28 @@ class Harvest:
             return False
         completion.grow(token_id, self._scores.get(completion))
         return True
+
+
+def _score(logits: Float32, asked: Sequence[_Asked]) -> _Scored:
+    """All that want as many of the likeliest in one call."""
+    by_top: defaultdict[int, list[_Asked]] = defaultdict(list)
+    for each in asked:
+        by_top[each.top].append(each)
+    scores: list[tuple[Completion, TokenScore]] = []
+    failed: set[Completion] = set()
+    for top, of_top in by_top.items():
+        try:
+            scores += _score_rows(logits, of_top, top)
+        except ValueError:
+            finite = [bool(np.isfinite(row).all()) for row in logits]
+            failed |= {each.completion for each in of_top if not finite[each.row]}
+            scores += _score_rows(logits, [each for each in of_top if each.completion not in failed], top)
+    return _Scored(scores, failed)
+
+
+def _score_rows(logits: Float32, asked: Sequence[_Asked], top: int) -> list[tuple[Completion, TokenScore]]:
+    found = score_tokens(_rows_of(logits, [each.row for each in asked]), [each.token_id for each in asked], top)
+    return [(each.completion, score) for each, score in zip(asked, found, strict=True)]
 
 
 def _rows_of(logits: Float32, indices: Sequence[int]) -> Float32:

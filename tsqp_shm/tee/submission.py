@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
 from tsqp_shm import _native
-from tsqp_shm.errors import PeerDied, PeerTimeout, ProtocolError
+from tsqp_shm.errors import PeerDied, PeerTimeout, ProtocolError, TsqpError
 from tsqp_shm.shm.doorbell import Doorbell, Watch
 from tsqp_shm.shm.liveness import LOOK_INTERVAL_S
 from tsqp_shm.shm.plan import Operation, Slot
@@ -161,6 +162,21 @@ class SubmissionQueue:
     def drain(self) -> None:
         """Waits for whatever is in flight."""
         self.wait(self._submissions.submitted)
+
+    def take_arrived(self) -> int:
+        """Completes what is there already, without waiting, for who breaks off a step.
+
+        Returns:
+            The newest sequence number that is complete.
+        """
+        # Whatever else comes instead of a completion: the step has ended for another reason.
+        with suppress(_native.UnexpectedCompletion, TsqpError):
+            while self._submissions.completed < self._submissions.submitted:
+                record = self._doorbell.take()
+                if record is None:
+                    break
+                self._submissions.complete(record)
+        return self._submissions.completed
 
     def call(self, opcode: Opcode, timeout_s: float | None = None) -> Outcome:
         """Submits an operation without slots and waits for it and for all before it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tsqp_shm import _native
@@ -18,21 +20,17 @@ class PrivateAttention:
     """qkv by the Linears' port, rope, the kernel, o by the port.
 
     Args:
-        element: of the caches.
+        caches: of each layer, at its index.
     """
 
     def __init__(
-        self, network: Network, plan: Plan, linears: LinearsPort, ops: Operations, element: str = "bfloat16"
+        self, plan: Plan, linears: LinearsPort, ops: Operations, caches: Sequence[_native.KeyValueCache]
     ) -> None:
         self._linears = linears
         self._ops = ops
+        self._caches = caches
         self._x, self._qkv = plan.slot("x"), plan.slot("qkv")
         self._heads, self._hidden = plan.slot("heads"), plan.slot("hidden")
-        blocks = _identity_blocks(plan)
-        self._caches = [
-            _native.KeyValueCache(layer.attention.num_kv_heads, layer.attention.head_dim, blocks, element)
-            for layer in network.layers
-        ]
         # Of each block of the step.
         self._segments: list[Int32] = []
 
@@ -48,6 +46,15 @@ class PrivateAttention:
         self._ops.rope(layer, self._qkv, block.first_row, block.rows, step.positions_of(block))
         self._ops.attend(layer, self._caches[layer.index], self._qkv, self._heads, self._segments[block.number], block)
         yield from self._linears.apply(of.o, block, self._heads, self._hidden)
+
+
+def private_caches(network: Network, plan: Plan, element: str = "bfloat16") -> list[_native.KeyValueCache]:
+    """Of each layer, for all sequences of a session; their memory is taken as it is first used."""
+    blocks = _identity_blocks(plan)
+    return [
+        _native.KeyValueCache(layer.attention.num_kv_heads, layer.attention.head_dim, blocks, element)
+        for layer in network.layers
+    ]
 
 
 def _identity_blocks(plan: Plan) -> Int32:

@@ -1,0 +1,103 @@
+"""Linears of the GPU process as integers of a field, each product checked: it multiplies, and decides nothing."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tsqp_shm import _native
+from tsqp_shm.model.network import Linear
+from tsqp_shm.shm.plan import Plan, Slot
+from tsqp_shm.shm.protocol import Opcode
+from tsqp_shm.shm.tiling import Block
+from tsqp_shm.tee.interleave import Task
+from tsqp_shm.tee.ops import Operations
+from tsqp_shm.tee.submission import SubmissionQueue
+from tsqp_shm.tee.transcript import Transcript
+from tsqp_shm.tee.verification import Verification
+
+
+class _Product(NamedTuple):
+    """One that was submitted and is not checked yet.
+
+    Attributes:
+        sent: what was submitted, where a transcript wants it.
+    """
+
+    sequence: int
+    linear: Linear
+    y: Slot
+    out: Slot
+    first_row: int
+    rows: int
+    sent: npt.NDArray[np.uint32] | None
+
+
+class FieldLinears:
+    """A block's rows as integers m into the arena; what comes of them, y, is checked as it is read.
+
+    Args:
+        checks: of each Linear, at its index.
+        transcript: takes every product; None: nobody asks for them.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        checks: Sequence[_native.FieldCheck],
+        queue: SubmissionQueue,
+        ops: Operations,
+        transcript: Transcript | None = None,
+    ) -> None:
+        self._checks = checks
+        self._queue = queue
+        self._ops = ops
+        self._transcript = transcript
+        self._operations = plan.linear_operations
+        self._slots = [
+            (plan.slot(linear.slots[0]), plan.slot(linear.slots[1])) for linear in plan.linears if linear.slots
+        ]
+        # In the order of their numbers, which is that of their completions.
+        self._unchecked: deque[_Product] = deque()
+        self._verification = Verification()
+
+    def begin(self, verification: Verification) -> None:
+        """A pass begins, to which the checks belong from here on; nothing of an earlier one is in flight any more."""
+        self._queue.begin_step()
+        self._unchecked.clear()
+        self._verification = verification
+
+    def apply(self, linear: Linear, block: Block, x: Slot, out: Slot) -> Task:
+        first, rows = block.first_row, block.rows
+        m, y = self._slots[linear.index]
+        sent = None if self._transcript is None else np.empty((rows, linear.inputs), np.uint32)
+        self._ops.quantise(self._checks[linear.index], x, m, first, rows, sent)
+        sequence = self._queue.submit(
+            Opcode.LINEAR, target=linear.index, in_slot=m, out_slot=y, first_row=first, rows=rows
+        )
+        self._verification.expect()
+        self._unchecked.append(_Product(sequence, linear, y, out, first, rows, sent))
+        yield sequence
+        self._check(sequence)
+
+    def check_arrived(self) -> None:
+        """Checks what has arrived of a pass that breaks off."""
+        self._check(self._queue.take_arrived())
+
+    def _check(self, sequence: int) -> None:
+        """All that is complete up to that number."""
+        while self._unchecked and self._unchecked[0].sequence <= sequence:
+            product = self._unchecked.popleft()
+            check = self._checks[product.linear.index]
+            rows = product.first_row, product.rows
+            if self._transcript is None or product.sent is None:
+                held = self._ops.check(check, product.y, product.out, *rows)
+            else:
+                received = np.empty((product.rows, product.linear.outputs), np.uint32)
+                held = self._ops.check(check, product.y, product.out, *rows, received)
+                self._transcript.add(product.linear, product.first_row, product.sent, received)
+            self._verification.add(self._operations[product.linear.index], held=held)

@@ -1,0 +1,133 @@
+"""Mode `verified`: the GPU process multiplies integers, and every product is checked; it hides nothing."""
+
+from __future__ import annotations
+
+import secrets
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tsqp_shm import _native
+from tsqp_shm.errors import ModelFileError
+from tsqp_shm.model.digest import LinearsDigest, ModelDigest
+from tsqp_shm.model.field_weights import load_field_linear, require_finite
+from tsqp_shm.model.network import Network
+from tsqp_shm.model.weights import Checkpoint
+from tsqp_shm.modes import MODES
+from tsqp_shm.shm.slots import Slots
+from tsqp_shm.tee.attention.private import PrivateAttention, private_caches
+from tsqp_shm.tee.embedding import PrivateEmbedding
+from tsqp_shm.tee.engine import Engine, Ports
+from tsqp_shm.tee.linears.field import FieldLinears
+from tsqp_shm.tee.norms import NormWeights
+from tsqp_shm.tee.ops import Operations
+from tsqp_shm.tee.statistics import Statistics
+from tsqp_shm.tee.submission import SubmissionQueue
+from tsqp_shm.tee.transcript import Transcript
+
+# Of each Linear. A false product passes with one over the field's size to this power.
+NUM_VECTORS = MODES["verified"].num_vectors
+FIELD = 2**31 - 1
+
+
+class Verified:
+    """What the TEE process keeps for a session: norms, embedding, what checks products, keys and values; no Linear's
+    weights.
+
+    Attributes:
+        linears_digest: of the Linears as integers, which both sides compute.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        checkpoint: Checkpoint,
+        digest: ModelDigest | None = None,
+        transcript: Transcript | None = None,
+    ) -> None:
+        """Args:
+        digest: takes all that is loaded; None: nobody asks for it.
+        transcript: takes every product; None: nobody asks for them.
+
+        Raises:
+        ModelFileError: a tensor is missing or has another shape.
+        UnsupportedModel: a Linear has more inputs than a product can sum, or a weight is no finite number.
+        """
+        self._network = network
+        self._folder = checkpoint.folder
+        self._transcript = transcript
+        embedding = network.embedding
+        self._norms = NormWeights.load(network, checkpoint)
+        self._embedding = require_finite(checkpoint.tensor(embedding.weight, (embedding.rows, embedding.size)))
+        if digest is not None:
+            digest.add_embedding(self._embedding)
+            self._norms.add_to(digest, network)
+        self._drawn: _Drawn | None = _draw(network, checkpoint, LinearsDigest() if digest is None else digest.linears)
+        self.linears_digest = self._drawn.linears_digest
+        self._check_bytes = sum(check.num_bytes for check in self._drawn.checks)
+        # Of all connections of the session: another GPU process finds them as they are.
+        self._caches: list[_native.KeyValueCache] = []
+
+    def describe(self) -> dict[str, int]:
+        """What checks products: how many vectors each Linear has, and the memory of all that is kept of Linears."""
+        return {"vectors": NUM_VECTORS, "bytes": self._check_bytes}
+
+    def make_engine(self, slots: Slots, queue: SubmissionQueue, statistics: Statistics) -> Engine:
+        """An engine whose Linears lead to the GPU process at the other end of `queue`.
+
+        Raises:
+            ModelFileError: the model's files have changed since the session began.
+        """
+        network, plan = self._network, slots.plan
+        self._caches = self._caches or private_caches(network, plan)
+        ops = Operations(network, self._norms, slots, statistics)
+        linears = FieldLinears(plan, self._take_checks(), queue, ops, self._transcript)
+        ports = Ports(
+            embedding=PrivateEmbedding(self._embedding, ops),
+            attention=PrivateAttention(plan, linears, ops, self._caches),
+            linears=linears,
+            wait=queue.wait,
+            begin=linears.begin,
+            check_arrived=linears.check_arrived,
+            keeps_caches=True,
+        )
+        return Engine(network, plan, ops, ports)
+
+    def _take_checks(self) -> tuple[_native.FieldCheck, ...]:
+        """Each GPU process is checked by vectors of its own, and another by others: the weights are read again."""
+        drawn, self._drawn = self._drawn, None
+        if drawn is None:
+            with Checkpoint.open(self._folder) as checkpoint:
+                drawn = _draw(self._network, checkpoint, LinearsDigest())
+            if drawn.linears_digest != self.linears_digest:
+                raise ModelFileError(self._folder, "its weights have changed since the session began")
+        return drawn.checks
+
+
+class _Drawn(NamedTuple):
+    checks: tuple[_native.FieldCheck, ...]
+    linears_digest: str
+
+
+def _draw(network: Network, checkpoint: Checkpoint, digest: LinearsDigest) -> _Drawn:
+    """Vectors for each Linear and what they give with its weights, of which one Linear's at a time lie here."""
+    checks = []
+    for linear in network.linears:
+        loaded = load_field_linear(checkpoint, linear)
+        digest.add(linear, loaded)
+        checks.append(_native.FieldCheck(loaded, _secret_vectors(linear.outputs)))
+    return _Drawn(tuple(checks), digest.value)
+
+
+def _secret_vectors(size: int) -> npt.NDArray[np.uint32]:
+    """Uniform elements of the field, by the system's generator. Shapes: [vectors, size] u32."""
+    vectors = _secret_words(NUM_VECTORS * size)
+    # Of 31 bits, one word in two thousand million is none of the field's, and is drawn again.
+    while (strangers := np.flatnonzero(vectors >= FIELD)).size:
+        vectors[strangers] = _secret_words(strangers.size)
+    return vectors.reshape(NUM_VECTORS, size)
+
+
+def _secret_words(count: int) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(secrets.token_bytes(4 * count), np.uint32) & np.uint32(FIELD)
