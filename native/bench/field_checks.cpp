@@ -34,7 +34,7 @@ const CheckKernels& check_kernels() { return *supported_check_kernels().back(); 
 class Random {
   public:
     std::uint32_t word() {
-        return static_cast<std::uint32_t>((state_ = state_ * kFactor + 1) >> 33) % kModulus;
+        return static_cast<std::uint32_t>((state_ = state_ * kFactor + 1) >> 33) % kPrime;
     }
     float number() { return static_cast<float>(word()) * 0x1p-30f - 1.0f; }
 

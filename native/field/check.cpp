@@ -77,7 +77,7 @@ FieldCheck::FieldCheck(const CheckKernels& kernels, const FieldWeights& weights,
         for (std::size_t i = 0; i < outputs_; ++i) {
             const std::uint32_t word = vectors[v * outputs_ + i];
             // The word is a secret: not in the message.
-            if (word >= kModulus)
+            if (word >= kPrime)
                 throw std::invalid_argument("vectors[" + std::to_string(v) + ", " + std::to_string(i) +
                                             "]: expected less than 2^31 - 1");
             vectors_[v * padded_outputs_ + i] = centred(word);
@@ -214,7 +214,7 @@ bool FieldCheck::finish(const CheckKernels& kernels, const std::uint32_t* y, std
                                .out = out + first * outputs_,
                                .copy = copy == nullptr ? nullptr : copy + first * outputs_},
                               from, std::min(outputs_, from + piece_words), wide + unit * of_unit);
-                          if (largest >= kModulus) are_words.store(false, std::memory_order_relaxed);
+                          if (largest >= kPrime) are_words.store(false, std::memory_order_relaxed);
                       }
                   });
     bool holds = are_words.load(std::memory_order_relaxed);
