@@ -1,7 +1,6 @@
 #include "field/check.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -36,8 +35,9 @@ void ask_for(const T* data, std::size_t size) {
 
 // What a calling thread keeps for its next check.
 struct Scratch {
-    Pages<std::int32_t> integers;    // [threads, kCheckRows, padded inputs]
-    std::vector<std::int64_t> sums;  // [units, kCheckRows, vectors]
+    Pages<std::int32_t> integers;        // [threads, kCheckRows, padded inputs]
+    std::vector<std::int64_t> sums;      // [units, kCheckRows, vectors]
+    std::vector<std::uint32_t> largest;  // [units]
 };
 thread_local Scratch scratch;
 
@@ -199,13 +199,14 @@ bool FieldCheck::finish(const CheckKernels& kernels, const std::uint32_t* y, std
     const std::size_t units = groups * pieces, of_unit = kCheckRows * num_vectors_;
     scratch.sums.assign(units * of_unit, 0);
     std::int64_t* const wide = scratch.sums.data();
-    std::atomic<bool> are_words{true};
+    scratch.largest.assign(units, 0);
+    std::uint32_t* const largest = scratch.largest.data();
     parallel_rows(units, kTaskWords / (kCheckRows * piece_words) + 1, num_threads,
                   [&](std::size_t, std::size_t begin, std::size_t end) {
                       for (std::size_t unit = begin; unit < end; ++unit) {
                           const std::size_t first = unit / pieces * kCheckRows,
                                             from = unit % pieces * piece_words;
-                          const std::uint32_t largest = finish_words(
+                          largest[unit] = finish_words(
                               kernels,
                               {.count = std::min(kCheckRows, rows - first),
                                .are_few = rows <= kCheckRows,
@@ -214,10 +215,9 @@ bool FieldCheck::finish(const CheckKernels& kernels, const std::uint32_t* y, std
                                .out = out + first * outputs_,
                                .copy = copy == nullptr ? nullptr : copy + first * outputs_},
                               from, std::min(outputs_, from + piece_words), wide + unit * of_unit);
-                          if (largest >= kPrime) are_words.store(false, std::memory_order_relaxed);
                       }
                   });
-    bool holds = are_words.load(std::memory_order_relaxed);
+    bool holds = units == 0 || *std::max_element(largest, largest + units) < kPrime;
     for (std::size_t i = 0; i < rows * num_vectors_; ++i) {
         const std::size_t group = i / of_unit;
         std::int64_t sum = 0;
