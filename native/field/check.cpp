@@ -115,7 +115,10 @@ void FieldCheck::begin(const FieldKernels& field, const CheckKernels& kernels, c
             scales[first + row] = quantise_row(field, x + at, inputs_, squares_limit_, to).scale;
             std::fill(to + inputs_, to + padded_inputs_, 0);
             kernels.write_residues(to, inputs_, m + at);
-            if (copy != nullptr) kernels.write_residues(to, inputs_, copy + at);
+            if (copy != nullptr)
+                std::transform(to, to + inputs_, copy + at, [](std::int32_t integer) {
+                    return static_cast<std::uint32_t>(integer) + (integer < 0 ? kPrime : 0);
+                });
         }
         std::int64_t wide[kCheckRows * kMaxVectors] = {};
         kernels.dots({.rows = integers,
@@ -158,9 +161,9 @@ std::uint32_t FieldCheck::finish_words(const CheckKernels& kernels, const Rows& 
             const std::size_t at = row * outputs_ + first;
             const std::uint32_t* from = rows.y + at;
             if (rows.copy != nullptr || reinterpret_cast<std::uintptr_t>(from) % kWordBytes != 0) {
-                std::uint32_t* const to = rows.copy != nullptr ? rows.copy + at : words;
-                read_row(to, from, size);
-                from = to;
+                read_row(words, from, size);
+                from = words;
+                if (rows.copy != nullptr) std::copy_n(words, size, rows.copy + at);
             }
             largest =
                 std::max(largest, kernels.take({.words = from,
