@@ -20,7 +20,7 @@ from local_session import LocalGpus, with_device
 from models import RandomModel, model_folder, random_token_ids
 from safetensors.torch import load_file, save_file
 
-from tsqp_shm import SamplingParams
+from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.errors import IntegrityError
 from tsqp_shm.gpu.device import Device
 from tsqp_shm.gpu.field_products import NativeFieldProducts
@@ -80,6 +80,25 @@ def test_a_recorded_session_agrees(session):
     num_products = sum(part["products_checked"] for each in requests for part in each["completions"])
     # And the 20 rows of logits that were no request's.
     assert done.stdout == f"all agrees: {num_products + 20 * 9:,} rows of products\n"
+
+
+def test_a_session_whose_gpu_process_died_agrees(tmp_path, fast):
+    """What was multiplied of the pass that broke off is there, and the pass has no end."""
+    model, files, deaths = model_folder(MODELS[0]), files_in(tmp_path), [30]
+
+    def start_gpu(session):
+        fast.start_gpu(model, session, dies_at=deaths.pop() if deaths else 0)
+
+    with LLM(
+        model, mode="verified", start_gpu=start_gpu, restart_gpu=1, timeout_s=30.0, max_model_len=32, **files
+    ) as llm:
+        llm.generate([[1, 2, 3]], SamplingParams(max_tokens=6, temperature=1.0))
+        assert llm.statistics.gpu_restarts == 1
+    session = Session(model, **files)
+    assert problems_of(session) == []
+    evidence = json.loads(session.evidence.read_text())
+    (part,) = evidence["requests"][0]["completions"]
+    assert (part["passes"], part["rows"], evidence["session"]["failures"]) == (6, 8, [])
 
 
 def test_the_checker_knows_nothing_of_the_package():
