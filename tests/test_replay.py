@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -185,6 +186,20 @@ def test_what_is_no_evidence_is_one_line(launched, tmp_path, content):
     file.write_text(content)
     with pytest.raises(EvidenceError, match="not "):
         read_request(file, nonces_path(launched), None)
+
+
+@pytest.mark.parametrize("field", ["prompt", "params", "completions", "answer", "answer_tokens", "max_tokens", "error"])
+@pytest.mark.parametrize("value", [None, [], "x", -1, {"a": 1}])
+def test_a_record_with_another_thing_in_a_field_is_one_error_or_another_request(launched, tmp_path, field, value):
+    content = json.loads(launched.read_text())
+    record = content["requests"][0]
+    (record if field in record else record["completions"][0])[field] = value
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(content))
+    with contextlib.suppress(EvidenceError):
+        request = read_request(file, nonces_path(launched), None)
+        assert field in ("prompt", "answer", "error", "completions")
+        assert request.answers == [] or field != "completions"
 
 
 def test_the_exit_code_tells_another_answer_from_another_request():
