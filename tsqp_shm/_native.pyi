@@ -241,6 +241,48 @@ class FieldLinear:
     def num_bytes(self) -> int: ...
     def apply(self, slots: SlotTable, in_slot: int, out_slot: int, first_row: int, rows: int) -> None: ...
 
+class FieldCheck:
+    """The check of one Linear that another process multiplies, in the field of p = 2^31 - 1 (native/field/check.h).
+
+    Rows are begun and finished by their number, each once; several blocks of them may be between the two.
+
+    Shapes:   vectors [V, outputs], words in [0, p), V 1 to 16.
+    Raises:
+        ValueError: a word of `vectors` is not in the field; a row is begun that was not finished, or finished that was
+            not begun; x or out are not private memory.
+    """
+
+    def __init__(self, linear: FieldLinear, vectors: npt.NDArray[np.uint32]) -> None: ...
+    @property
+    def num_bytes(self) -> int: ...
+    def begin(
+        self,
+        slots: SlotTable,
+        x_slot: int,
+        m_slot: int,
+        first_row: int,
+        rows: int,
+        copy: npt.NDArray[np.uint32] | None = None,
+    ) -> None:
+        """Writes m = xq mod p of rows x, to `copy` too.
+
+        Shapes:   x [rows, inputs] f32, private; m [rows, inputs] u32, written by whole words.
+        """
+    def finish(
+        self,
+        slots: SlotTable,
+        y_slot: int,
+        out_slot: int,
+        first_row: int,
+        rows: int,
+        copy: npt.NDArray[np.uint32] | None = None,
+    ) -> bool:
+        """Whether y is m W mod p, as far as the vectors tell. `copy` gets y too.
+
+        Shapes:   y [rows, outputs] u32, each word read once; out [rows, outputs] f32, private.
+        Numerics: out has the bits of FieldLinear.apply; where the check fails it is unspecified.
+        """
+
 def quantise_rows(
     x: npt.NDArray[np.float32], linear: FieldLinear
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int32]]: ...

@@ -28,6 +28,7 @@ class HeldSlots {
         try {
             table_.emplace();
             if (arena) add(arena_, *arena, kSlotsOffset, shared);
+            num_shared_ = num_rows_.size();
             if (own) add(own_, *own, 0, own_entries);
         } catch (...) {
             let_go();
@@ -62,6 +63,9 @@ class HeldSlots {
                                   std::to_string(row_elements));
         return found;
     }
+
+    // Whether a slot lies in memory of this process's own.
+    bool is_own(std::size_t slot) const { return slot >= num_shared_; }
 
     // Raises ArenaLost if the arena under the slots is gone.
     void require_intact() const {
@@ -109,6 +113,7 @@ class HeldSlots {
 
     Py_buffer arena_{}, own_{};
     std::vector<std::size_t> num_rows_;
+    std::size_t num_shared_ = 0;
     std::optional<SlotTable> table_;
     std::size_t running_ = 0;
 };

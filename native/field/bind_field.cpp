@@ -8,6 +8,7 @@
 #include "bindings.h"
 #include "border/held_slots.h"
 #include "cpu/thread_pool.h"
+#include "field/held_check.h"
 #include "field/linear.h"
 #include "field/quantise.h"
 #include "kernels/array_arguments.h"
@@ -59,6 +60,11 @@ class HeldLinear {
     }
 
     std::size_t num_bytes() const { return weights_.num_bytes(); }
+
+    std::unique_ptr<HeldCheck> check(const py::array& vectors) {
+        const Reading reading(*this);
+        return std::make_unique<HeldCheck>(weights_, vectors);
+    }
 
     void apply(HeldSlots& slots, Index in_slot, Index out_slot, Index first_row, Index rows) {
         const std::size_t from = not_negative("in_slot", in_slot), to = not_negative("out_slot", out_slot);
@@ -160,6 +166,14 @@ void bind_field(py::module_& module) {
         .def("quantised", &HeldLinear::quantised, "first_output"_a, "rows"_a)
         .def_property_readonly("num_bytes", &HeldLinear::num_bytes)
         .def("apply", &HeldLinear::apply, "slots"_a, "in_slot"_a, "out_slot"_a, "first_row"_a, "rows"_a);
+    py::class_<HeldCheck>(module, "FieldCheck")
+        .def(py::init([](HeldLinear& linear, const py::array& vectors) { return linear.check(vectors); }),
+             "linear"_a, "vectors"_a)
+        .def_property_readonly("num_bytes", &HeldCheck::num_bytes)
+        .def("begin", &HeldCheck::begin, "slots"_a, "x_slot"_a, "m_slot"_a, "first_row"_a, "rows"_a,
+             "copy"_a = py::none())
+        .def("finish", &HeldCheck::finish, "slots"_a, "y_slot"_a, "out_slot"_a, "first_row"_a, "rows"_a,
+             "copy"_a = py::none());
     module.def(
         "quantise_rows", [](const py::array& x, HeldLinear& linear) { return linear.quantise(x); }, "x"_a,
         "linear"_a);

@@ -30,7 +30,8 @@ T* data_of(const py::array& array, const char* name, std::initializer_list<Index
     };
     if (array.dtype().num() != py::dtype::num_of<std::remove_const_t<T>>() ||
         array.dtype().byteorder() == '>')
-        throw py::type_error(fail(std::is_same_v<std::remove_const_t<T>, float> ? "float32" : "int32"));
+        throw py::type_error(
+            fail(py::str(py::dtype::of<std::remove_const_t<T>>()).cast<std::string>().c_str()));
     constexpr int kDense =
         py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
     if ((array.flags() & kDense) != kDense) throw py::value_error(fail("a dense, aligned array"));

@@ -1,0 +1,106 @@
+// What a check keeps of rows between their begin and their finish. Private memory, under Python's lock.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace tsqp {
+
+class BegunRows {
+    enum class State : std::uint8_t { none, taken, begun };
+
+  public:
+    explicit BegunRows(std::size_t num_vectors) : num_vectors_(num_vectors) {}
+
+    // Rows that a call works on, which no other may take meanwhile. Where it ends without `done`, they are as
+    // they were.
+    class Claim {
+      public:
+        ~Claim() {
+            for (std::size_t row = first_; row < first_ + count_; ++row) rows_.states_[row] = after_;
+        }
+        Claim(const Claim&) = delete;
+        Claim& operator=(const Claim&) = delete;
+
+        std::vector<float> scales;        // [rows]
+        std::vector<std::uint32_t> sums;  // [rows, num_vectors]
+
+      protected:
+        Claim(BegunRows& rows, std::size_t first, std::size_t count, State before)
+            : scales(count),
+              sums(count * rows.num_vectors_),
+              rows_(rows),
+              first_(first),
+              count_(count),
+              after_(before) {
+            if (count > 0 && rows.states_.size() < first + count) rows.grow(first + count);
+            for (std::size_t row = first; row < first + count; ++row)
+                if (rows.states_[row] != before)
+                    throw std::invalid_argument("row " + std::to_string(row) + " of the check " +
+                                                describe(rows.states_[row]));
+            std::fill_n(rows.states_.begin() + static_cast<std::ptrdiff_t>(first), count, State::taken);
+        }
+
+        BegunRows& rows_;
+        std::size_t first_, count_;
+        State after_;
+
+      private:
+        static const char* describe(State state) {
+            return state == State::none    ? "was not begun"
+                   : state == State::begun ? "was begun and is not finished"
+                                           : "is in use";
+        }
+    };
+
+    class Beginning : public Claim {
+      public:
+        Beginning(BegunRows& rows, std::size_t first, std::size_t count)
+            : Claim(rows, first, count, State::none) {}
+        void done() {
+            rows_.keep(first_, *this);
+            after_ = State::begun;
+        }
+    };
+
+    class Finishing : public Claim {
+      public:
+        Finishing(BegunRows& rows, std::size_t first, std::size_t count)
+            : Claim(rows, first, count, State::begun) {
+            rows_.copy(first_, *this);
+        }
+        void done() { after_ = State::none; }
+    };
+
+    std::size_t num_bytes() const {
+        return states_.size() * (sizeof(State) + sizeof(float) + num_vectors_ * sizeof(std::uint32_t));
+    }
+
+  private:
+    void grow(std::size_t rows) {
+        scales_.resize(rows);
+        sums_.resize(rows * num_vectors_);
+        states_.resize(rows, State::none);
+    }
+    auto scales_of(std::size_t row) { return scales_.begin() + static_cast<std::ptrdiff_t>(row); }
+    auto sums_of(std::size_t row) { return sums_.begin() + static_cast<std::ptrdiff_t>(row * num_vectors_); }
+    void keep(std::size_t first, const Claim& claim) {
+        std::copy(claim.scales.begin(), claim.scales.end(), scales_of(first));
+        std::copy(claim.sums.begin(), claim.sums.end(), sums_of(first));
+    }
+    void copy(std::size_t first, Claim& claim) {
+        std::copy_n(scales_of(first), claim.scales.size(), claim.scales.begin());
+        std::copy_n(sums_of(first), claim.sums.size(), claim.sums.begin());
+    }
+
+    std::size_t num_vectors_;
+    std::vector<State> states_;
+    std::vector<float> scales_;
+    std::vector<std::uint32_t> sums_;  // [rows, num_vectors]
+};
+
+}  // namespace tsqp

@@ -1,0 +1,197 @@
+#include "field/check.h"
+
+#include <algorithm>
+#include <atomic>
+#include <stdexcept>
+#include <string>
+
+#include "border/words.h"
+#include "cpu/pages.h"
+#include "cpu/thread_pool.h"
+#include "field/check_vectors.h"
+#include "field/quantise.h"
+
+namespace tsqp {
+namespace {
+
+// A run of a row's words that stays in the first-level cache between `take` and `dots`, with three others.
+constexpr std::size_t kRunWords = 512;
+// What is worth another thread.
+constexpr std::size_t kTaskWords = 8192;
+
+constexpr std::size_t ceil_div(std::size_t size, std::size_t block) { return (size + block - 1) / block; }
+
+bool is_ordinary(float scale) { return scale >= 0x1p-60f && scale <= 0x1p60f; }
+
+// What a calling thread keeps for its next check.
+struct Scratch {
+    Pages<std::int32_t> integers;    // [threads, kCheckRows, padded inputs]
+    std::vector<std::int64_t> sums;  // [units, kCheckRows, vectors]
+};
+thread_local Scratch scratch;
+
+// A row that begins inside a word, after one of an odd width, begins with that word's upper half.
+void read_row(std::uint32_t* to, const std::uint32_t* from, std::size_t size) {
+    if (reinterpret_cast<std::uintptr_t>(from) % kWordBytes != 0 && size > 0) {
+        // UNTRUSTED: of the word only this half is used, and of the words behind it what belongs to the row.
+        std::uint32_t word[2];
+        read_words(word, from - 1, sizeof word);
+        *to++ = word[1];
+        ++from, --size;
+    }
+    // UNTRUSTED: the only read; what follows works on the private copy.
+    read_words(to, from, size * sizeof *to);
+}
+
+}  // namespace
+
+FieldCheck::FieldCheck(const CheckKernels& kernels, const FieldWeights& weights, const std::uint32_t* vectors,
+                       std::size_t num_vectors)
+    : inputs_(weights.inputs()),
+      outputs_(weights.outputs()),
+      num_vectors_(num_vectors),
+      padded_inputs_(weights.depth()),
+      padded_outputs_(weights.num_panels() * kPanelOutputs),
+      squares_limit_(squares_limit(weights.squares())),
+      scales_(weights.scales(), weights.scales() + padded_outputs_),
+      vectors_(num_vectors * padded_outputs_),
+      products_(num_vectors * padded_inputs_) {
+    if (num_vectors == 0 || num_vectors > kMaxVectors)
+        throw std::invalid_argument("vectors: got " + std::to_string(num_vectors) + ", expected 1 to " +
+                                    std::to_string(kMaxVectors));
+    for (const float scale : scales_) are_ordinary_ = are_ordinary_ && is_ordinary(scale);
+    if (weights.bias() != nullptr) bias_.assign(weights.bias(), weights.bias() + padded_outputs_);
+    for (std::size_t v = 0; v < num_vectors; ++v)
+        for (std::size_t i = 0; i < outputs_; ++i) {
+            const std::uint32_t word = vectors[v * outputs_ + i];
+            // The word is a secret: not in the message.
+            if (word >= kModulus)
+                throw std::invalid_argument("vectors[" + std::to_string(v) + ", " + std::to_string(i) +
+                                            "]: expected less than 2^31 - 1");
+            vectors_[v * padded_outputs_ + i] = centred(word);
+        }
+    multiply_vectors(kernels, weights, vectors_.data(), num_vectors, products_.data());
+}
+
+std::size_t FieldCheck::num_bytes() const {
+    return (scales_.size() + bias_.size()) * sizeof(float) +
+           (vectors_.size() + products_.size()) * sizeof(std::int32_t);
+}
+
+void FieldCheck::begin(const FieldKernels& field, const CheckKernels& kernels, const float* x,
+                       std::size_t rows, std::uint32_t* m, float* scales, std::uint32_t* sums,
+                       std::uint32_t* copy) const {
+    const std::size_t num_threads = get_num_threads(), group = kCheckRows * padded_inputs_;
+    if (scratch.integers.size() < num_threads * group)
+        scratch.integers = Pages<std::int32_t>(num_threads * group, true);
+    std::int32_t* const all_integers = scratch.integers.data();
+    const auto begin_group = [&](std::int32_t* integers, std::size_t first) {
+        const std::size_t count = std::min(kCheckRows, rows - first);
+        for (std::size_t row = 0; row < count; ++row) {
+            std::int32_t* const to = integers + row * padded_inputs_;
+            const std::size_t at = (first + row) * inputs_;
+            scales[first + row] = quantise_row(field, x + at, inputs_, squares_limit_, to).scale;
+            std::fill(to + inputs_, to + padded_inputs_, 0);
+            kernels.write_residues(to, inputs_, m + at);
+            if (copy != nullptr) kernels.write_residues(to, inputs_, copy + at);
+        }
+        std::int64_t wide[kCheckRows * kMaxVectors] = {};
+        kernels.dots({.rows = integers,
+                      .row_stride = padded_inputs_,
+                      .num_rows = count,
+                      .vectors = products_.data(),
+                      .vector_stride = padded_inputs_,
+                      .num_vectors = num_vectors_,
+                      .size = padded_inputs_,
+                      .sums = wide});
+        for (std::size_t i = 0; i < count * num_vectors_; ++i)
+            sums[first * num_vectors_ + i] = residue(wide[i]);
+    };
+    parallel_rows(ceil_div(rows, kCheckRows), kTaskWords / (kCheckRows * inputs_) + 1, num_threads,
+                  [&](std::size_t worker, std::size_t begin, std::size_t end) {
+                      for (std::size_t index = begin; index < end; ++index)
+                          begin_group(all_integers + worker * group, index * kCheckRows);
+                  });
+}
+
+// Some rows' words [begin, end). Returns the largest.
+std::uint32_t FieldCheck::finish_words(const CheckKernels& kernels, const Rows& rows, std::size_t begin,
+                                       std::size_t end, std::int64_t* sums) const {
+    alignas(64) std::int32_t integers[kCheckRows * kRunWords];
+    alignas(64) std::uint32_t words[kRunWords];
+    std::uint32_t largest = 0;
+    for (std::size_t first = begin; first < end; first += kRunWords) {
+        const std::size_t size = std::min(kRunWords, end - first);
+        for (std::size_t row = 0; row < rows.count; ++row) {
+            const std::size_t at = row * outputs_ + first;
+            const std::uint32_t* from = rows.y + at;
+            if (rows.copy != nullptr || reinterpret_cast<std::uintptr_t>(from) % kWordBytes != 0) {
+                std::uint32_t* const to = rows.copy != nullptr ? rows.copy + at : words;
+                read_row(to, from, size);
+                from = to;
+            }
+            largest =
+                std::max(largest, kernels.take({.words = from,
+                                                .size = size,
+                                                .scales = scales_.data() + first,
+                                                .bias = bias_.empty() ? nullptr : bias_.data() + first,
+                                                .scale = rows.scales[row],
+                                                .is_ordinary = are_ordinary_ && is_ordinary(rows.scales[row]),
+                                                .integers = integers + row * kRunWords,
+                                                .out = rows.out + at}));
+        }
+        kernels.dots({.rows = integers,
+                      .row_stride = kRunWords,
+                      .num_rows = rows.count,
+                      .vectors = vectors_.data() + first,
+                      .vector_stride = padded_outputs_,
+                      .num_vectors = num_vectors_,
+                      .size = padded_to_step(size),
+                      .sums = sums});
+    }
+    return largest;
+}
+
+bool FieldCheck::finish(const CheckKernels& kernels, const std::uint32_t* y, std::size_t rows,
+                        const float* scales, const std::uint32_t* sums, float* out,
+                        std::uint32_t* copy) const {
+    const std::size_t num_threads = get_num_threads(), groups = ceil_div(rows, kCheckRows);
+    // Few rows are cut into pieces, of whole runs.
+    std::size_t pieces = 1;
+    if (num_threads > 1 && groups < 2 * num_threads)
+        pieces = std::min(ceil_div(outputs_, kTaskWords),
+                          ceil_div(3 * num_threads, std::max<std::size_t>(1, groups)));
+    const std::size_t piece_words = ceil_div(ceil_div(outputs_, pieces), kRunWords) * kRunWords;
+    pieces = ceil_div(outputs_, piece_words);
+    const std::size_t units = groups * pieces, of_unit = kCheckRows * num_vectors_;
+    scratch.sums.assign(units * of_unit, 0);
+    std::int64_t* const wide = scratch.sums.data();
+    std::atomic<bool> are_words{true};
+    parallel_rows(units, kTaskWords / (kCheckRows * piece_words) + 1, num_threads,
+                  [&](std::size_t, std::size_t begin, std::size_t end) {
+                      for (std::size_t unit = begin; unit < end; ++unit) {
+                          const std::size_t first = unit / pieces * kCheckRows,
+                                            from = unit % pieces * piece_words;
+                          const std::uint32_t largest = finish_words(
+                              kernels,
+                              {.count = std::min(kCheckRows, rows - first),
+                               .y = y + first * outputs_,
+                               .scales = scales + first,
+                               .out = out + first * outputs_,
+                               .copy = copy == nullptr ? nullptr : copy + first * outputs_},
+                              from, std::min(outputs_, from + piece_words), wide + unit * of_unit);
+                          if (largest >= kModulus) are_words.store(false, std::memory_order_relaxed);
+                      }
+                  });
+    bool holds = are_words.load(std::memory_order_relaxed);
+    for (std::size_t i = 0; i < rows * num_vectors_; ++i) {
+        const std::size_t group = i / of_unit;
+        std::int64_t sum = 0;
+        for (std::size_t piece = 0; piece < pieces; ++piece)
+            sum += wide[(group * pieces + piece) * of_unit + i % of_unit];
+        holds = residue(sum) == sums[i] && holds;
+    }
+    return holds;
+}
+
+}  // namespace tsqp

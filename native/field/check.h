@@ -1,0 +1,68 @@
+// The check of a Linear that another process multiplied, by Freivalds: with a secret vector s and Ws = W^T s,
+// <y, s> == <m, Ws> mod p holds for y = m W, and for any other y in [0, p) in one of p choices of s.
+//
+// Every row is checked, with every vector. What is checked and what results are made of are the same private
+// copies: each word of y is read once.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "field/check_kernels.h"
+#include "field/weights.h"
+
+namespace tsqp {
+
+inline constexpr std::size_t kMaxVectors = 16;
+
+class FieldCheck {
+  public:
+    // vectors [num_vectors, outputs], words in [0, p). Copies of the weights' scales and bias
+    // are kept. Raises invalid_argument for a word that is not in the field, and for other than 1 to
+    // kMaxVectors.
+    FieldCheck(const CheckKernels& kernels, const FieldWeights& weights, const std::uint32_t* vectors,
+               std::size_t num_vectors);
+
+    std::size_t inputs() const { return inputs_; }
+    std::size_t outputs() const { return outputs_; }
+    std::size_t num_vectors() const { return num_vectors_; }
+    std::size_t num_bytes() const;
+
+    // x [rows, inputs] f32, private  ->  m = xq mod p [rows, inputs], memory of the other side, written by
+    // whole words: rows are of an even width. What `finish` needs: scales [rows], sums [rows, num_vectors],
+    // <m, Ws> in [0, p). A row with a NaN or an infinity is zeros, and its scale NaN. `copy` gets m too, or
+    // is null.
+    void begin(const FieldKernels& field, const CheckKernels& kernels, const float* x, std::size_t rows,
+               std::uint32_t* m, float* scales, std::uint32_t* sums, std::uint32_t* copy) const;
+
+    // y [rows, outputs], memory of the other side, backed up to the end of its last word of 8 bytes  ->  out
+    // [rows, outputs] f32, private. True where every word is below p and every row's sums hold; else out is
+    // unspecified. `copy` gets y too, or is null.
+    bool finish(const CheckKernels& kernels, const std::uint32_t* y, std::size_t rows, const float* scales,
+                const std::uint32_t* sums, float* out, std::uint32_t* copy) const;
+
+  private:
+    // Some rows of one call, at most kCheckRows.
+    struct Rows {
+        std::size_t count;
+        const std::uint32_t* y;
+        const float* scales;
+        float* out;
+        std::uint32_t* copy;
+    };
+    // Their words [begin, end); begin is whole runs. Adds to sums [count, num_vectors], returns the largest
+    // word.
+    std::uint32_t finish_words(const CheckKernels& kernels, const Rows& rows, std::size_t begin,
+                               std::size_t end, std::int64_t* sums) const;
+
+    std::size_t inputs_, outputs_, num_vectors_;
+    std::size_t padded_inputs_, padded_outputs_;
+    std::uint64_t squares_limit_;
+    bool are_ordinary_ = true;  // the scales: TakeArgs
+    std::vector<float> scales_, bias_;
+    std::vector<std::int32_t> vectors_;   // [num_vectors, padded_outputs], centred
+    std::vector<std::int32_t> products_;  // Ws [num_vectors, padded_inputs], centred
+};
+
+}  // namespace tsqp
