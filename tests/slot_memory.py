@@ -8,9 +8,9 @@ import numpy as np
 
 from tsqp_shm import _native
 
-BF16, F32, I32 = 1, 2, 3
+BF16, F32, I32, U32 = 1, 2, 3, 4
 SLOTS_OFFSET, PAGE = 16384, 4096
-NUMPY_DTYPE = {BF16: np.uint16, F32: np.float32, I32: np.int32}
+NUMPY_DTYPE = {BF16: np.uint16, F32: np.float32, I32: np.int32, U32: np.uint32}
 
 
 class Arena:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from tsqp_shm import _native
 from tsqp_shm.model.digest import Digests, model_digest
+from tsqp_shm.model.files import ModelFiles
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
@@ -74,7 +75,7 @@ def digests_by_hand(folder: Path) -> tuple[str, str]:
     for name in FILES:
         path = folder / name
         if path.exists():
-            stream.update(f"file {name} {path.stat().st_size}\n".encode() + path.read_bytes())
+            stream.update(f"file {name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
         else:
             stream.update(f"none {name}\n".encode())
 
@@ -98,7 +99,7 @@ def digests_by_hand(folder: Path) -> tuple[str, str]:
 
 def digests_of(folder: Path, progress=lambda done, total: None) -> Digests:
     with Checkpoint.open(folder) as checkpoint:
-        return model_digest(folder, Network.of(ModelSpec.from_folder(folder)), checkpoint, progress)
+        return model_digest(ModelFiles(folder), Network.of(ModelSpec.from_folder(folder)), checkpoint, progress)
 
 
 def digest_of(folder: Path) -> str:

@@ -467,6 +467,7 @@ def test_templates_with_names_alone_are_none(tmp_path):
     with pytest.raises(ModelFileError, match="additional_chat_templates"):
         read.apply_chat_template([{"role": "user", "content": "x"}])
     (tmp_path / "chat_template.jinja").write_text("default")
+    read = Tokenizer.from_folder(tmp_path)
     assert read.apply_chat_template([{"role": "user", "content": "x"}]) == "default"
 
 

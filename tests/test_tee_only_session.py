@@ -424,7 +424,9 @@ class EndlessEngine:
 @pytest.fixture
 def endless(model, monkeypatch) -> Iterator[LLM]:
     monkeypatch.setitem(
-        bring_up.ALONE_ENGINES, "tee-only", lambda network, checkpoint: lambda slots, look, stats: EndlessEngine(look)
+        bring_up.ALONE_ENGINES,
+        "tee-only",
+        lambda *loaded: lambda slots, look, stats: EndlessEngine(look),
     )
     with LLM(model, mode="tee-only", max_model_len=64) as llm:
         yield llm
@@ -453,7 +455,7 @@ def test_a_fault_in_a_step_is_an_equal_error_for_each_caller(model, monkeypatch)
 
         return Failing()
 
-    monkeypatch.setitem(bring_up.ALONE_ENGINES, "tee-only", lambda network, checkpoint: fail)
+    monkeypatch.setitem(bring_up.ALONE_ENGINES, "tee-only", lambda *loaded: fail)
     with LLM(model, mode="tee-only", max_model_len=64) as llm:
         for _ in range(2):
             with pytest.raises(TsqpError, match=r"^a step failed: MemoryError: no room"):
@@ -465,7 +467,7 @@ def test_an_engine_that_cannot_be_made_leaves_nothing(model, monkeypatch):
     def fail(slots, look, statistics):
         raise MemoryError("no room")
 
-    monkeypatch.setitem(bring_up.ALONE_ENGINES, "tee-only", lambda network, checkpoint: fail)
+    monkeypatch.setitem(bring_up.ALONE_ENGINES, "tee-only", lambda *loaded: fail)
     with pytest.raises(LimitError, match="too little memory"):
         LLM(model, mode="tee-only", session="unmade")
     assert leavings("unmade") == []

@@ -121,6 +121,7 @@ class EngineConfig:
     tee_threads: int | None = None
     gpu_threads: int | None = None
     check_finite: bool = False
+    model_digest: str | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -142,6 +143,9 @@ class EngineConfig:
             require_range("max_model_len", self.max_model_len, 1, 1 << 20)
         if self.session is not None:
             require_session_name(self.session)
+        if self.model_digest is not None and not re.fullmatch(r"sha256:[0-9a-f]{64}", self.model_digest):
+            expected = "sha256: and 64 hexadecimal digits, as tsqp-shm inspect --digest prints it"
+            raise ConfigError("model_digest", self.model_digest, expected)
         if self.endpoint is not None:
             require_endpoint(self.endpoint)
         self._limits(self.max_model_len or 1, self.block_rows or BLOCK_ROWS)

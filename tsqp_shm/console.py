@@ -133,12 +133,19 @@ def print_bring_up(llm: LLM, out: TextIO) -> None:
         # In one of them the GPU process sees less than in this one.
         others = "; ".join(f"--mode {other.name}: {other.summary}" for other in MODES.values() if other is not mode)
         rows.append(("others", others))
-    rows.append(("model", facts["model"]))
+    rows += [("model", facts["model"]), ("weights", _weights_words(facts["weights"]))]
     rows += _rows_of_two(facts) if mode.has_gpu_process else _rows_of_one(facts)
     rows.append(("limits", f"{llm.max_model_len} tokens a sequence, {llm.config.max_num_seqs} sequences"))
     for name, value in rows:
         print(f"{name:>10}  {value}", file=out)
     print(file=out, flush=True)
+
+
+def _weights_words(weights: dict[str, Any]) -> str:
+    digest = weights["model_digest"]
+    if weights["is_pinned"]:
+        return f"pinned by {digest}"
+    return "as found, not pinned" if digest is None else f"as found, not pinned: {digest}"
 
 
 def _rows_of_two(facts: dict[str, Any]) -> list[tuple[str, str]]:

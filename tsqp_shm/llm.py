@@ -19,7 +19,7 @@ from tsqp_shm.arguments import refuse_unknown
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.conversations import Message, as_conversation, as_conversations, render
 from tsqp_shm.errors import ConfigError, ModelFileError, RequestError
-from tsqp_shm.model.files import is_there
+from tsqp_shm.model.files import ModelFiles
 from tsqp_shm.model.generation_config import GENERATION_CONFIG_FILE, sampling_fields
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
@@ -80,7 +80,7 @@ class LLM:
 
     Raises:
         ConfigError: a setting is not allowed, not there or not for this mode, or the trace cannot be written.
-        ModelFileError, UnsupportedModel: the model cannot be used.
+        ModelFileError, UnsupportedModel: the model cannot be used, or is not the one that `model_digest` names.
         DeviceError: the device is not there or too small.
         LimitError: too few file descriptors or threads.
         SessionBusy, ArenaError: the session cannot begin.
@@ -120,11 +120,12 @@ class LLM:
         report = _harmless((lambda line: None) if report is None else _while_held(report))
         if not isinstance(start_gpu, bool):
             start_gpu = _while_held(start_gpu)
-        self.spec = ModelSpec.from_folder(self.model)
+        self._files = files = ModelFiles(self.model)
+        self.spec = ModelSpec.from_folder(files)
         limits = self.config.limits(self.spec.max_positions, Network.of(self.spec).layer_parameters)
         self.max_model_len = limits.max_model_len
         self._default_params: SamplingParams | None = None
-        self._tokenizer = Tokenizer.from_folder(self.model) if _has_tokenizer(self.model) else None
+        self._tokenizer = Tokenizer.from_folder(files) if files.has(TOKENIZER_FILE) else None
         with ExitStack() as stack:
             if self._tokenizer is not None:
                 # Its process ends with the session, or with what keeps that from coming up.
@@ -143,7 +144,7 @@ class LLM:
             with Checkpoint.open(self.model) as checkpoint:
                 self._runtime = Runtime(
                     self.spec, checkpoint, self.config, transport or _posix(self.config), start_gpu or None, report,
-                    recorder, before=stack,
+                    recorder, before=stack, files=files,
                 )  # fmt: skip
         weakref.finalize(self, self._runtime.leave).atexit = False
         self._runtime.start()
@@ -192,7 +193,7 @@ class LLM:
         """
         if self._default_params is None:
             try:
-                self._default_params = replace(UNASKED, **sampling_fields(self.model))
+                self._default_params = replace(UNASKED, **sampling_fields(self._files))
             except ConfigError as error:
                 raise ModelFileError(self.model / GENERATION_CONFIG_FILE, str(error)) from error
         return self._default_params
@@ -454,7 +455,3 @@ def _while_held(function: Callable[..., Any]) -> Callable[..., Any]:
         return None if held is None else held(*arguments)
 
     return call
-
-
-def _has_tokenizer(model: Path) -> bool:
-    return is_there(model / TOKENIZER_FILE)

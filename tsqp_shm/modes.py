@@ -17,6 +17,8 @@ _OF_TWO_PROCESSES = frozenset(
 )  # fmt: skip
 # Of attention whose tiles go to and fro, and of floating-point results that come from there.
 _OF_SPLIT_ATTENTION = frozenset({"tile_rows", "tiles_in_flight", "check_finite"})
+# Of modes that compute with weights in int8, whose digest this is.
+_OF_INT8_WEIGHTS = frozenset({"model_digest"})
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ class Mode:
             return f"none, as mode {self.name} keeps attention in the TEE process"
         if self.arithmetic is not None and setting == "dtype":
             return f"none, as mode {self.name} computes in {self.arithmetic}"
+        if self.arithmetic is None and setting in _OF_INT8_WEIGHTS:
+            # It could be checked at the price of a second loading, and would say nothing of bits that int8 rounds away.
+            return f"none, as mode {self.name} computes with weights as they are stored, and a digest is of int8 ones"
         return None
 
 

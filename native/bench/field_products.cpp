@@ -16,6 +16,7 @@
 #include "cpu/instruction_sets.h"
 #include "cpu/thread_pool.h"
 #include "field/linear.h"
+#include "field/runs.h"
 
 namespace py = pybind11;
 
@@ -126,12 +127,11 @@ class FieldProducts {
     }
 
     void fill_blocks(std::size_t rows, std::size_t digits) {
-        const std::size_t num_blocks = (rows - 1) / kBlockRows + 1;
-        digit_rows_.reserve(num_blocks, linears_[0].depth(), digits, false);
+        const std::size_t num_blocks = blocks_of_rows(rows);
+        digit_rows_.reserve(num_blocks, linears_[0].depth(), digits, digits);
         for (std::size_t i = 0; i < num_blocks; ++i) {
             DigitBlock& block = digit_rows_.block(i);
-            for (std::size_t row = 0; row < kBlockRows; ++row)
-                block.scales[row] = 1.0f, block.further[row] = 0;
+            for (IntegerRow& row : block.row) row = {.digits = digits, .scale = 1.0f, .is_narrow = true};
             std::uint8_t* const bytes = digit_rows_.digits(i);
             for (std::size_t at = 0; at < kBlockRows * digits * digit_rows_.depth(); ++at)
                 bytes[at] = static_cast<std::uint8_t>(at * 37);
@@ -140,12 +140,9 @@ class FieldProducts {
 
     // Lets the blocks hold so many rows; how many blocks these are.
     std::size_t set_rows(std::size_t rows) {
-        const std::size_t num_blocks = (rows - 1) / kBlockRows + 1;
-        for (std::size_t i = 0; i < num_blocks; ++i) {
-            DigitBlock& block = digit_rows_.block(i);
-            block.rows = std::min(kBlockRows, rows - i * kBlockRows);
-            block.digit_rows = block.rows * digit_rows_.base();
-        }
+        const std::size_t num_blocks = blocks_of_rows(rows);
+        for (std::size_t i = 0; i < num_blocks; ++i)
+            digit_rows_.begin_block(i, std::min(kBlockRows, rows - i * kBlockRows));
         return num_blocks;
     }
 

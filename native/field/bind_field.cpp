@@ -47,6 +47,13 @@ class HeldLinear {
         return py::array_t<float>(static_cast<Index>(weights_.outputs()), weights_.scales());
     }
 
+    // None where there is none.
+    py::object bias() {
+        const Reading reading(*this);
+        if (weights_.bias() == nullptr) return py::none();
+        return py::array_t<float>(static_cast<Index>(weights_.outputs()), weights_.bias());
+    }
+
     py::array_t<std::int8_t> quantised(Index first_output, Index rows) {
         const Reading reading(*this);
         const std::size_t first = not_negative("first_output", first_output),
@@ -67,20 +74,29 @@ class HeldLinear {
     }
 
     void apply(HeldSlots& slots, Index in_slot, Index out_slot, Index first_row, Index rows) {
-        const std::size_t from = not_negative("in_slot", in_slot), to = not_negative("out_slot", out_slot);
-        const std::size_t first = not_negative("first_row", first_row), count = not_negative("rows", rows);
-        if (from == to) throw py::value_error("out_slot: expected another slot than in_slot");
-        const Rows x = slots.rows(from, first, count, weights_.inputs());
-        const Rows out = slots.rows(to, first, count, weights_.outputs());
-        if (x.dtype != Dtype::f32 || out.dtype != Dtype::f32)
+        const Operands of = operands(slots, in_slot, out_slot, first_row, rows);
+        if (of.in.dtype != Dtype::f32 || of.out.dtype != Dtype::f32)
             throw py::type_error("a Linear of w8 takes and gives f32");
         const FieldKernels& kernels = active_field_kernels();
         const Reading reading(*this);
         const HeldSlots::Running running(slots);
         const py::gil_scoped_release unlocked;
         // SAFETY: slots begin at a page, and rows of f32 keep to its alignment.
-        apply_linear(kernels, weights_, reinterpret_cast<const float*>(x.data), count,
-                     reinterpret_cast<float*>(out.data));
+        apply_linear(kernels, weights_, reinterpret_cast<const float*>(of.in.data), of.in.rows,
+                     reinterpret_cast<float*>(of.out.data));
+    }
+
+    void multiply(HeldSlots& slots, Index in_slot, Index out_slot, Index first_row, Index rows) {
+        const Operands of = operands(slots, in_slot, out_slot, first_row, rows);
+        if (of.in.dtype != Dtype::u32 || of.out.dtype != Dtype::u32)
+            throw py::type_error("a product in the field takes and gives u32");
+        const FieldKernels& kernels = active_field_kernels();
+        const Reading reading(*this);
+        const HeldSlots::Running running(slots);
+        const py::gil_scoped_release unlocked;
+        // SAFETY: slots begin at a page, and rows of u32 keep to its alignment.
+        multiply_linear(kernels, weights_, reinterpret_cast<const std::uint32_t*>(of.in.data), of.in.rows,
+                        reinterpret_cast<std::uint32_t*>(of.out.data));
     }
 
     py::tuple quantise(const py::array& x) {
@@ -142,6 +158,18 @@ class HeldLinear {
         HeldLinear& linear_;
     };
 
+    struct Operands {
+        Rows in, out;
+    };
+    Operands operands(const HeldSlots& slots, Index in_slot, Index out_slot, Index first_row,
+                      Index rows) const {
+        const std::size_t from = not_negative("in_slot", in_slot), to = not_negative("out_slot", out_slot);
+        const std::size_t first = not_negative("first_row", first_row), count = not_negative("rows", rows);
+        if (from == to) throw py::value_error("out_slot: expected another slot than in_slot");
+        return {slots.rows(from, first, count, weights_.inputs()),
+                slots.rows(to, first, count, weights_.outputs())};
+    }
+
     template <class E>
     void set(const FieldKernels& kernels, std::size_t first, const py::array& weight, const E* values) {
         const auto rows = static_cast<std::size_t>(weight.shape(0));
@@ -163,9 +191,12 @@ void bind_field(py::module_& module) {
         .def("set_rows", &HeldLinear::set_rows, "first_output"_a, "weight"_a)
         .def("set_bias", &HeldLinear::set_bias, "bias"_a)
         .def_property_readonly("scales", &HeldLinear::scales)
+        .def_property_readonly("bias", &HeldLinear::bias)
         .def("quantised", &HeldLinear::quantised, "first_output"_a, "rows"_a)
         .def_property_readonly("num_bytes", &HeldLinear::num_bytes)
-        .def("apply", &HeldLinear::apply, "slots"_a, "in_slot"_a, "out_slot"_a, "first_row"_a, "rows"_a);
+        .def("apply", &HeldLinear::apply, "slots"_a, "in_slot"_a, "out_slot"_a, "first_row"_a, "rows"_a)
+        .def("multiply", &HeldLinear::multiply, "slots"_a, "in_slot"_a, "out_slot"_a, "first_row"_a,
+             "rows"_a);
     py::class_<HeldCheck>(module, "FieldCheck")
         .def(py::init([](HeldLinear& linear, const py::array& vectors) { return linear.check(vectors); }),
              "linear"_a, "vectors"_a)

@@ -13,13 +13,18 @@
 // 2^(8 D - 1) times the sum of Wq[j, :] is taken off. Never by instructions that saturate (VPMADDUBSW,
 // VPDPBUSDS).
 //
+// Between two processes the same product crosses in the field of p = 2^31 - 1: m = xq mod p, y = m W mod p,
+// both in [0, p). Centred, m is xq again; for any other m, a sum that does not fit 32 bits is put together in
+// 64.
+//
 // Packed weights lie in panels of 64 outputs, within a panel in fours along the inputs:
 //
 //     panel p, four j, output c, byte b   =   Wq[64 p + c, 4 j + b]      int8; what is past the end is zero
 //
 // which the dot product and the tile instructions both read, and which one row of decode reads front to back.
 //
-// Everything here is private memory: rows are read more than once, which memory of the other side may not be.
+// All but what crosses is private memory: rows are read more than once, which memory of the other side may
+// not be. Of what crosses each word is read once, and written once.
 #pragma once
 
 #include <cstddef>
@@ -38,6 +43,10 @@ inline constexpr std::size_t kMaxFieldInputs = 66'311;
 // What a row of two digits, and of three, may hold: 127 in each balanced digit.
 inline constexpr std::uint32_t kTwoDigits = 32'639, kThreeDigits = 8'355'711;
 inline constexpr std::uint32_t kSumLimit = (1u << 30) - 1;
+inline constexpr std::uint32_t kPrime = (1u << 31) - 1;
+
+// What is added to integers of so many digits, so that none is negative.
+constexpr std::uint32_t digit_offset(std::size_t digits) { return std::uint32_t{1} << (8 * digits - 1); }
 
 constexpr std::size_t padded_inputs(std::size_t inputs) {
     return (inputs + kDepthOfTile - 1) / kDepthOfTile * kDepthOfTile;
@@ -90,12 +99,30 @@ struct ResultArgs {
     std::size_t columns;
 };
 
+// One row's field elements of one panel, out of the sums of its digit rows.
+//
+//   Shapes:   as of ResultArgs; out [columns], in [0, p).
+//   Numerics: y = sum_d 256^d digits[d] - 2^(8 D - 1) * column_sums mod p, exact for all digits. Where the
+//   row
+//             is narrow, that is |y| < p, in 32 bits.
+struct ResidueArgs {
+    const std::uint32_t* digits[kMaxDigits];
+    std::size_t num_digits;
+    const std::int32_t* column_sums;
+    bool is_narrow;
+    std::uint32_t* out;
+    std::size_t columns;
+};
+
 struct FieldKernels {
     const char* name;
     // max|x| as the bits of an f32: 0x7F800000 or more where there is a NaN or an infinity.
     std::uint32_t (*largest_bits)(const float* x, std::size_t size) noexcept;
     // integers[i] = rint(f32(x[i] * scale)), |x * scale| < 2^23.
     Magnitudes (*quantise)(const float* x, std::size_t size, float scale, std::int32_t* integers) noexcept;
+    // integers[i] = m[i] mod p, centred: within +-(p - 1) / 2. The sum is that of the magnitudes only while the
+    // largest is at most kThreeDigits.
+    Magnitudes (*centre)(const std::uint32_t* m, std::size_t size, std::int32_t* integers) noexcept;
     std::uint64_t (*sum_of_squares)(const std::int32_t* integers, std::size_t size) noexcept;
     // digits[i] = (integers[i] + offset) >> shift, mod 256.
     void (*write_digit)(const std::int32_t* integers, std::size_t size, std::uint32_t offset, unsigned shift,
@@ -105,6 +132,7 @@ struct FieldKernels {
                                        std::int8_t* to) noexcept;
     void (*multiply)(const MultiplyArgs& args) noexcept;
     void (*result)(const ResultArgs& args) noexcept;
+    void (*residue)(const ResidueArgs& args) noexcept;
 };
 
 extern const FieldKernels kScalarField;  // field_scalar.cpp: the oracle

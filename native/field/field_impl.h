@@ -57,6 +57,35 @@ Magnitudes quantise(const float* x, std::size_t size, float scale, std::int32_t*
     return {static_cast<std::uint32_t>(largest), sum};
 }
 
+// x mod p of x < 2 p: the difference wraps where x is less than p.
+inline std::uint32_t reduced(std::uint32_t x) {
+    const std::uint32_t less = x - kPrime;
+    return less < x ? less : x;
+}
+
+Magnitudes centre(const std::uint32_t* m, std::size_t size, std::int32_t* integers) noexcept {
+    // Sums of this many fit 32 bits while none is above kThreeDigits.
+    constexpr std::size_t kBlock = 256;
+    constexpr auto kPrimeSigned = static_cast<std::int32_t>(kPrime);
+    std::int32_t largest = 0;
+    std::uint64_t sum = 0;
+    for (std::size_t begin = 0; begin < size; begin += kBlock) {
+        const std::size_t end = size - begin < kBlock ? size : begin + kBlock;
+        std::uint32_t of_block = 0;
+        for (std::size_t i = begin; i < end; ++i) {
+            // Twice, as a word may be 2 p or 2 p + 1.
+            const auto element = static_cast<std::int32_t>(reduced(reduced(m[i])));
+            const std::int32_t integer = element > kPrimeSigned / 2 ? element - kPrimeSigned : element;
+            integers[i] = integer;
+            const std::int32_t magnitude = integer < 0 ? -integer : integer;
+            largest = magnitude > largest ? magnitude : largest;
+            of_block += static_cast<std::uint32_t>(magnitude);
+        }
+        sum += of_block;
+    }
+    return {static_cast<std::uint32_t>(largest), sum};
+}
+
 std::uint64_t sum_of_squares(const std::int32_t* integers, std::size_t size) noexcept {
     std::uint64_t sum = 0;
     for (std::size_t i = 0; i < size; ++i)
@@ -137,16 +166,76 @@ void result(const ResultArgs& args) noexcept {
     }
 }
 
+// y, put together in 32 bits, as |y| < p.
+template <std::size_t Digits>
+inline std::uint32_t narrow_residue(const std::uint32_t (&sums)[kMaxDigits], std::int32_t column_sum) {
+    std::uint32_t sum = sums[0] - digit_offset(Digits) * static_cast<std::uint32_t>(column_sum);
+    for (std::size_t d = 1; d < Digits; ++d) sum += sums[d] << (8 * d);
+    return static_cast<std::int32_t>(sum) < 0 ? sum + kPrime : sum;
+}
+
+// y, put together in 64 bits: each sum of a digit row is one of 32 bits with a sign, and so |y| < 2^56.
+template <std::size_t Digits>
+inline std::uint32_t wide_residue(const std::uint32_t (&sums)[kMaxDigits], std::int32_t column_sum) {
+    std::uint64_t sum = std::uint64_t{kPrime} << 26;
+    for (std::size_t d = 0; d < Digits; ++d)
+        sum += static_cast<std::uint64_t>(std::int64_t{static_cast<std::int32_t>(sums[d])}) << (8 * d);
+    sum -= static_cast<std::uint64_t>(std::int64_t{column_sum}) << (8 * Digits - 1);
+    // 2^31 = 1 mod p: from 58 bits to 32, then to p at most.
+    sum = (sum & kPrime) + (sum >> 31);
+    sum = (sum & kPrime) + (sum >> 31);
+    return reduced(static_cast<std::uint32_t>(sum));
+}
+
+template <std::size_t Digits, bool IsNarrow>
+[[gnu::always_inline]] inline void residues(const ResidueArgs& args, std::size_t columns) {
+    const std::uint32_t* const __restrict d0 = args.digits[0];
+    const std::uint32_t* const __restrict d1 = args.digits[Digits > 1 ? 1 : 0];
+    const std::uint32_t* const __restrict d2 = args.digits[Digits > 2 ? 2 : 0];
+    const std::uint32_t* const __restrict d3 = args.digits[Digits > 3 ? 3 : 0];
+    const std::int32_t* const __restrict column_sums = args.column_sums;
+    std::uint32_t* const __restrict out = args.out;
+    for (std::size_t c = 0; c < columns; ++c) {
+        const std::uint32_t sums[kMaxDigits] = {d0[c], d1[c], d2[c], d3[c]};
+        out[c] = IsNarrow ? narrow_residue<Digits>(sums, column_sums[c])
+                          : wide_residue<Digits>(sums, column_sums[c]);
+    }
+}
+
+template <std::size_t Digits>
+inline void residues(const ResidueArgs& args) {
+    const bool is_whole = args.columns == kPanelOutputs;
+    if (args.is_narrow)
+        is_whole ? residues<Digits, true>(args, kPanelOutputs) : residues<Digits, true>(args, args.columns);
+    else
+        is_whole ? residues<Digits, false>(args, kPanelOutputs) : residues<Digits, false>(args, args.columns);
+}
+
+void residue(const ResidueArgs& args) noexcept {
+    switch (args.num_digits) {
+        case 1:
+            return residues<1>(args);
+        case 2:
+            return residues<2>(args);
+        case 3:
+            return residues<3>(args);
+        default:
+            return residues<4>(args);
+    }
+}
+
 constexpr FieldKernels field_kernels(const char* name, void (*multiply)(const MultiplyArgs&) noexcept) {
     return {name,
             largest_bits,
             quantise,
+            centre,
             sum_of_squares,
             write_digit,
             quantise_weights<float>,
             quantise_weights<std::uint16_t>,
             multiply,
-            result};
+            result,
+            residue};
 }
 
 }  // namespace

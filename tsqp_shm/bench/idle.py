@@ -75,7 +75,9 @@ def run_idle(options: IdleOptions, demo_model: Callable[[], Path]) -> int:
 
 def _core_shares(folder: Path, mode: str, options: IdleOptions) -> dict[str, float]:
     """The CPU time of each process while a session that has worked is idle, divided by the time that passed."""
-    settings: dict[str, Any] = {"dtype": options.dtype, "device": options.device} if MODES[mode].has_gpu_process else {}
+    settings: dict[str, Any] = {"device": options.device} if MODES[mode].has_gpu_process else {}
+    if MODES[mode].arithmetic is None:
+        settings["dtype"] = options.dtype
     with LLM(folder, mode=mode, **settings) as llm:
         llm.generate([[1, 2, 3]], SamplingParams(max_tokens=4, ignore_eos=True, temperature=0))
         pids = {role: facts["pid"] for role, facts in llm.bring_up()["processes"].items()}

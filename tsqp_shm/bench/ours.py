@@ -27,7 +27,9 @@ class Ours:
         if mode.has_gpu_process:
             # As the defaults are: the TEE process has half as many, and all share the same cores.
             settings = {"tee_threads": max(1, job.threads // 2), "gpu_threads": job.threads}
-            settings.update(dtype=job.dtype, device=job.device, timeout_s=job.timeout_s)
+            settings.update(device=job.device, timeout_s=job.timeout_s)
+        if mode.arithmetic is None:
+            settings["dtype"] = job.dtype
         settings.update(job.settings)
         self._llm = stack.enter_context(
             LLM(

@@ -76,6 +76,11 @@ def tee_flags() -> Parser:
         "--check-finite", action="store_true", default=None,
         help="look for NaN and infinities in every result, and name the operation and layer of the first",
     )  # fmt: skip
+    trust = parser.add_argument_group("what an answer can be held to, in modes that compute with weights in int8")
+    trust.add_argument(
+        "--model-digest", metavar="sha256:HEX",
+        help="start with this model only, as tsqp-shm inspect --digest names it (as it is found)",
+    )  # fmt: skip
     return parser
 
 

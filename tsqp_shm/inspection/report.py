@@ -26,6 +26,7 @@ from tsqp_shm.inspection.findings import (
 )
 from tsqp_shm.inspection.memory import ModeMemory, memory_of
 from tsqp_shm.model.digest import Digests, model_digest
+from tsqp_shm.model.files import ModelFiles
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.modes import MODES
@@ -105,9 +106,11 @@ def _digests(folder: Path, quiet: bool) -> Digests:
     _, network = read_network(folder)
     _native.set_num_threads(min(MAX_THREADS, len(os.sched_getaffinity(0))))
     with Checkpoint.open(folder) as checkpoint, Progress(quiet) as progress:
-        return model_digest(
-            folder, network, checkpoint, lambda done, total: progress.show(f"digest: {done / total:.0%} of the weights")
-        )
+
+        def tell(done: int, total: int) -> None:
+            progress.show(f"digest: {done / total:.0%} of the weights")
+
+        return model_digest(ModelFiles(folder), network, checkpoint, tell)
 
 
 def print_table(found: Facts, memory: list[ModeMemory], out: TextIO) -> None:

@@ -16,11 +16,12 @@ import tokenizers
 from tokenizers import AddedToken
 
 from tsqp_shm.errors import ModelFileError, UnsupportedModel
-from tsqp_shm.model.files import MAX_TOKENIZER_CONFIG_BYTES, is_there
-from tsqp_shm.model.json_fields import brief, read_json_object
+from tsqp_shm.model.files import MAX_TOKENIZER_CONFIG_BYTES, ModelFiles
+from tsqp_shm.model.json_fields import brief, read_model_json
 from tsqp_shm.printable import is_text, quoted
 
 CONFIG_FILE = "tokenizer_config.json"
+_SPECIAL_FILE, _ADDED_FILE = "special_tokens_map.json", "added_tokens.json"
 # In the order in which transformers adds them.
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -48,13 +49,14 @@ class TokenizerConfig:
     extra: tuple[Token, ...] = ()
 
     @classmethod
-    def from_folder(cls, folder: Path, backend: tokenizers.Tokenizer) -> TokenizerConfig:
+    def from_folder(cls, folder: Path | ModelFiles, backend: tokenizers.Tokenizer) -> TokenizerConfig:
         """Raises:
         ModelFileError: a file is malformed.
         UnsupportedModel: a field asks for what is not done here.
         """
-        path = folder / CONFIG_FILE
-        config = read_json_object(path, MAX_TOKENIZER_CONFIG_BYTES) if is_there(path) else {}
+        files = ModelFiles.of(folder)
+        path = files.path(CONFIG_FILE)
+        config = read_model_json(files, CONFIG_FILE, MAX_TOKENIZER_CONFIG_BYTES) if files.has(CONFIG_FILE) else {}
         _refuse_unsupported(config, backend)
         fields = dict(config)
         if _OLD_EXTRA in fields and not fields.get(_EXTRA):
@@ -69,7 +71,7 @@ class TokenizerConfig:
         if "added_tokens_decoder" in fields:
             added = _by_id(fields["added_tokens_decoder"], path)
         else:
-            added = _legacy(folder, fields, roles, backend)
+            added = _legacy(files, fields, roles, backend)
         if _OLD_EXTRA in fields and _EXTRA not in fields:
             fields[_EXTRA] = fields[_OLD_EXTRA]
 
@@ -144,7 +146,7 @@ def _taken_roles(fields: dict[str, object]) -> dict[str, object]:
 
 
 def _legacy(
-    folder: Path, fields: dict[str, object], roles: dict[str, object], backend: tokenizers.Tokenizer
+    files: ModelFiles, fields: dict[str, object], roles: dict[str, object], backend: tokenizers.Tokenizer
 ) -> list[tuple[int, AddedToken]]:
     """The files that count where tokenizer_config.json has no added_tokens_decoder; what special_tokens_map.json says
     wins over `fields`, but for a list, which is added to the one there.
@@ -152,8 +154,9 @@ def _legacy(
     Returns:
         The tokens of added_tokens.json, and then of tokenizer.json, with their ids.
     """
-    path = folder / "special_tokens_map.json"
-    for name, value in (read_json_object(path, MAX_TOKENIZER_CONFIG_BYTES) if is_there(path) else {}).items():
+    path = files.path(_SPECIAL_FILE)
+    said = read_model_json(files, _SPECIAL_FILE, MAX_TOKENIZER_CONFIG_BYTES) if files.has(_SPECIAL_FILE) else {}
+    for name, value in said.items():
         listed = fields.get(_EXTRA)
         if isinstance(value, dict) and name != _EXTRA:
             fields[name] = _token({**value, "special": True}, name, path)
@@ -166,15 +169,15 @@ def _legacy(
             fields[name] = value
     roles |= _taken_roles(fields)
 
-    path = folder / "added_tokens.json"
+    path = files.path(_ADDED_FILE)
     added: list[tuple[int, AddedToken]] = []
-    if is_there(path):
+    if files.has(_ADDED_FILE):
         extra = fields.get(_EXTRA)
         named = [fields[name] for name in NAMED if fields.get(name)]
         # An object that is no token yet is not looked into.
         candidates = [*named, *extra] if isinstance(extra, list) else named
         special = {_text(token) for token in candidates if isinstance(token, (str, AddedToken))}
-        for text, number in read_json_object(path, MAX_TOKENIZER_CONFIG_BYTES).items():
+        for text, number in read_model_json(files, _ADDED_FILE, MAX_TOKENIZER_CONFIG_BYTES).items():
             if type(number) is not int or not 0 <= number < 1 << 31:
                 raise ModelFileError(path, f"the id of {brief(text)!r} is {brief(number)!r}")
             _require_text(text, "a token", path)

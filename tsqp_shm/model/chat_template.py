@@ -13,7 +13,7 @@ from pathlib import Path
 from tsqp_shm.errors import ConfigError, LimitError, ModelFileError, RequestError
 from tsqp_shm.model.added_tokens import CONFIG_FILE, TokenizerConfig
 from tsqp_shm.model.confined import ConfinedError, ConfinedProcess, NoProcessError
-from tsqp_shm.model.files import MAX_TEMPLATE_BYTES, is_there, read_text
+from tsqp_shm.model.files import MAX_TEMPLATE_BYTES, ModelFiles, as_text
 from tsqp_shm.model.json_fields import brief
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -28,7 +28,7 @@ class ChatTemplate:
         self._process, self._special_tokens = process, special_tokens
 
     @classmethod
-    def from_folder(cls, folder: Path, config: TokenizerConfig, process: ConfinedProcess) -> ChatTemplate:
+    def from_folder(cls, folder: Path | ModelFiles, config: TokenizerConfig, process: ConfinedProcess) -> ChatTemplate:
         """Compiles chat_template.jinja or, without it, `chat_template` of tokenizer_config.json.
 
         Raises:
@@ -36,7 +36,7 @@ class ChatTemplate:
             ModelFileError: a file is malformed.
             LimitError: the system starts no process.
         """
-        path, source = _source(folder, config)
+        path, source = _source(ModelFiles.of(folder), config)
         try:
             process.prepare(b"C", source.encode("utf-8", "surrogatepass"))
         except ConfinedError as error:
@@ -80,15 +80,15 @@ def _no_process(error: NoProcessError) -> LimitError:
     return LimitError("processes", reason)
 
 
-def _source(folder: Path, config: TokenizerConfig) -> tuple[Path, str]:
+def _source(files: ModelFiles, config: TokenizerConfig) -> tuple[Path, str]:
     """Source: transformers, where a template in a file hides those of tokenizer_config.json."""
-    path = folder / TEMPLATE_FILE
-    if is_there(path):
-        return path, read_text(path, MAX_TEMPLATE_BYTES)
-    others = folder / _NAMED_TEMPLATES
+    path = files.path(TEMPLATE_FILE)
+    if files.has(TEMPLATE_FILE):
+        return path, as_text(files.read(TEMPLATE_FILE, MAX_TEMPLATE_BYTES), path)
+    others = files.path(_NAMED_TEMPLATES)
     if others.is_dir() and any(others.glob("*.jinja")):
         raise ModelFileError(others, f"chat templates with names, and no {TEMPLATE_FILE} for who names none")
-    path = folder / CONFIG_FILE
+    path = files.path(CONFIG_FILE)
     source = _default_template(config.content.get("chat_template"), path)
     if source is None:
         expected = f"{TEMPLATE_FILE} or chat_template in {CONFIG_FILE}, or a plain prompt"

@@ -4,7 +4,7 @@ cut. `plain` computes with the weights as they are stored, which this covers as 
 Anybody can compute it by himself: it is the hash of one stream of bytes,
 
     stream  = "tsqp-shm model digest 2\\n", then records
-    record  = "file NAME SIZE\\n", then the bytes of that file of the folder
+    record  = "file NAME sha256:HEX\\n"                            the hash of that file of the folder
             | "none NAME\\n"                                       a file that the folder does not have
             | "tensor NAME DTYPE SHAPE\\n", then its elements      SHAPE as 576x1536; little-endian, row-major, dense
             | "linears sha256:HEX\\n"                              the digest of the quantised Linears
@@ -29,7 +29,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -37,9 +36,9 @@ from numpy.typing import NDArray
 
 from tsqp_shm import _native
 from tsqp_shm.model.field_weights import load_field_linear
-from tsqp_shm.model.files import MAX_TOKENIZER_BYTES, is_there, read_file
-from tsqp_shm.model.network import Linear, Network
-from tsqp_shm.model.weights import Checkpoint
+from tsqp_shm.model.files import ModelFiles
+from tsqp_shm.model.network import Linear, Network, Norm
+from tsqp_shm.model.weights import Checkpoint, Tensor
 
 # What is read of a folder beside its weights, in the order of the stream.
 FILES = (
@@ -51,10 +50,11 @@ FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
-_MODEL_HEAD = b"tsqp-shm model digest 2\n"
-_LINEARS_HEAD = b"tsqp-shm linears digest 1\n"
+_MODEL_HEAD = "tsqp-shm model digest 2"
+_LINEARS_HEAD = "tsqp-shm linears digest 1"
 # Of an embedding, so that a whole one never lies here in float32.
 _ROWS_AT_ONCE = 4096
+_Elements = NDArray[np.float32] | NDArray[np.int8]
 
 
 class Digests(NamedTuple):
@@ -65,7 +65,7 @@ class Digests(NamedTuple):
 
 
 def model_digest(
-    folder: Path,
+    files: ModelFiles,
     network: Network,
     checkpoint: Checkpoint,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -79,52 +79,51 @@ def model_digest(
         ModelFileError: a file or tensor is missing or malformed.
         UnsupportedModel: a Linear has more inputs than a product can sum, or a weight that is no finite number.
     """
-    model = ModelDigest()
-    for name in FILES:
-        model.add_file(name, read_file(folder / name, MAX_TOKENIZER_BYTES) if is_there(folder / name) else None)
-    # The embedding is read once more where it is lm_head too.
-    done = network.embedding.rows * network.embedding.size
+    embedding = network.embedding
+    # It is read once more where it is lm_head too.
+    done = embedding.rows * embedding.size
     total = done + sum(linear.parameters for linear in network.linears)
-    model.add_embedding(network, checkpoint)
+    digest = ModelDigest(files)
+    digest.add_embedding(checkpoint.tensor(embedding.weight, (embedding.rows, embedding.size)))
     progress(done, total)
-    model.add_norms(network, checkpoint)
-    linears = LinearsDigest()
+    for norm in network.norms:
+        digest.add_norm(norm, checkpoint.tensor(norm.weight, (norm.size,)).to_float32())
     for linear in network.linears:
-        linears.add(linear, load_field_linear(checkpoint, linear), checkpoint)
+        digest.linears.add(linear, load_field_linear(checkpoint, linear))
         done += linear.parameters
         progress(done, total)
-    model.add_linears(linears)
-    return Digests(model.value, linears.value)
+    return digest.finish()
 
 
 class _Stream:
-    """What both digests hash, as far as it has come."""
+    """What is hashed, as far as it has come."""
 
-    def __init__(self, head: bytes) -> None:
-        self._hash = hashlib.sha256(head)
+    def __init__(self, head: str) -> None:
+        self._hash = hashlib.sha256()
+        self.add_line(head)
 
     @property
     def value(self) -> str:
         return f"sha256:{self._hash.hexdigest()}"
 
-    def add(self, record: str, content: bytes = b"") -> None:
-        self._hash.update(record.encode() + b"\n" + content)
+    def add_line(self, line: str) -> None:
+        self._hash.update(f"{line}\n".encode())
 
-    def begin_tensor(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-        """Its elements follow by `add_elements`, in as many pieces as it pleases."""
-        self.add(f"tensor {name} {dtype} {'x'.join(map(str, shape))}")
-
-    def add_elements(self, elements: NDArray[np.float32] | NDArray[np.int8]) -> None:
-        # Of a big-endian machine the bytes are turned here.
-        self._hash.update(np.ascontiguousarray(elements, elements.dtype.newbyteorder("<")).data)
-
-    def add_tensor(self, name: str, elements: NDArray[np.float32] | NDArray[np.int8]) -> None:
+    def add_tensor(self, name: str, elements: _Elements) -> None:
         self.begin_tensor(name, elements.dtype.name, elements.shape)
         self.add_elements(elements)
 
+    def begin_tensor(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+        """Its elements follow by `add_elements`, in as many pieces as it pleases."""
+        self.add_line(f"tensor {name} {dtype} {'x'.join(map(str, shape))}")
+
+    def add_elements(self, elements: _Elements) -> None:
+        # Of a big-endian machine the bytes are turned here.
+        self._hash.update(np.ascontiguousarray(elements, elements.dtype.newbyteorder("<")).data)
+
 
 class LinearsDigest:
-    """Of the quantised Linears; whoever loads them has each hashed while it is at hand."""
+    """Of the quantised Linears alone; whoever loads them has each hashed while it is at hand."""
 
     def __init__(self) -> None:
         self._stream = _Stream(_LINEARS_HEAD)
@@ -135,52 +134,54 @@ class LinearsDigest:
         """Of all of a network's, when all were added."""
         return self._stream.value
 
-    def add(self, linear: Linear, loaded: _native.FieldLinear, checkpoint: Checkpoint) -> None:
+    def add(self, linear: Linear, loaded: _native.FieldLinear) -> None:
         """Its parts, one behind the other.
 
         Args:
             linear: the next of `network.linears`.
-            loaded: the same one, quantised.
-            checkpoint: for its biases.
+            loaded: the same one, quantised, its bias included: no file is read for this.
         """
         assert linear.index == self._count, "each in the order of the network"
         self._count += 1
-        scales, first = loaded.scales, 0
+        scales, bias, first = loaded.scales, loaded.bias, 0
         for part in linear.parts:
+            of_part = slice(first, first + part.rows)
             self._stream.add_tensor(part.weight, loaded.quantised(first, part.rows))
-            self._stream.add_tensor(f"{part.weight}.scales", scales[first : first + part.rows])
+            self._stream.add_tensor(f"{part.weight}.scales", scales[of_part])
             if part.bias is not None:
-                self._stream.add_tensor(part.bias, checkpoint.tensor(part.bias, (part.rows,)).to_float32())
+                assert bias is not None
+                self._stream.add_tensor(part.bias, bias[of_part])
             first += part.rows
 
 
 class ModelDigest:
-    """Of a whole model; its parts are added in the order of its stream."""
+    """Of a whole model; whoever loads it adds what it has loaded: the embedding, then the norms, and its Linears.
 
-    def __init__(self) -> None:
+    Attributes:
+        linears: takes the Linears.
+    """
+
+    def __init__(self, files: ModelFiles) -> None:
+        """Raises:
+        ModelFileError: a file cannot be read, or is another one than was read before.
+        """
         self._stream = _Stream(_MODEL_HEAD)
+        self.linears = LinearsDigest()
+        for name in FILES:
+            digest = files.digest(name)
+            self._stream.add_line(f"none {name}" if digest is None else f"file {name} sha256:{digest}")
 
-    @property
-    def value(self) -> str:
-        return self._stream.value
-
-    def add_file(self, name: str, content: bytes | None) -> None:
-        if content is None:
-            self._stream.add(f"none {name}")
-        else:
-            self._stream.add(f"file {name} {len(content)}", content)
-
-    def add_embedding(self, network: Network, checkpoint: Checkpoint) -> None:
-        embedding = network.embedding
-        shape = embedding.rows, embedding.size
-        table = checkpoint.tensor(embedding.weight, shape)
-        self._stream.begin_tensor(embedding.weight, "float32", shape)
-        for first in range(0, embedding.rows, _ROWS_AT_ONCE):
+    def add_embedding(self, table: Tensor) -> None:
+        self._stream.begin_tensor(table.name, "float32", table.data.shape)
+        for first in range(0, len(table.data), _ROWS_AT_ONCE):
             self._stream.add_elements(replace(table, data=table.data[first : first + _ROWS_AT_ONCE]).to_float32())
 
-    def add_norms(self, network: Network, checkpoint: Checkpoint) -> None:
-        for norm in network.norms:
-            self._stream.add_tensor(norm.weight, checkpoint.tensor(norm.weight, (norm.size,)).to_float32())
+    def add_norm(self, norm: Norm, weight: NDArray[np.float32]) -> None:
+        """The next of `network.norms`."""
+        self._stream.add_tensor(norm.weight, weight)
 
-    def add_linears(self, linears: LinearsDigest) -> None:
-        self._stream.add(f"linears {linears.value}")
+    def finish(self) -> Digests:
+        """Of the model and of its Linears, when all was added; once."""
+        linears = self.linears.value
+        self._stream.add_line(f"linears {linears}")
+        return Digests(self._stream.value, linears)

@@ -6,6 +6,7 @@ to one of these, or a file that fills the memory. Links are followed, because th
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -20,6 +21,61 @@ MAX_TOKENIZER_CONFIG_BYTES = 16 << 20
 MAX_TOKENIZER_BYTES = 64 << 20
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_INDEX_BYTES = 64 << 20
+
+
+class ModelFiles:
+    """The small files of a model folder. A session reads some of them more than once, and some late: whatever it reads
+    under a name is what it has read there first, or an error, so that one digest covers all that it has used.
+
+    Attributes:
+        folder: where they lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # By name; None: it was not there.
+        self._digests: dict[str, str | None] = {}
+
+    @classmethod
+    def of(cls, folder: Path | ModelFiles) -> ModelFiles:
+        return folder if isinstance(folder, ModelFiles) else cls(folder)
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def has(self, name: str) -> bool:
+        """Whether the folder has the name; see `is_there`.
+
+        Raises:
+            ModelFileError: it had not, when it was asked first.
+        """
+        found = is_there(self.path(name))
+        if not found:
+            self._require_same(name, None)
+        return found
+
+    def read(self, name: str, most_bytes: int) -> bytes:
+        """Raises:
+        ModelFileError: as `read_file`, or it is not what was read first.
+        """
+        content = read_file(self.path(name), most_bytes)
+        self._require_same(name, hashlib.sha256(content).hexdigest())
+        return content
+
+    def digest(self, name: str) -> str | None:
+        """The SHA-256 of a file in hexadecimal digits, as it was read first; it is read now where it was not before.
+        None: there is none.
+
+        Raises:
+            ModelFileError: it cannot be read.
+        """
+        if name not in self._digests and self.has(name):
+            self.read(name, MAX_TOKENIZER_BYTES)
+        return self._digests[name]
+
+    def _require_same(self, name: str, digest: str | None) -> None:
+        if self._digests.setdefault(name, digest) != digest:
+            raise ModelFileError(self.path(name), "is another one than was read before: it changes while it is used")
 
 
 def is_there(path: Path) -> bool:
@@ -64,11 +120,14 @@ def read_file(path: Path, most_bytes: int) -> bytes:
             raise ModelFileError(path, error.strerror or quoted(error)) from error
 
 
-def read_text(path: Path, most_bytes: int) -> str:
-    """Raises:
-    ModelFileError: as `read_file`, or it is not UTF-8.
+def as_text(content: bytes, path: Path) -> str:
+    """Args:
+    path: of the file, for the error.
+
+    Raises:
+        ModelFileError: it is not UTF-8.
     """
     try:
-        return read_file(path, most_bytes).decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ModelFileError(path, f"not UTF-8: {error.reason} at byte {error.start}") from error

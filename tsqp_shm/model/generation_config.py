@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tsqp_shm.errors import UnsupportedModel
-from tsqp_shm.model.files import is_there
-from tsqp_shm.model.json_fields import brief, read_json_object
+from tsqp_shm.model.files import ModelFiles
+from tsqp_shm.model.json_fields import brief, read_model_json
 
 GENERATION_CONFIG_FILE = "generation_config.json"
 # What transformers takes where a field is absent or null, and the file asks for sampling.
@@ -38,7 +38,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 
 
-def sampling_fields(folder: Path) -> dict[str, Any]:
+def sampling_fields(folder: Path | ModelFiles) -> dict[str, Any]:
     """Returns the sampling fields as the file has them, for whoever gives none of his own: `temperature` is 0 unless it
     asks for sampling. Values are not looked at yet. Without the file: {}.
 
@@ -48,10 +48,10 @@ def sampling_fields(folder: Path) -> dict[str, Any]:
     Source: transformers' `GenerationMixin`: without `do_sample` the likeliest token is taken, penalties applied. Its
         min_p comes last of all filters, ours before top_k.
     """
-    path = folder / GENERATION_CONFIG_FILE
-    if not is_there(path):
+    files = ModelFiles.of(folder)
+    if not files.has(GENERATION_CONFIG_FILE):
         return {}
-    config = read_json_object(path)
+    config = read_model_json(files, GENERATION_CONFIG_FILE)
     for field, neutral in _NEUTRAL.items():
         if config.get(field, neutral[0]) not in neutral:
             raise UnsupportedModel(field, brief(config[field]), "sampling as SamplingParams can say it; give some")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from tsqp_shm.errors import ConfigError, ModelFileError
-from tsqp_shm.model.files import MAX_CONFIG_BYTES, read_text
+from tsqp_shm.model.files import MAX_CONFIG_BYTES, ModelFiles, as_text, read_file
 from tsqp_shm.printable import quoted
 
 _MAX_INTEGER = 2**31 - 1
@@ -28,13 +28,26 @@ def read_json_object(path: Path, most_bytes: int = MAX_CONFIG_BYTES) -> dict[str
     Raises:
         ModelFileError: the file is missing, unreadable, no regular one, larger than allowed, or not a JSON object.
     """
+    return _json_object(read_file(path, most_bytes), path)
+
+
+def read_model_json(files: ModelFiles, name: str, most_bytes: int = MAX_CONFIG_BYTES) -> dict[str, object]:
+    """The same of a file of a model folder that holds still.
+
+    Raises:
+        ModelFileError: as `read_json_object`, or the file has changed.
+    """
+    return _json_object(files.read(name, most_bytes), files.path(name))
+
+
+def _json_object(content: bytes, path: Path) -> dict[str, object]:
     try:
-        content = json.loads(read_text(path, most_bytes))
+        found = json.loads(as_text(content, path))
     except (ValueError, RecursionError) as error:
         raise ModelFileError(path, f"not valid JSON: {quoted(error)}") from error
-    if not isinstance(content, dict):
-        raise ModelFileError(path, f"expected a JSON object, found {_kind(content)}")
-    return content
+    if not isinstance(found, dict):
+        raise ModelFileError(path, f"expected a JSON object, found {_kind(found)}")
+    return found
 
 
 class JsonFields:

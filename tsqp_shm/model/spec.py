@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tsqp_shm.errors import ConfigError, ModelFileError, UnsupportedModel
-from tsqp_shm.model.files import is_there
-from tsqp_shm.model.json_fields import JsonFields, brief, read_json_object
+from tsqp_shm.model.files import ModelFiles, is_there
+from tsqp_shm.model.json_fields import JsonFields, brief, read_model_json
 from tsqp_shm.model.refusals import refuse_unsupported
 from tsqp_shm.model.rope import RopeSpec, require_finite
 from tsqp_shm.model.weights import INDEX_FILE, SINGLE_FILE, Checkpoint
@@ -71,7 +71,7 @@ class ModelSpec:
         return max(self.max_position_embeddings, self.rope.reach(self.max_position_embeddings))
 
     @classmethod
-    def from_folder(cls, folder: Path) -> ModelSpec:
+    def from_folder(cls, folder: Path | ModelFiles) -> ModelSpec:
         """Reads config.json and, if they exist, generation_config.json, for the tokens that end a generation, and the
         headers of the weights, for what is tied.
 
@@ -81,22 +81,23 @@ class ModelSpec:
         Source: transformers' `generate`, where a generation_config.json hides the eos of config.json even if
             it names none itself.
         """
+        files = ModelFiles.of(folder)
+        folder = files.folder
         if not folder.is_dir():
             raise ModelFileError(folder, "not a folder; expected one with config.json and safetensors weights")
         if is_there(folder / "adapter_config.json"):
             raise UnsupportedModel("adapter_config.json", "a file of the folder", "models with their adapter merged")
-        path = folder / "config.json"
+        name = "config.json"
         try:
-            config = read_json_object(path)
-            path_of_generation = folder / "generation_config.json"
-            if is_there(path_of_generation):
+            config = read_model_json(files, name)
+            if files.has("generation_config.json"):
                 spec = cls.from_config({**config, "eos_token_id": None})
-                path = path_of_generation
-                spec = replace(spec, eos_token_ids=JsonFields(read_json_object(path)).integers("eos_token_id"))
+                name = "generation_config.json"
+                spec = replace(spec, eos_token_ids=JsonFields(read_model_json(files, name)).integers("eos_token_id"))
             else:
                 spec = cls.from_config(config)
         except ConfigError as error:
-            raise ModelFileError(path, str(error)) from error
+            raise ModelFileError(files.path(name), str(error)) from error
         if not any(is_there(folder / name) for name in (SINGLE_FILE, INDEX_FILE)):
             return spec
         with Checkpoint.open(folder) as checkpoint:

@@ -17,7 +17,7 @@ from tsqp_shm.model.added_tokens import TokenizerConfig
 from tsqp_shm.model.chat_template import ChatTemplate
 from tsqp_shm.model.confined import DEADLINE_S, ConfinedError, ConfinedProcess, NoProcessError
 from tsqp_shm.model.decoder import require_bounded
-from tsqp_shm.model.files import MAX_TOKENIZER_BYTES, is_there, read_file
+from tsqp_shm.model.files import MAX_TOKENIZER_BYTES, ModelFiles
 from tsqp_shm.model.text_stream import TextStream
 from tsqp_shm.model.tokenizer_class import TokenizerClass
 from tsqp_shm.printable import quoted
@@ -48,7 +48,7 @@ class Tokenizer:
     def __init__(
         self,
         backend: tokenizers.Tokenizer,
-        folder: Path,
+        folder: Path | ModelFiles,
         config: TokenizerConfig | None = None,
         process: ConfinedProcess | None = None,
     ) -> None:
@@ -56,24 +56,25 @@ class Tokenizer:
         config: what the folder says beside tokenizer.json; the backend has been told.
         process: one that has been given the same tokenizer; None: texts are encoded here.
         """
-        self._backend, self._folder = backend, folder
+        self._backend, self._files = backend, ModelFiles.of(folder)
         self._config, self._process = config or TokenizerConfig(), process
         # A tokenizer.json keeps the limits of whoever saved it last; a prompt is never cut or padded here.
         backend.no_truncation()
         backend.no_padding()
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Tokenizer:
+    def from_folder(cls, folder: Path | ModelFiles) -> Tokenizer:
         """Loads tokenizer.json, tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 
         Raises:
             ModelFileError: a file is missing or malformed.
             UnsupportedModel: a field asks for what is not done here.
         """
-        path = folder / TOKENIZER_FILE
-        if not is_there(path):
+        files = ModelFiles.of(folder)
+        path = files.path(TOKENIZER_FILE)
+        if not files.has(TOKENIZER_FILE):
             raise ModelFileError(path, f"no such file; {HOW_TO_MAKE_ONE}")
-        content = read_file(path, MAX_TOKENIZER_BYTES)
+        content = files.read(TOKENIZER_FILE, MAX_TOKENIZER_BYTES)
         with contextlib.ExitStack() as stack:
             confined = ConfinedProcess(len(content))
             stack.callback(confined.close)
@@ -87,8 +88,8 @@ class Tokenizer:
                     _warn_of_no_process(error)
                 backend = tokenizers.Tokenizer.from_buffer(content)
             require_bounded(backend.decoder, path)
-            config = TokenizerConfig.from_folder(folder, backend)
-            kind = TokenizerClass.from_folder(folder, config, content)
+            config = TokenizerConfig.from_folder(files, backend)
+            kind = TokenizerClass.from_folder(files, config, content)
             followed, config = kind.rebuilt(content, backend), kind.with_defaults()
             if followed != content:
                 with _of_file(path):
@@ -101,7 +102,7 @@ class Tokenizer:
                     process.prepare(b"A", json.dumps(trial).encode(), end - time.monotonic())
                 config.add_to(backend)
             stack.pop_all()
-        return cls(backend, folder, config, process)
+        return cls(backend, files, config, process)
 
     def encode(self, text: str, add_special_tokens: bool = True, most_tokens: int | None = None) -> list[int]:
         """Returns the token ids.
@@ -148,7 +149,7 @@ class Tokenizer:
             text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
         except BaseException as error:
             reason = f"the tokenizer cannot decode: {_library_error(error)}"
-            raise ModelFileError(self._folder / TOKENIZER_FILE, reason) from error
+            raise ModelFileError(self._files.path(TOKENIZER_FILE), reason) from error
         return text
 
     def stream(self, prompt_token_ids: Sequence[int] = (), skip_special_tokens: bool = True) -> TextStream:
@@ -192,7 +193,7 @@ class Tokenizer:
 
     @cached_property
     def _chat_template(self) -> ChatTemplate:
-        return ChatTemplate.from_folder(self._folder, self._config, self._process or ConfinedProcess())
+        return ChatTemplate.from_folder(self._files, self._config, self._process or ConfinedProcess())
 
 
 @contextlib.contextmanager

@@ -20,8 +20,8 @@ import tokenizers
 
 from tsqp_shm.errors import ModelFileError, UnsupportedModel
 from tsqp_shm.model.added_tokens import CONFIG_FILE, NAMED, TokenizerConfig
-from tsqp_shm.model.files import is_there
-from tsqp_shm.model.json_fields import brief, read_json_object
+from tsqp_shm.model.files import ModelFiles
+from tsqp_shm.model.json_fields import brief, read_model_json
 
 # They take tokenizer.json as it is.
 _GENERIC = ("", "PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend", "PythonBackend")
@@ -85,7 +85,7 @@ class TokenizerClass:
     path: Path
 
     @classmethod
-    def from_folder(cls, folder: Path, config: TokenizerConfig, content: bytes) -> TokenizerClass:
+    def from_folder(cls, files: ModelFiles, config: TokenizerConfig, content: bytes) -> TokenizerClass:
         """Args:
         content: of tokenizer.json.
 
@@ -93,8 +93,8 @@ class TokenizerClass:
             ModelFileError: a field is malformed.
             UnsupportedModel: the class is code of the folder, or one that cannot be built from tokenizer.json.
         """
-        path = folder / CONFIG_FILE
-        model = read_json_object(folder / "config.json") if is_there(folder / "config.json") else {}
+        path = files.path(CONFIG_FILE)
+        model = read_model_json(files, "config.json") if files.has("config.json") else {}
         name = config.content.get("tokenizer_class") or model.get("tokenizer_class") or ""
         if not isinstance(name, str):
             raise ModelFileError(path, f"tokenizer_class is {brief(name)!r}, not the name of a class")

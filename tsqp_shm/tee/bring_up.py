@@ -13,6 +13,7 @@ from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.modes import MODES
 from tsqp_shm.shm.transport import Register, Transport
 from tsqp_shm.tee.alone import Alone
+from tsqp_shm.tee.anchor import Anchor
 from tsqp_shm.tee.connection import Connect
 from tsqp_shm.tee.gpu_connection import GpuConnection, StartGpu
 from tsqp_shm.tee.modes import ALONE_ENGINES, ENGINES
@@ -30,6 +31,7 @@ Begin = Callable[[ExitStack], Connect]
 def prepare(
     network: Network,
     checkpoint: Checkpoint,
+    anchor: Anchor,
     config: EngineConfig,
     limits: Limits,
     transport: Transport | Register,
@@ -42,22 +44,25 @@ def prepare(
     """Takes of the weights what the mode wants; nothing of the session is there yet.
 
     Args:
+        anchor: takes the digest of what is loaded.
         transport: and what follows, as of `Runtime`.
         must_stop: asked now and then in the middle of a step; True ends it, and with it the session.
 
     Raises:
-        ModelFileError: the checkpoint lacks what is wanted.
+        ModelFileError: the checkpoint lacks what is wanted, or is not the model that is pinned.
         ConfigError: the transport is of another kind than the mode needs.
         LimitError: the weights do not fit in memory.
     """
     mode, threads = MODES[limits.mode], config.threads().tee
+    digest = anchor.begin()
     if isinstance(transport, Register):
         if mode.has_gpu_process:
             raise ConfigError("transport", transport, f"what joins two sides, as mode {mode.name} has a GPU process")
         # Before the weights are loaded: they are quantised by all of them.
         _native.set_num_threads(threads, ALONE_PATIENCE_US)
         with _told_of_memory():
-            make_alone = ALONE_ENGINES[mode.name](network, checkpoint)
+            make_alone = ALONE_ENGINES[mode.name](network, checkpoint, digest)
+        anchor.hold(digest)
 
         def begin_alone(stack: ExitStack) -> Connect:
             registration = transport.register()
@@ -75,7 +80,8 @@ def prepare(
     # Nobody else computes yet: what has to be quantised is by all threads that there will be.
     _native.set_num_threads(max(config.threads()))
     with _told_of_memory():
-        loaded = ENGINES[mode.name](network, checkpoint)
+        loaded = ENGINES[mode.name](network, checkpoint, digest)
+    anchor.hold(digest)
     _native.set_num_threads(threads)
 
     def begin(stack: ExitStack) -> Connect:

@@ -264,7 +264,7 @@ class GpuConnection:
             "arena": {
                 "name": self.arena.name,
                 "bytes": plan.total_bytes,
-                "slots": len(plan.slots),
+                "slots": len(plan.shared_slots),
                 "pages": residency.pages,
                 "locked": residency.locked,
                 "locked_reason": residency.locked_reason,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from tsqp_shm.model.digest import ModelDigest
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.tee.engine import MakeEngine, MakeEngineAlone
@@ -24,15 +25,22 @@ class Loaded(NamedTuple):
     linears_digest: str = ""
 
 
-def _load_plain(network: Network, checkpoint: Checkpoint) -> Loaded:
+def _load_plain(network: Network, checkpoint: Checkpoint, digest: ModelDigest | None) -> Loaded:
+    assert digest is None, "it would be of weights that this mode does not load"
     return Loaded(load_plain(network, checkpoint))
 
 
-def _load_verified(network: Network, checkpoint: Checkpoint) -> Loaded:
-    verified = Verified(network, checkpoint)
+def _load_verified(network: Network, checkpoint: Checkpoint, digest: ModelDigest | None) -> Loaded:
+    verified = Verified(network, checkpoint, digest)
     return Loaded(verified.make_engine, verified.linears_digest)
 
 
-ENGINES: dict[str, Callable[[Network, Checkpoint], Loaded]] = {"plain": _load_plain, "verified": _load_verified}
+# A digest, where somebody asks for one, takes what was loaded.
+ENGINES: dict[str, Callable[[Network, Checkpoint, ModelDigest | None], Loaded]] = {
+    "plain": _load_plain,
+    "verified": _load_verified,
+}
 # Of modes without a GPU process.
-ALONE_ENGINES: dict[str, Callable[[Network, Checkpoint], MakeEngineAlone]] = {"tee-only": load_tee_only}
+ALONE_ENGINES: dict[str, Callable[[Network, Checkpoint, ModelDigest | None], MakeEngineAlone]] = {
+    "tee-only": load_tee_only
+}

@@ -24,10 +24,12 @@ from typing import Any, NoReturn, TypeVar
 
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import RequestError, TsqpError
+from tsqp_shm.model.files import ModelFiles
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.shm.transport import Register, Transport
+from tsqp_shm.tee.anchor import Anchor
 from tsqp_shm.tee.bring_up import prepare
 from tsqp_shm.tee.completion import Completion, checked_token_ids
 from tsqp_shm.tee.connection import Connection
@@ -57,12 +59,13 @@ class Runtime:
         report: takes a line about what is waited for, and about each restart of the GPU process.
         recorder: takes what this process does and when; None: nothing does.
         before: what is to end after this session has; its own from here on.
+        files: by which the model's small files were read; None: nobody has read any.
 
     Attributes:
         statistics: what the session has done so far.
 
     Raises:
-        ModelFileError: the checkpoint lacks what this process wants of it.
+        ModelFileError: the checkpoint lacks what this process wants of it, or is not the model that is pinned.
         ConfigError: the transport is of another kind than the mode needs.
     """
 
@@ -76,14 +79,16 @@ class Runtime:
         report: Callable[[str], None] = lambda line: None,
         recorder: Recorder | None = None,
         before: ExitStack | None = None,
+        files: ModelFiles | None = None,
     ) -> None:
         network = Network.of(spec)
         self._limits = limits = config.limits(spec.max_positions, network.layer_parameters)
         # Sizes are the config's word until the weights bear them out.
         checkpoint.require(network.tensors())
         self.statistics = statistics = Statistics() if recorder is None else TracedStatistics(recorder)
+        self._anchor = Anchor(files or ModelFiles(checkpoint.folder), config.model_digest, is_asked=False)
         begin = prepare(
-            network, checkpoint, config, limits, transport, start_gpu, report, recorder, statistics,
+            network, checkpoint, self._anchor, config, limits, transport, start_gpu, report, recorder, statistics,
             lambda: self._is_leaving,
         )  # fmt: skip
         self._vocab_size = spec.vocab_size
@@ -322,14 +327,14 @@ class Runtime:
         return self._ask(self._stepper.load)
 
     def describe(self) -> dict[str, Any]:
-        """Mode and processes of this session, and what lies between them, as plain values."""
+        """Mode, weights and processes of this session, and what lies between them, as plain values."""
         if self._pid != os.getpid():
             self.require_working()
-        return self._stepper.connection.describe()
+        return {**self._stepper.connection.describe(), "weights": self._anchor.describe()}
 
     def facts(self) -> dict[str, Any]:
         """What `describe` says, and what the session has done so far, when it is over too. Units are in the names."""
-        return self._ask(self._stepper.facts, even_if_over=True)
+        return {**self._ask(self._stepper.facts, even_if_over=True), "weights": self._anchor.describe()}
 
     def leave(self) -> None:
         """Has the thread close the session and does not wait for it: for finalisers, which may run at any moment."""

@@ -7,6 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 from tsqp_shm import _native
+from tsqp_shm.model.digest import ModelDigest
 from tsqp_shm.model.field_weights import load_field_linear, require_finite
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.weights import Checkpoint, Tensor
@@ -26,20 +27,28 @@ class _Weights(NamedTuple):
     linears: tuple[_native.FieldLinear, ...]
 
 
-def load_tee_only(network: Network, checkpoint: Checkpoint) -> MakeEngineAlone:
+def load_tee_only(network: Network, checkpoint: Checkpoint, digest: ModelDigest | None = None) -> MakeEngineAlone:
     """Of the weights, this mode wants all: the embedding as it is, norms and biases in float32, Linears in int8.
+
+    Args:
+        digest: takes all of it as it was loaded; None: nobody asks for it.
 
     Raises:
         ModelFileError: a tensor is missing or has another shape.
         UnsupportedModel: a Linear has more inputs than a product can sum, or a weight is no finite number.
     """
     embedding = network.embedding
-    weights = _Weights(
-        NormWeights.load(network, checkpoint),
-        require_finite(checkpoint.tensor(embedding.weight, (embedding.rows, embedding.size))),
-        tuple(load_field_linear(checkpoint, linear) for linear in network.linears),
-    )
-    return partial(_tee_only_engine, network, weights)
+    table = require_finite(checkpoint.tensor(embedding.weight, (embedding.rows, embedding.size)))
+    norms = NormWeights.load(network, checkpoint)
+    if digest is not None:
+        digest.add_embedding(table)
+        norms.add_to(digest, network)
+    linears = []
+    for linear in network.linears:
+        linears.append(load_field_linear(checkpoint, linear))
+        if digest is not None:
+            digest.linears.add(linear, linears[-1])
+    return partial(_tee_only_engine, network, _Weights(norms, table, tuple(linears)))
 
 
 def _tee_only_engine(

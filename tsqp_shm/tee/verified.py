@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tsqp_shm import _native
 from tsqp_shm.errors import ModelFileError
-from tsqp_shm.model.digest import LinearsDigest
+from tsqp_shm.model.digest import LinearsDigest, ModelDigest
 from tsqp_shm.model.field_weights import load_field_linear, require_finite
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.weights import Checkpoint
@@ -37,8 +37,11 @@ class Verified:
         linears_digest: of the Linears as integers, which both sides compute.
     """
 
-    def __init__(self, network: Network, checkpoint: Checkpoint) -> None:
-        """Raises:
+    def __init__(self, network: Network, checkpoint: Checkpoint, digest: ModelDigest | None = None) -> None:
+        """Args:
+        digest: takes all that is loaded; None: nobody asks for it.
+
+        Raises:
         ModelFileError: a tensor is missing or has another shape.
         UnsupportedModel: a Linear has more inputs than a product can sum, or a weight is no finite number.
         """
@@ -47,7 +50,10 @@ class Verified:
         embedding = network.embedding
         self._norms = NormWeights.load(network, checkpoint)
         self._embedding = require_finite(checkpoint.tensor(embedding.weight, (embedding.rows, embedding.size)))
-        self._drawn: _Drawn | None = _draw(network, checkpoint)
+        if digest is not None:
+            digest.add_embedding(self._embedding)
+            self._norms.add_to(digest, network)
+        self._drawn: _Drawn | None = _draw(network, checkpoint, LinearsDigest() if digest is None else digest.linears)
         self.linears_digest = self._drawn.linears_digest
         # Of all connections of the session: another GPU process finds them as they are.
         self._caches: list[_native.KeyValueCache] = []
@@ -78,7 +84,7 @@ class Verified:
         drawn, self._drawn = self._drawn, None
         if drawn is None:
             with Checkpoint.open(self._folder) as checkpoint:
-                drawn = _draw(self._network, checkpoint)
+                drawn = _draw(self._network, checkpoint, LinearsDigest())
             if drawn.linears_digest != self.linears_digest:
                 raise ModelFileError(self._folder, "its weights have changed since the session began")
         return drawn.checks
@@ -89,13 +95,12 @@ class _Drawn(NamedTuple):
     linears_digest: str
 
 
-def _draw(network: Network, checkpoint: Checkpoint) -> _Drawn:
+def _draw(network: Network, checkpoint: Checkpoint, digest: LinearsDigest) -> _Drawn:
     """Vectors for each Linear and what they give with its weights, of which one Linear's at a time lie here."""
-    digest = LinearsDigest()
     checks = []
     for linear in network.linears:
         loaded = load_field_linear(checkpoint, linear)
-        digest.add(linear, loaded, checkpoint)
+        digest.add(linear, loaded)
         checks.append(_native.FieldCheck(loaded, _secret_vectors(linear.outputs)))
     return _Drawn(tuple(checks), digest.value)
 

@@ -60,7 +60,7 @@ class Summary:
     def _with_both_sides(self, facts: dict[str, Any]) -> dict[str, Any]:
         first, last = self._looks[0], self._looks[-1]
         progress = last.progress
-        slots = self._observer.plan.slots
+        slots = self._observer.plan.shared_slots
         lent = {index for record in last.in_flight for index in (record.in_slot, record.out_slot)} - {NO_SLOT}
         facts["totals"]["doorbells"] = self._doorbells(last)
         facts["tee"].update(self._heartbeat("tee", last.control.tee_heartbeat))

@@ -1,0 +1,118 @@
+"""Mode `verified`: the bits of `tee-only`, whatever computes them and whatever becomes of the GPU process."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import RandomModel, model_folder, random_token_ids
+from safetensors.torch import load_file, save_file
+from test_parity import CASES
+
+from tsqp_shm import LLM, SamplingParams
+from tsqp_shm.errors import ConfigError, ModelFileError, PeerDied
+
+GREEDY = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0)
+DRAWN = SamplingParams(max_tokens=12, ignore_eos=True, temperature=1.0, seed=5, logprobs=2, prompt_logprobs=1)
+# Longer than a step may be, of different lengths, and more than may run at once.
+PROMPTS = [list(random_token_ids(length, seed=length)) for length in (3, 40, 17, 70)]
+LIMITS = {"max_model_len": 96, "max_num_seqs": 3, "max_batch_tokens": 32, "block_rows": 16}
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return model_folder(RandomModel("llama"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_logits_are_those_of_the_tee_alone_to_the_bit(fast, case):
+    folder = model_folder(case.model)
+    limits = {name: value for name, value in case.limits.items() if name not in ("tile_rows", "tiles_in_flight")}
+    limits = {"max_model_len": 320, **limits}
+    sequences = [random_token_ids(min(length, limits["max_model_len"]), seed=length) for length in case.lengths]
+    with LLM(folder, mode="tee-only", **limits) as llm:
+        expected = [llm.forward(ids) for ids in sequences]
+    with fast.llm(folder, mode="verified", **limits) as llm:
+        for ids, logits in zip(sequences, expected, strict=True):
+            assert np.array_equal(llm.forward(ids), logits)
+
+
+def answers(llm: LLM, params: SamplingParams) -> list[object]:
+    """All that is told of a batch, but for times and ids."""
+    outputs = llm.generate(PROMPTS, params)
+    return [
+        (one.token_ids, one.finish_reason, one.logprobs, output.prompt_logprobs)
+        for output in outputs
+        for one in output.outputs
+    ]
+
+
+@pytest.mark.parametrize("params", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_ragged_batch_says_what_it_says_in_the_tee_alone(fast, model, params, threads):
+    with LLM(model, mode="tee-only", **LIMITS) as llm:
+        expected = answers(llm, params)
+    with fast.llm(model, mode="verified", tee_threads=threads, gpu_threads=threads, **LIMITS) as llm:
+        assert answers(llm, params) == expected
+
+
+@pytest.mark.parametrize("params", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_another_gpu_process_goes_on_where_one_died(fast, model, params):
+    with fast.llm(model, mode="verified", **LIMITS) as llm:
+        expected = answers(llm, params)
+        submissions = llm.statistics.doorbells
+    said: list[str] = []
+    deaths = [15, 107, 140]
+
+    def start_gpu(session):
+        fast.start_gpu(model, session, dies_at=deaths.pop(0) if deaths else 0)
+
+    with LLM(
+        model, mode="verified", start_gpu=start_gpu, restart_gpu=3, timeout_s=30.0, report=said.append, **LIMITS
+    ) as llm:
+        assert answers(llm, params) == expected
+        assert llm.statistics.gpu_restarts == 3
+        # The passes that were broken off are computed again, and no other: a pass has nine submissions and a block more
+        # of them where it has more rows.
+        assert llm.statistics.doorbells - submissions < 3 * 30
+    assert sum("the gpu process is back" in line for line in said) == 3
+
+
+def test_files_that_have_changed_are_not_taken_for_another_gpu_process(fast, model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+
+    def start_gpu(session):
+        fast.start_gpu(folder, session, dies_at=5)
+
+    with LLM(folder, mode="verified", start_gpu=start_gpu, restart_gpu=1, timeout_s=30.0) as llm:
+        change_one_weight(folder)
+        with pytest.raises(ModelFileError, match="changed since the session began"):
+            llm.generate([[1, 2, 3]], GREEDY)
+
+
+def change_one_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    rows = weights["model.layers.1.mlp.down_proj.weight"]
+    rows[3] = -rows[3]
+    # Whoever has the old file mapped keeps it.
+    save_file(weights, folder / "changed.safetensors", {"format": "pt"})
+    (folder / "changed.safetensors").rename(folder / "model.safetensors")
+
+
+def test_a_gpu_process_with_other_weights_is_one_line_before_the_first_product(fast, model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    change_one_weight(folder)
+    with pytest.raises(PeerDied, match="digest"):
+        LLM(model, mode="verified", start_gpu=lambda session: fast.start_gpu(folder, session), timeout_s=10.0)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"tile_rows": 16}, {"tiles_in_flight": 2}, {"check_finite": True}, {"dtype": "float32"}]
+)
+def test_a_setting_of_split_attention_is_refused(model, setting):
+    with pytest.raises(ConfigError, match="none, as mode verified"):
+        LLM(model, mode="verified", **setting)
