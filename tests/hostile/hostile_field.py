@@ -189,6 +189,10 @@ def huge(gpu: FieldGpu, record: Record, y: Words) -> Words:
     return np.full_like(y, P // 2)
 
 
+def as_it_is(gpu: FieldGpu, record: Record, y: Words) -> Words:
+    return y
+
+
 TAMPERINGS: dict[str, Tampering] = {
     "plus-one": plus_one,
     "plus-one-minus-one": plus_one_minus_one,
@@ -222,14 +226,17 @@ def die() -> None:
 
 
 def misbehaviour(name: str) -> tuple[Moment, Misbehaviour]:
-    """By what it is called on the command line: TAMPERING[-and-die]:LINEAR[:STEP], or a name of `hostile_gpu`."""
+    """By what it is called on the command line: TAMPERING[-and-die]:LINEAR[:STEP], or a name of `hostile_gpu`.
+
+    TAMPERING may be `true`, and nothing is false then.
+    """
     what, _, where = name.partition(":")
     if not where:
         return MISBEHAVIOURS[what]
     role, _, step = where.partition(":")
     then = die if what.endswith("-and-die") else lambda: None
     when = moment(role.upper(), step=int(step or FAULT_STEP), layer=LAYERS[role])
-    return when, tampered(TAMPERINGS[what.removesuffix("-and-die")], then)
+    return when, tampered({**TAMPERINGS, "true": as_it_is}[what.removesuffix("-and-die")], then)
 
 
 def main(arguments: Sequence[str]) -> None:

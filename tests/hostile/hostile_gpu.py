@@ -3,8 +3,8 @@
     python tests/hostile/hostile_gpu.py MODEL SESSION MISBEHAVIOUR
 
 Until its moment comes it does all that a GPU process does, but for the arithmetic: its results are finite and false. In
-mode `plain` nothing can tell them from true ones. In mode `verified` they are found; there `hostile_field.py` breaks the
-same rules with true ones.
+mode `plain` nothing can tell them from true ones. In `verified` they are found, so there `hostile_field.py` breaks the
+rules, which gives true ones until then.
 """
 
 from __future__ import annotations
