@@ -47,7 +47,9 @@ def test_a_session_of_the_model_that_is_pinned_starts_and_says_so(model):
 
 
 def test_a_session_of_another_model_does_not_start_and_has_no_name(model):
-    with pytest.raises(ModelFileError, match=f"the model's digest is {digests_of(model).model}, and .* is {ANOTHER}"):
+    with pytest.raises(
+        ModelFileError, match=f"the model's digest is {digests_of(model).model}, and {ANOTHER} is expected"
+    ):
         LLM(model, mode="tee-only", session="unpinned", model_digest=ANOTHER)
     # Nothing is left under the name, or there had been a session.
     with LLM(model, mode="tee-only", session="unpinned", max_model_len=32):

@@ -33,10 +33,10 @@ def test_logits_are_those_of_the_tee_alone_to_the_bit(fast, case):
     limits = {"max_model_len": 320, **limits}
     sequences = [random_token_ids(min(length, limits["max_model_len"]), seed=length) for length in case.lengths]
     with LLM(folder, mode="tee-only", **limits) as llm:
-        expected = [llm.forward(ids) for ids in sequences]
+        expected = [llm.logits(ids) for ids in sequences]
     with fast.llm(folder, mode="verified", **limits) as llm:
         for ids, logits in zip(sequences, expected, strict=True):
-            assert np.array_equal(llm.forward(ids), logits)
+            assert np.array_equal(llm.logits(ids), logits)
 
 
 def answers(llm: LLM, params: SamplingParams) -> list[object]:

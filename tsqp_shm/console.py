@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any, TextIO
 
@@ -13,6 +14,7 @@ from tsqp_shm.llm import LLM
 from tsqp_shm.modes import MODES
 from tsqp_shm.printable import is_text
 from tsqp_shm.tee.completion import Completion
+from tsqp_shm.tee.receipts import nonces_path, write_nonces
 from tsqp_shm.tee.sampling_params import SamplingParams
 
 
@@ -36,12 +38,26 @@ def run_prompts(
         completions = _converse(llm, params)
     else:
         asked = llm.chat_prompt([{"role": "user", "content": prompt}]) if chat else prompt
-        completions = [llm.start(asked, params)]
+        completions = [_start(llm, asked, params, [])]
         _run(llm, completions[0], shown=not json_output)
     if json_output:
         print(json.dumps({**summary(completions[0]), **llm.stats()}))
     elif not quiet and completions:
         print_statistics(llm, completions, sys.stderr)
+
+
+def _start(llm: LLM, asked: str | list[int], params: SamplingParams, earlier: Sequence[Completion]) -> Completion:
+    """A completion to be run. Where evidence is written, what opens its records is kept, before it runs.
+
+    Raises:
+        RequestError: as `LLM.start`.
+        EvidenceError: the file cannot be written.
+    """
+    completion = llm.start(asked, params)
+    if llm.evidence is not None:
+        told = [(each.receipt, each.params) for each in (*earlier, completion) if each.receipt is not None]
+        write_nonces(nonces_path(llm.evidence), told)
+    return completion
 
 
 def _run(llm: LLM, completion: Completion, *, shown: bool) -> None:
@@ -68,7 +84,7 @@ def _converse(llm: LLM, params: SamplingParams) -> list[Completion]:
             continue
         messages.append({"role": "user", "content": content})
         try:
-            completions.append(llm.start(llm.chat_prompt(messages), params))
+            completions.append(_start(llm, llm.chat_prompt(messages), params, completions))
         except RequestError as error:
             # The conversation has outgrown the model: begin a new one, and say so.
             print(f"{error}; starting over", file=sys.stderr)
@@ -157,7 +173,13 @@ def _rows_of_two(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("arena", f"{arena['name']}, {arena['bytes']:,} bytes, {arena['slots']} slots"),
         ("pages", f"{arena['pages']:,} of 4 KiB, all backed and mapped, {locked}"),
         ("doorbell", f"{doorbell['mode']}, {doorbell['endpoint']}"),
+        *([("checks", _checks(facts["checks"]))] if "checks" in facts else []),
     ]
+
+
+def _checks(checks: dict[str, int]) -> str:
+    """What the TEE process keeps of the model's Linears."""
+    return f"{checks['vectors']} secret vectors a Linear, {checks['bytes']:,} bytes here, and no Linear's weights"
 
 
 def _rows_of_one(facts: dict[str, Any]) -> list[tuple[str, str]]:

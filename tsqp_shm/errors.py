@@ -352,6 +352,19 @@ class TraceError(TsqpError):
         super().__init__(f"trace {path}: {reason}")
 
 
+class EvidenceError(TsqpError):
+    """Evidence, a transcript or the nonces of one cannot be written, or are not what they should be.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        self.path, self.reason = str(path), reason
+        super().__init__(f"{path}: {reason}")
+
+
 class ContenderFailed(TsqpError):
     """A benchmark's contender cannot run, or did not to the end.
 

@@ -79,6 +79,24 @@ def open_own(
     return fd
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Puts a file of mode 0600 in the place of whatever has the name: whoever looks finds one of the two, and whole. A
+    process that is killed meanwhile changes nothing of it.
+
+    Raises:
+        OSError: it cannot be written; what was there is as it was.
+    """
+    # Of one process and one name, so that what a killed one left is written over.
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with os.fdopen(open_regular(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+            file.write(content)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
 @contextlib.contextmanager
 def opened_own_folder(folder: Path) -> Iterator[int]:
     """A descriptor of a folder of this user, and of no link to one, for the block.

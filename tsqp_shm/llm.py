@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from tsqp_shm.arguments import refuse_unknown
+from tsqp_shm.arguments import refuse_unknown, require_writable
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.conversations import Message, as_conversation, as_conversations, render
 from tsqp_shm.errors import ConfigError, ModelFileError, RequestError
@@ -35,12 +35,15 @@ from tsqp_shm.roles.resources import require_resources
 from tsqp_shm.scalars import path
 from tsqp_shm.shm.transport import Hold, Register, Transport
 from tsqp_shm.tee.completion import Completion, checked_token_ids
+from tsqp_shm.tee.evidence import Evidence
 from tsqp_shm.tee.gpu_connection import StartGpu
 from tsqp_shm.tee.runtime import Runtime
 from tsqp_shm.tee.sampler import drawn_seed
 from tsqp_shm.tee.sampling_params import UNASKED, SamplingParams
 from tsqp_shm.tee.statistics import Statistics
+from tsqp_shm.tee.transcript import Transcript
 from tsqp_shm.tee.updates import Told, Update
+from tsqp_shm.tee.witness import Witness
 from tsqp_shm.trace.file import TraceFile
 from tsqp_shm.trace.recorder import recording
 
@@ -72,6 +75,9 @@ class LLM:
         trace: a file for a trace of both processes, written at the end, of the GPU processes the last one; unless
             `start_gpu` is True for a recording of this process alone, of which `tsqp-shm trace` makes one. In a mode
             without a GPU process, a trace of this one.
+        evidence: a file for a record of each request, in canonical JSON: how it was computed and checked, and not what
+            it said (docs/evidence.md). Written anew as requests end.
+        transcript: a file for every word that was sent to be multiplied and that came back. It holds activations.
         transport: what joins the two sides; None: POSIX shared memory under the `session` and `endpoint` of the
             settings. Where another is given, `start_gpu` has to be what starts a GPU process over it, or False.
         config: what it is started with; taken as it is.
@@ -95,6 +101,8 @@ class LLM:
         start_gpu: bool | StartGpu = True,
         report: Callable[[str], None] | None = None,
         trace: str | Path | None = None,
+        evidence: str | Path | None = None,
+        transcript: str | Path | None = None,
         transport: Transport | None = None,
         config: EngineConfig | None = None,
         **settings: Any,
@@ -105,14 +113,21 @@ class LLM:
             raise ConfigError("start_gpu", start_gpu, "True, False, or what starts it", is_mistyped=True)
         if transport is not None and not hasattr(transport, "begin"):
             raise ConfigError("transport", transport, "a Transport, or None", is_mistyped=True)
-        trace_file = None if trace is None else path(trace)
-        if trace is not None and trace_file is None:
-            raise ConfigError("trace", trace, "a file", is_mistyped=True)
+        trace_file = _file("trace", trace)
+        self.evidence, transcript_file = _file("evidence", evidence), _file("transcript", transcript)
         self.config = EngineConfig.chosen(config, settings, _NAMES_OF_PARAMS)
-        has_gpu = MODES[self.config.mode].has_gpu_process
+        mode = MODES[self.config.mode]
+        has_gpu = mode.has_gpu_process
+        for argument, file, reason in (
+            ("evidence", self.evidence, "nothing holds its answers" if mode.arithmetic is None else None),
+            ("transcript", transcript_file, "no product of it is checked" if not mode.num_vectors else None),
+        ):
+            if file is not None and reason is not None:
+                raise ConfigError(argument, str(file), f"none, as mode {mode.name} is one where {reason}")
+            require_writable(argument, None if file is None else str(file))
         for argument, value, default in (("start_gpu", start_gpu, True), ("transport", transport, None)):
             if not has_gpu and value is not default:
-                raise ConfigError(argument, value, f"none, as mode {self.config.mode} has no GPU process")
+                raise ConfigError(argument, value, f"none, as mode {mode.name} has no GPU process")
         require_resources(self.config.threads().tee)
         self.model = find_model_folder(model, revision, report)
         # What the caller has handed in is held here, and nowhere else.
@@ -137,6 +152,11 @@ class LLM:
             recorder = stack.enter_context(recording(whole.recording("tee") if whole else trace_file, "tee"))
             if not has_gpu:
                 start_gpu = False
+            self._witness = Witness(
+                None if self.evidence is None else Evidence(self.evidence),
+                None if transcript_file is None else Transcript(transcript_file),
+            )
+            stack.callback(self._witness.close)
             if start_gpu is True:
                 traced = whole.arguments("gpu") if whole else []
                 # Nothing of this object's: what the runtime holds must not hold the LLM.
@@ -144,7 +164,7 @@ class LLM:
             with Checkpoint.open(self.model) as checkpoint:
                 self._runtime = Runtime(
                     self.spec, checkpoint, self.config, transport or _posix(self.config), start_gpu or None, report,
-                    recorder, before=stack, files=files,
+                    recorder, before=stack, files=files, witness=self._witness,
                 )  # fmt: skip
         weakref.finalize(self, self._runtime.leave).atexit = False
         self._runtime.start()
@@ -377,7 +397,7 @@ class LLM:
         token_ids = self._token_ids(prompt, self.max_model_len - 1)
         room = self.max_model_len - len(token_ids)
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
-        seed = drawn_seed(params)
+        seed, receipt = drawn_seed(params), self._witness.receipt()
         return [
             Completion(
                 token_ids,
@@ -388,6 +408,7 @@ class LLM:
                 vocab_size=self.spec.vocab_size,
                 index=index,
                 seed=seed,
+                receipt=receipt,
             )
             for index in range(params.n)
         ]
@@ -411,6 +432,13 @@ class LLM:
             yield
         finally:
             self._runtime.cancel([completion for completion in completions if completion.finish_reason is None])
+
+
+def _file(argument: str, value: object) -> Path | None:
+    found = None if value is None else path(value)
+    if value is not None and found is None:
+        raise ConfigError(argument, value, "a file", is_mistyped=True)
+    return found
 
 
 def _posix(config: EngineConfig) -> Transport | Register:

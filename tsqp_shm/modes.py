@@ -28,6 +28,7 @@ class Mode:
     summary: the same in a few words, where another mode's start names it.
     arithmetic: what products and cache are computed in; None: as the setting `dtype` says.
     has_gpu_process: whether there is one; without it there is no arena, no doorbell and no torch either.
+    num_vectors: secret ones by which each row of each product of the GPU process is checked; 0: none is.
     splits_attention: whether the caches of keys and values lie with the GPU process, and tiles of scores cross.
     """
 
@@ -37,6 +38,7 @@ class Mode:
     arithmetic: str | None = None
     has_gpu_process: bool = True
     splits_attention: bool = False
+    num_vectors: int = 0
 
     @property
     def line(self) -> str:
@@ -72,6 +74,7 @@ MODES = {
             "hides nothing: activations cross in clear, and can be inverted to the prompt.",
             "a GPU process multiplies and is checked; it sees all activations",
             arithmetic="w8, cache bf16",
+            num_vectors=2,
         ),
         Mode(
             "tee-only",

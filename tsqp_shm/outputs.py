@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tsqp_shm.tee.completion import Completion
+from tsqp_shm.tee.receipts import Receipt
 from tsqp_shm.tee.sampler import TokenScore
 
 
@@ -65,6 +66,8 @@ class RequestOutput:
         outputs: as many as the params ask for.
         prefill_s: from the request to the first token, waiting for a place in the batch included.
         decode_s: from the first token to the last.
+        receipt: the number of the request in the session's evidence, and the nonce that opens its record; None where no
+            evidence is written.
     """
 
     prompt: str | None
@@ -73,6 +76,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     prefill_s: float
     decode_s: float
+    receipt: Receipt | None = field(default=None, repr=False)
 
     @property
     def finished(self) -> bool:
@@ -110,6 +114,7 @@ class RequestOutput:
             outputs=[_output(completion, decode) for completion in completions],
             prefill_s=first_token_s - started_s,
             decode_s=ended_s - first_token_s,
+            receipt=first.receipt,
         )
 
 

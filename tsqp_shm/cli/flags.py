@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import NoReturn
 
 from tsqp_shm.config import (
@@ -80,6 +81,14 @@ def tee_flags() -> Parser:
     trust.add_argument(
         "--model-digest", metavar="sha256:HEX",
         help="start with this model only, as tsqp-shm inspect --digest names it (as it is found)",
+    )  # fmt: skip
+    trust.add_argument(
+        "--evidence", type=Path, metavar="FILE.json",
+        help="write how each request was computed and checked, and what opens it to its requester to FILE.nonces.json",
+    )  # fmt: skip
+    trust.add_argument(
+        "--transcript", type=Path, metavar="FILE",
+        help="write every word of every product, for scripts/check_transcript.py; prompts can be found in it",
     )  # fmt: skip
     return parser
 

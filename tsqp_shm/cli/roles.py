@@ -83,7 +83,14 @@ def _complete_alone(arguments: argparse.Namespace, config: EngineConfig) -> int:
     with Progress(arguments.quiet) as progress:
         # All weights become integers now, which takes seconds for large models.
         progress.show(f"loading {model.name}")
-        llm = LLM(model, report=reporter(arguments), trace=arguments.trace, config=config)
+        llm = LLM(
+            model,
+            report=reporter(arguments),
+            trace=arguments.trace,
+            evidence=arguments.evidence,
+            transcript=arguments.transcript,
+            config=config,
+        )
     with llm:
         run_prompts(
             llm,
@@ -112,7 +119,13 @@ def play_tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     try:
         start_gpu = ParentsGpu(lifeline).start if lifeline.has_parent else False
         with LLM(
-            model_folder(arguments), start_gpu=start_gpu, report=report, trace=arguments.trace, config=config
+            model_folder(arguments),
+            start_gpu=start_gpu,
+            report=report,
+            trace=arguments.trace,
+            evidence=arguments.evidence,
+            transcript=arguments.transcript,
+            config=config,
         ) as llm:
             lifeline.ready()
             run_prompts(

@@ -26,6 +26,7 @@ from tsqp_shm.cli.health import (
     print_environment,
 )
 from tsqp_shm.cli.inspection import inspect_model, inspection_flags
+from tsqp_shm.cli.replay import replay_flags, replay_request
 from tsqp_shm.cli.roles import launch_both, play_gpu, play_tee
 from tsqp_shm.cli.top import show_top, top_flags
 from tsqp_shm.cli.traces import make_trace, trace_flag, trace_flags
@@ -72,6 +73,13 @@ def build_parser() -> Parser:
             inspect_model,
             [model_argument(), inspection_flags()],
             "say what a model is, whether it is supported, and the memory that it takes in each mode; loads nothing",
+        ),
+        (
+            "replay",
+            replay_request,
+            [replay_flags()],
+            "compute a request of a session's evidence again, in the TEE process alone, and say what agrees; "
+            "exit code 4 if the answer is another one",
         ),
         ("env", print_environment, [], "print what a bug report should hold"),
         ("ps", list_sessions, [json_flag()], "list this user's sessions, live and dead"),

@@ -16,6 +16,7 @@ from tsqp_shm.shm.liveness import LOOK_INTERVAL_S
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.transport import Registration
+from tsqp_shm.tee.connection import CLOSED
 from tsqp_shm.tee.engine import MakeEngineAlone
 from tsqp_shm.tee.progress import ProgressWriter
 from tsqp_shm.tee.statistics import Statistics
@@ -83,7 +84,7 @@ class Alone:
             return
         self._look_ns = now_ns + _LOOK_INTERVAL_NS
         if self._must_stop():
-            raise TsqpError("this LLM is closed")
+            raise TsqpError(CLOSED)
         self._look()
 
     def begin(self) -> None:

@@ -43,7 +43,7 @@ class Anchor:
             return
         self.digests = digest.finish()
         if self._expected not in (None, self.digests.model):
-            reason = f"the model's digest is {self.digests.model}, and --model-digest is {self._expected}"
+            reason = f"the model's digest is {self.digests.model}, and {self._expected} is expected"
             raise ModelFileError(self._files.folder, reason)
 
     def describe(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tsqp_shm.tee.connection import Connect
 from tsqp_shm.tee.gpu_connection import GpuConnection, StartGpu
 from tsqp_shm.tee.modes import ALONE_ENGINES, ENGINES
 from tsqp_shm.tee.statistics import Statistics
+from tsqp_shm.tee.transcript import Transcript
 from tsqp_shm.trace.recorder import Recorder
 
 # A step has hundreds of short kernels, and a worker that sleeps between two would miss most of them: this is longer
@@ -32,6 +33,7 @@ def prepare(
     network: Network,
     checkpoint: Checkpoint,
     anchor: Anchor,
+    transcript: Transcript | None,
     config: EngineConfig,
     limits: Limits,
     transport: Transport | Register,
@@ -45,6 +47,7 @@ def prepare(
 
     Args:
         anchor: takes the digest of what is loaded.
+        transcript: takes the products that are computed elsewhere; None: nobody asks for them.
         transport: and what follows, as of `Runtime`.
         must_stop: asked now and then in the middle of a step; True ends it, and with it the session.
 
@@ -80,7 +83,7 @@ def prepare(
     # Nobody else computes yet: what has to be quantised is by all threads that there will be.
     _native.set_num_threads(max(config.threads()))
     with _told_of_memory():
-        loaded = ENGINES[mode.name](network, checkpoint, digest)
+        loaded = ENGINES[mode.name](network, checkpoint, digest, transcript)
     anchor.hold(digest)
     _native.set_num_threads(threads)
 

@@ -11,6 +11,7 @@ from tsqp_shm.errors import RequestError, TsqpError
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.scalars import whole
 from tsqp_shm.tee.answer import Answer
+from tsqp_shm.tee.receipts import Receipt
 from tsqp_shm.tee.sampler import TokenScore, drawn_seed, token_sampler
 from tsqp_shm.tee.sampling_params import SamplingParams
 
@@ -21,11 +22,13 @@ class Completion:
     Args:
         max_tokens: most tokens that it may have, whatever the params say.
         seed: of its request, where that has several completions; None: the params', or one that is drawn.
+        receipt: of its request, where evidence is written.
 
     Attributes:
         prompt_token_ids: what was asked.
         index: which completion of its request.
         seed: by which its tokens are drawn; None where none is drawn.
+        receipt: by which its requester finds and opens the record of the request; None where no evidence is written.
         sampler: draws its tokens, and knows those that it has.
         token_ids: what was answered so far, an ending token included.
         scores: of each of these, where the params ask for log probabilities.
@@ -54,11 +57,13 @@ class Completion:
         vocab_size: int,
         index: int = 0,
         seed: int | None = None,
+        receipt: Receipt | None = None,
     ) -> None:
         self.prompt_token_ids = list(prompt_token_ids)
         self.params = params
         self.vocab_size = vocab_size
         self.index = index
+        self.receipt = receipt
         self.seed = drawn_seed(params) if seed is None else seed
         self.sampler = token_sampler(
             params,
@@ -80,8 +85,8 @@ class Completion:
         self.started_s = time.monotonic()
         self.first_token_s: float | None = None
         self.ended_s: float | None = None
+        self.max_tokens = max_tokens
         self._has_begun = False
-        self._max_tokens = max_tokens
         self._eos_token_ids = () if params.ignore_eos else tuple(eos_token_ids)
         # Of several completions of a prompt, one scores it.
         scores_prompt = params.prompt_logprobs is not None and index == 0
@@ -147,7 +152,7 @@ class Completion:
             self._end("stop", None if is_eos else token_id)
         elif self._answer is not None and self._answer.stopped_by is not None:
             self._end("stop")
-        elif len(self.token_ids) >= self._max_tokens:
+        elif len(self.token_ids) >= self.max_tokens:
             self._end("length")
 
     def fail(self, error: TsqpError) -> None:

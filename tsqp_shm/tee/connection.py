@@ -9,6 +9,9 @@ from tsqp_shm.shm.plan import Plan
 from tsqp_shm.tee.engine import Engine
 from tsqp_shm.tee.progress import ProgressWriter
 
+# What an error says of a session that somebody has ended on purpose.
+CLOSED = "this LLM is closed"
+
 
 class Connection(Protocol):
     """`gpu_connection.GpuConnection` leads to a GPU process, `alone.Alone` to nobody.

@@ -24,6 +24,7 @@ from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.protocol import Opcode, unpack_identity
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.transport import Hold
+from tsqp_shm.tee.connection import CLOSED
 from tsqp_shm.tee.engine import Engine
 from tsqp_shm.tee.finite import FiniteSubmissionQueue
 from tsqp_shm.tee.modes import Loaded
@@ -74,7 +75,7 @@ class StoppableWatch:
         """
         if self.must_stop():
             self.has_stopped = True
-            raise TsqpError("this LLM is closed")
+            raise TsqpError(CLOSED)
         self.look()
         self.peer.check()
 
@@ -118,6 +119,7 @@ class GpuConnection:
     gpu_process: GpuProcess | None
     watch: StoppableWatch
     engine: Engine
+    loaded: Loaded
     gpu_pid: int = 0
     gpu_device: str = ""
     gpu_transfer: str = ""
@@ -191,7 +193,7 @@ class GpuConnection:
             connection = cls(
                 session, arena, slots, queue, doorbell, config.doorbell, session.endpoint, statistics,
                 ProgressWriter(partial(store_in, arena), statistics), gpu_process, watch,
-                loaded.make_engine(slots, queue, statistics),
+                loaded.make_engine(slots, queue, statistics), loaded,
             )  # fmt: skip
             stack.callback(connection._stop_gpu)
             timeout_s = config.timeout_s if ready_timeout_s is None else ready_timeout_s
@@ -276,6 +278,7 @@ class GpuConnection:
             },
             "device": self.gpu_device,
             "transfer": self.gpu_transfer,
+            **self.loaded.facts,
         }
 
     def facts(self, *, asks: bool) -> dict[str, Any]:

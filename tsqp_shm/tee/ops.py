@@ -109,22 +109,39 @@ class Operations:
         weights.apply(self._slots.table, x_index, out_index, first_row, rows)
         self._statistics.count(linear.role.upper(), started_ns)
 
-    def quantise(self, check: _native.FieldCheck, x: Slot, m: Slot, first_row: int, rows: int) -> None:
-        """m [rows, inputs] = x [rows, inputs] as integers of the field."""
+    def quantise(
+        self,
+        check: _native.FieldCheck,
+        x: Slot,
+        m: Slot,
+        first_row: int,
+        rows: int,
+        copy: npt.NDArray[np.uint32] | None = None,
+    ) -> None:
+        """m [rows, inputs] = x [rows, inputs] as integers of the field; `copy` is given the same."""
         x_index, m_index = self._slots.own(x, first_row, rows), self._slots.own(m, first_row, rows)
         started_ns = time.perf_counter_ns()
-        check.begin(self._slots.table, x_index, m_index, first_row, rows)
+        check.begin(self._slots.table, x_index, m_index, first_row, rows, copy)
         self._statistics.count("QUANTISE", started_ns)
 
-    def check(self, check: _native.FieldCheck, y: Slot, out: Slot, first_row: int, rows: int) -> bool:
-        """out [rows, outputs] = the result of y [rows, outputs], the product of what `quantise` gave.
+    def check(
+        self,
+        check: _native.FieldCheck,
+        y: Slot,
+        out: Slot,
+        first_row: int,
+        rows: int,
+        copy: npt.NDArray[np.uint32] | None = None,
+    ) -> bool:
+        """out [rows, outputs] = the result of y [rows, outputs], the product of what `quantise` gave; `copy` is given y
+        as it was read.
 
         Returns:
             Whether it is that product.
         """
         y_index, out_index = self._slots.own(y, first_row, rows), self._slots.own(out, first_row, rows)
         started_ns = time.perf_counter_ns()
-        held = check.finish(self._slots.table, y_index, out_index, first_row, rows)
+        held = check.finish(self._slots.table, y_index, out_index, first_row, rows, copy)
         self._statistics.count("CHECK", started_ns)
         return held
 

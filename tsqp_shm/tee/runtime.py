@@ -32,7 +32,7 @@ from tsqp_shm.shm.transport import Register, Transport
 from tsqp_shm.tee.anchor import Anchor
 from tsqp_shm.tee.bring_up import prepare
 from tsqp_shm.tee.completion import Completion, checked_token_ids
-from tsqp_shm.tee.connection import Connection
+from tsqp_shm.tee.connection import CLOSED, Connection
 from tsqp_shm.tee.gpu_connection import StartGpu
 from tsqp_shm.tee.ops import Float32
 from tsqp_shm.tee.orders import Ending, Orders
@@ -40,10 +40,10 @@ from tsqp_shm.tee.scheduler import Reservation
 from tsqp_shm.tee.statistics import Statistics, TracedStatistics
 from tsqp_shm.tee.stepper import Load, Stepper
 from tsqp_shm.tee.updates import Told, Update
+from tsqp_shm.tee.witness import Witness
 from tsqp_shm.trace.recorder import Recorder
 
 T = TypeVar("T")
-CLOSED = "this LLM is closed"
 # What this process itself has done wrong; every other signal is for the main thread.
 FAULTS = {signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
 
@@ -60,6 +60,7 @@ class Runtime:
         recorder: takes what this process does and when; None: nothing does.
         before: what is to end after this session has; its own from here on.
         files: by which the model's small files were read; None: nobody has read any.
+        witness: writes down what comes of requests; None: nobody does.
 
     Attributes:
         statistics: what the session has done so far.
@@ -80,16 +81,20 @@ class Runtime:
         recorder: Recorder | None = None,
         before: ExitStack | None = None,
         files: ModelFiles | None = None,
+        witness: Witness | None = None,
     ) -> None:
         network = Network.of(spec)
         self._limits = limits = config.limits(spec.max_positions, network.layer_parameters)
         # Sizes are the config's word until the weights bear them out.
         checkpoint.require(network.tensors())
         self.statistics = statistics = Statistics() if recorder is None else TracedStatistics(recorder)
-        self._anchor = Anchor(files or ModelFiles(checkpoint.folder), config.model_digest, is_asked=False)
+        witness = witness or Witness()
+        self._anchor = anchor = Anchor(
+            files or ModelFiles(checkpoint.folder), config.model_digest, is_asked=witness.has_evidence
+        )
         begin = prepare(
-            network, checkpoint, self._anchor, config, limits, transport, start_gpu, report, recorder, statistics,
-            lambda: self._is_leaving,
+            network, checkpoint, anchor, witness.transcript, config, limits, transport, start_gpu, report, recorder,
+            statistics, lambda: self._is_leaving,
         )  # fmt: skip
         self._vocab_size = spec.vocab_size
         self._pid = os.getpid()
@@ -107,9 +112,10 @@ class Runtime:
         self._stack = before.pop_all() if before is not None else ExitStack()
 
         def bring_up() -> Stepper:
-            stepper = Stepper(statistics, begin(self._stack), config.restart_gpu, config.timeout_s, report)
+            stepper = Stepper(statistics, begin(self._stack), config.restart_gpu, config.timeout_s, report, witness)
             # Not the connection of this moment: a restart puts another in its place.
             self._stack.callback(lambda: stepper.connection.close())
+            witness.begin(network, limits, anchor.describe())
             return stepper
 
         self._bring_up = bring_up

@@ -13,6 +13,7 @@ from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.engine import Engine
 from tsqp_shm.tee.harvest import Harvest
 from tsqp_shm.tee.statistics import Statistics
+from tsqp_shm.tee.witness import Witness
 
 
 class Reservation:
@@ -54,8 +55,9 @@ class Scheduler:
     Decoding completions go first, one token each; what is left of max_batch_tokens goes to prompts, in chunks.
     """
 
-    def __init__(self, engine: Engine, plan: Plan, statistics: Statistics) -> None:
+    def __init__(self, engine: Engine, plan: Plan, statistics: Statistics, witness: Witness | None = None) -> None:
         self._engine = engine
+        self._witness = witness or Witness()
         self._statistics = statistics
         self._are_own = not MODES[plan.limits.mode].splits_attention
         self._max_batch_tokens = plan.limits.max_batch_tokens
@@ -78,6 +80,7 @@ class Scheduler:
         return len(self._free_sequences)
 
     def add(self, completion: Completion) -> None:
+        self._witness.add(completion)
         self._waiting.append(completion)
 
     def cancel(self, completion: Completion, reason: str = "cancelled") -> None:
@@ -144,8 +147,10 @@ class Scheduler:
         if not batch:
             return
         harvest = Harvest(batch, self._statistics, are_own=self._are_own)
+        self._witness.begin_pass(batch)
         self._engine.forward([chunk for _, chunk in batch], harvest.take)
         harvest.bring_in()
+        self._witness.end_pass(batch)
         self._statistics.steps += 1
         for completion, chunk in batch:
             self._statistics.tokens += len(chunk.token_ids)

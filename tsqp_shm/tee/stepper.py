@@ -14,16 +14,17 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tsqp_shm.errors import PeerDied, TsqpError
+from tsqp_shm.errors import EvidenceError, PeerDied, TsqpError
 from tsqp_shm.roles.process import peak_resident_bytes
 from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.completion import Completion
-from tsqp_shm.tee.connection import Connect
+from tsqp_shm.tee.connection import CLOSED, Connect
 from tsqp_shm.tee.ops import Float32
 from tsqp_shm.tee.scheduler import Reservation, Scheduler
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.updates import Outlet, Told
 from tsqp_shm.tee.verification import Unverified
+from tsqp_shm.tee.witness import Witness
 
 T = TypeVar("T")
 
@@ -59,11 +60,13 @@ class Stepper:
         max_restarts: int,
         timeout_s: float,
         report: Callable[[str], None],
+        witness: Witness | None = None,
     ) -> None:
         """
         Args:
             max_restarts: how many GPU processes may take the place of one that died.
             timeout_s: how long it may take until there is one, however many die meanwhile.
+            witness: writes down what comes of completions; None: nobody does.
         """
         self.fault: TsqpError | None = None
         self._statistics = statistics
@@ -71,9 +74,10 @@ class Stepper:
         self._max_restarts = max_restarts
         self._timeout_s = timeout_s
         self._report = report
+        self._witness = witness or Witness()
         self._outlets: dict[Completion, Outlet] = {}
         self.connection = connect(self._look, timeout_s)
-        self._scheduler = Scheduler(self.connection.engine, self.connection.plan, statistics)
+        self._scheduler = Scheduler(self.connection.engine, self.connection.plan, statistics, self._witness)
 
     @property
     def is_idle(self) -> bool:
@@ -88,11 +92,15 @@ class Stepper:
 
     def cancel(self, completions: Sequence[Completion]) -> None:
         """Ends completions, and tells it. Those that have ended are left as they are."""
+        ended = []
         for completion in completions:
             outlet = self._outlets.pop(completion, None)
             if outlet is not None:
                 self._scheduler.cancel(completion)
-                outlet.tell()
+                ended.append(outlet)
+        self._write_down()
+        for outlet in ended:
+            outlet.tell()
         if self.fault is None:
             self._tell_progress()
 
@@ -124,13 +132,22 @@ class Stepper:
     def expire(self) -> None:
         """Ends completions whose deadline has passed, and tells it: for who is idle, as a step does it too."""
         self._scheduler.expire()
+        self._write_down()
         self._tell()
 
     def _look(self) -> None:
         """Called now and then in the middle of a step: a deadline ends the wait of who has asked, and not the step,
-        whose caches it leaves as they are."""
+        whose caches it leaves as they are. What the step does for him still is written down at its end."""
         if self._outlets:
-            self.expire()
+            self._scheduler.expire()
+            self._tell()
+
+    def _write_down(self) -> None:
+        """Between two steps."""
+        try:
+            self._witness.look(may_wait=not self.is_idle)
+        except TsqpError as error:
+            self.end(error)
 
     def forward(self, sequence: int, token_ids: Sequence[int]) -> Float32:
         """The logits after every token of a sequence.
@@ -151,7 +168,10 @@ class Stepper:
                 def take(first: int, rows: Unverified[Float32], position: int = position) -> None:
                     rows.map(partial(self._copy, logits, position + first))
 
-                self.connection.engine.forward([Chunk(sequence, position, chunk, num_logits=len(chunk))], take)
+                batch = [(None, Chunk(sequence, position, chunk, num_logits=len(chunk)))]
+                self._witness.begin_pass(batch)
+                self.connection.engine.forward([chunk for _, chunk in batch], take)
+                self._witness.end_pass(batch)
             return logits
 
         return self._survive(forward)
@@ -181,12 +201,19 @@ class Stepper:
         if self.fault is None:
             # Without its traceback, which holds the frames of a step.
             self.fault = fault.again()
+            if str(fault) != CLOSED:
+                self._witness.fail(fault)
         # Whose deadline has passed as well gets what there is.
-        self.expire()
+        self._scheduler.expire()
+        for completion in [each for each in self._outlets if each.finish_reason == "deadline"]:
+            self._outlets.pop(completion).tell()
         outlets, self._outlets = self._outlets, {}
         # All of them before any is told: no caller may go on with one while another knows of the fault.
         for completion in outlets:
             self._scheduler.cancel(completion)
+        with suppress(EvidenceError):
+            # The session has ended by a fault already.
+            self._witness.look(may_wait=False)
         for outlet in outlets.values():
             outlet.fail(self.fault.again())
         self._scheduler.refuse_reservations()
@@ -194,6 +221,7 @@ class Stepper:
     def _step(self) -> None:
         self.connection.progress.step_begins(*self._scheduler.load)
         self._scheduler.step()
+        self._witness.look(may_wait=not self.is_idle)
         self._tell_progress()
 
     def _tell_progress(self) -> None:

@@ -14,6 +14,7 @@ from tsqp_shm.model.digest import LinearsDigest, ModelDigest
 from tsqp_shm.model.field_weights import load_field_linear, require_finite
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.weights import Checkpoint
+from tsqp_shm.modes import MODES
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.tee.attention.private import PrivateAttention, private_caches
 from tsqp_shm.tee.embedding import PrivateEmbedding
@@ -23,9 +24,10 @@ from tsqp_shm.tee.norms import NormWeights
 from tsqp_shm.tee.ops import Operations
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
+from tsqp_shm.tee.transcript import Transcript
 
 # Of each Linear. A false product passes with one over the field's size to this power.
-NUM_VECTORS = 2
+NUM_VECTORS = MODES["verified"].num_vectors
 FIELD = 2**31 - 1
 
 
@@ -37,9 +39,16 @@ class Verified:
         linears_digest: of the Linears as integers, which both sides compute.
     """
 
-    def __init__(self, network: Network, checkpoint: Checkpoint, digest: ModelDigest | None = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        checkpoint: Checkpoint,
+        digest: ModelDigest | None = None,
+        transcript: Transcript | None = None,
+    ) -> None:
         """Args:
         digest: takes all that is loaded; None: nobody asks for it.
+        transcript: takes every product; None: nobody asks for them.
 
         Raises:
         ModelFileError: a tensor is missing or has another shape.
@@ -47,6 +56,7 @@ class Verified:
         """
         self._network = network
         self._folder = checkpoint.folder
+        self._transcript = transcript
         embedding = network.embedding
         self._norms = NormWeights.load(network, checkpoint)
         self._embedding = require_finite(checkpoint.tensor(embedding.weight, (embedding.rows, embedding.size)))
@@ -55,8 +65,13 @@ class Verified:
             self._norms.add_to(digest, network)
         self._drawn: _Drawn | None = _draw(network, checkpoint, LinearsDigest() if digest is None else digest.linears)
         self.linears_digest = self._drawn.linears_digest
+        self._check_bytes = sum(check.num_bytes for check in self._drawn.checks)
         # Of all connections of the session: another GPU process finds them as they are.
         self._caches: list[_native.KeyValueCache] = []
+
+    def describe(self) -> dict[str, int]:
+        """What checks products: how many vectors each Linear has, and the memory of all that is kept of Linears."""
+        return {"vectors": NUM_VECTORS, "bytes": self._check_bytes}
 
     def make_engine(self, slots: Slots, queue: SubmissionQueue, statistics: Statistics) -> Engine:
         """An engine whose Linears lead to the GPU process at the other end of `queue`.
@@ -67,7 +82,7 @@ class Verified:
         network, plan = self._network, slots.plan
         self._caches = self._caches or private_caches(network, plan)
         ops = Operations(network, self._norms, slots, statistics)
-        linears = FieldLinears(plan, self._take_checks(), queue, ops)
+        linears = FieldLinears(plan, self._take_checks(), queue, ops, self._transcript)
         ports = Ports(
             embedding=PrivateEmbedding(self._embedding, ops),
             attention=PrivateAttention(plan, linears, ops, self._caches),

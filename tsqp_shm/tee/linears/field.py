@@ -6,6 +6,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from tsqp_shm import _native
 from tsqp_shm.model.network import Linear
 from tsqp_shm.shm.plan import Plan, Slot
@@ -14,11 +17,16 @@ from tsqp_shm.shm.tiling import Block
 from tsqp_shm.tee.interleave import Task
 from tsqp_shm.tee.ops import Operations
 from tsqp_shm.tee.submission import SubmissionQueue
+from tsqp_shm.tee.transcript import Transcript
 from tsqp_shm.tee.verification import Verification
 
 
 class _Product(NamedTuple):
-    """One that was submitted and is not checked yet."""
+    """One that was submitted and is not checked yet.
+
+    Attributes:
+        sent: what was submitted, where a transcript wants it.
+    """
 
     sequence: int
     linear: Linear
@@ -26,6 +34,7 @@ class _Product(NamedTuple):
     out: Slot
     first_row: int
     rows: int
+    sent: npt.NDArray[np.uint32] | None
 
 
 class FieldLinears:
@@ -33,14 +42,21 @@ class FieldLinears:
 
     Args:
         checks: of each Linear, at its index.
+        transcript: takes every product; None: nobody asks for them.
     """
 
     def __init__(
-        self, plan: Plan, checks: Sequence[_native.FieldCheck], queue: SubmissionQueue, ops: Operations
+        self,
+        plan: Plan,
+        checks: Sequence[_native.FieldCheck],
+        queue: SubmissionQueue,
+        ops: Operations,
+        transcript: Transcript | None = None,
     ) -> None:
         self._checks = checks
         self._queue = queue
         self._ops = ops
+        self._transcript = transcript
         self._operations = plan.linear_operations
         self._slots = [
             (plan.slot(linear.slots[0]), plan.slot(linear.slots[1])) for linear in plan.linears if linear.slots
@@ -58,12 +74,13 @@ class FieldLinears:
     def apply(self, linear: Linear, block: Block, x: Slot, out: Slot) -> Task:
         first, rows = block.first_row, block.rows
         m, y = self._slots[linear.index]
-        self._ops.quantise(self._checks[linear.index], x, m, first, rows)
+        sent = None if self._transcript is None else np.empty((rows, linear.inputs), np.uint32)
+        self._ops.quantise(self._checks[linear.index], x, m, first, rows, sent)
         sequence = self._queue.submit(
             Opcode.LINEAR, target=linear.index, in_slot=m, out_slot=y, first_row=first, rows=rows
         )
         self._verification.expect()
-        self._unchecked.append(_Product(sequence, linear, y, out, first, rows))
+        self._unchecked.append(_Product(sequence, linear, y, out, first, rows, sent))
         yield sequence
         self._check(sequence)
 
@@ -76,5 +93,11 @@ class FieldLinears:
         while self._unchecked and self._unchecked[0].sequence <= sequence:
             product = self._unchecked.popleft()
             check = self._checks[product.linear.index]
-            held = self._ops.check(check, product.y, product.out, product.first_row, product.rows)
+            rows = product.first_row, product.rows
+            if self._transcript is None or product.sent is None:
+                held = self._ops.check(check, product.y, product.out, *rows)
+            else:
+                received = np.empty((product.rows, product.linear.outputs), np.uint32)
+                held = self._ops.check(check, product.y, product.out, *rows, received)
+                self._transcript.add(product.linear, product.first_row, product.sent, received)
             self._verification.add(self._operations[product.linear.index], held=held)

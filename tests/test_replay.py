@@ -1,0 +1,182 @@
+"""A request of a session's evidence, computed again: what agrees, and what is said of what does not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import assert_one_line, run
+from models import RandomModel, edit_config, with_bytes_as_tokens
+
+from tsqp_shm import LLM, SamplingParams
+from tsqp_shm.errors import EvidenceError
+from tsqp_shm.replay import Finding, compare, exit_code, read_request
+from tsqp_shm.tee.receipts import nonces_path, write_nonces
+
+PROMPT = "the treasure lies under the third oak"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = with_bytes_as_tokens(
+        RandomModel("llama", {"vocab_size": 256}).write(tmp_path_factory.mktemp("r") / "model")
+    )
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def launched(model, tmp_path_factory) -> Path:
+    """What a launch has written; an answer that was drawn."""
+    file = tmp_path_factory.mktemp("launched") / "run.json"
+    flags = ["--prompt", PROMPT, "--max-new-tokens", "6", "--temperature", "1", "--stop", "zzz"]
+    assert run("launch", model, "-q", "--mode", "tee-only", "--evidence", file, *flags).returncode == 0
+    return file
+
+
+def replayed(file: Path, model: Path, *flags: object):
+    return run("replay", file, model, "-q", "--nonce", nonces_path(file), *flags)
+
+
+def test_a_request_of_a_launch_agrees(model, launched):
+    done = replayed(launched, model, "--prompt", PROMPT)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split()[:2] for line in done.stdout.splitlines()[1:]]
+    assert lines == [["model", "agrees:"], ["params", "agrees"], ["prompt", "agrees"], ["answer", "agrees"]]
+
+
+def test_what_was_found_is_json_too(model, launched):
+    found = json.loads(replayed(launched, model, "--prompt", PROMPT, "--json").stdout)
+    assert [finding["agrees"] for finding in found["findings"]] == [True] * 3
+
+
+def test_another_prompt_is_told_and_not_computed(model, launched):
+    done = replayed(launched, model, "--prompt", PROMPT + "s")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == f"  prompt  DIFFERS: is another one, of {len(PROMPT) + 1} tokens"
+
+
+def test_another_answer_is_told_by_exit_code_4(model, launched, tmp_path):
+    content = json.loads(launched.read_text())
+    part = content["requests"][0]["completions"][0]
+    part["answer"] = part["answer"][:-1] + ("0" if part["answer"][-1] != "0" else "1")
+    changed = tmp_path / "run.json"
+    changed.write_text(json.dumps(content))
+    shutil.copy(nonces_path(launched), nonces_path(changed))
+    done = replayed(changed, model, "--prompt", PROMPT)
+    assert done.returncode == 4
+    assert done.stdout.splitlines()[-1] == "  answer  DIFFERS: is another one, of 6 tokens"
+
+
+@pytest.mark.parametrize("change", [{"seed": 5}, {"temperature": 0.5}, {"stop": "sha256:" + "0" * 64}])
+def test_params_that_somebody_has_changed_do_not_give_the_answer(model, launched, tmp_path, change):
+    content = json.loads(launched.read_text())
+    content["requests"][0]["params"].update(change)
+    changed = tmp_path / "run.json"
+    changed.write_text(json.dumps(content))
+    shutil.copy(nonces_path(launched), nonces_path(changed))
+    assert replayed(changed, model, "--prompt", PROMPT).returncode == (1 if "stop" in change else 4)
+
+
+def test_another_model_is_refused_by_both_digests(model, launched, tmp_path):
+    other = shutil.copytree(model, tmp_path / "other")
+    edit_config(other, lambda config: config.update(a_field_that_nobody_reads=1))
+    expected = json.loads(launched.read_text())["session"]["model_digest"]
+    assert_one_line(
+        replayed(launched, other, "--prompt", PROMPT), 1, "the model's digest is", f"{expected} is expected"
+    )
+
+
+def test_a_chat_is_laid_out_as_launch_does(model, tmp_path):
+    file = tmp_path / "run.json"
+    flags = ["--prompt", "abc", "--chat", "--max-new-tokens", "3"]
+    assert run("launch", model, "-q", "--mode", "tee-only", "--evidence", file, *flags).returncode == 0
+    assert replayed(file, model, "--prompt", "abc", "--chat").returncode == 0
+    assert replayed(file, model, "--prompt", "abc").returncode == 1
+    conversation = tmp_path / "messages.json"
+    conversation.write_text(json.dumps([{"role": "user", "content": "abc"}]))
+    assert replayed(file, model, "--messages", conversation).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def batch(model, tmp_path_factory) -> tuple[Path, list[str]]:
+    """What a session has written whose requests ran beside each other, in chunks, with params of every kind."""
+    file = tmp_path_factory.mktemp("batch") / "run.json"
+    texts = ["a", "of several words", "long " * 30]
+    params = [
+        SamplingParams(n=3, max_tokens=5, temperature=1.0, ignore_eos=True),
+        SamplingParams(max_tokens=9, temperature=0.8, top_p=0.9, seed=7, logit_bias={65: 2.0}, bad_words=["q"]),
+        SamplingParams(max_tokens=7, temperature=0, allowed_token_ids=list(range(60, 90)), min_tokens=2),
+    ]
+    with LLM(model, mode="tee-only", max_model_len=256, max_batch_tokens=32, max_num_seqs=4, evidence=file) as llm:
+        outputs = llm.generate(texts, params)
+        stream = llm.start("cut", SamplingParams(max_tokens=200, temperature=1.0, ignore_eos=True))
+        pieces = llm.stream_completion(stream)
+        next(pieces)
+        pieces.close()
+    given = [(output.receipt, each) for output, each in zip(outputs, params, strict=True)]
+    write_nonces(nonces_path(file), [*given, (stream.receipt, stream.params)])
+    return file, [*texts, "cut"]
+
+
+def test_what_ran_beside_a_request_is_not_in_its_answer(model, batch):
+    file, texts = batch
+    with LLM(model, mode="tee-only", max_model_len=256, max_num_seqs=1) as llm:
+        for number, text in enumerate(texts, 1):
+            findings = compare(
+                llm,
+                read_request(file, nonces_path(file), number),
+                lambda llm, params, text=text: llm.start(text, params),
+            )
+            assert [finding for finding in findings if not finding.agrees] == [], number
+    assert len(findings) == 3
+
+
+def test_which_of_several_requests_has_to_be_said(model, batch):
+    file, texts = batch
+    assert_one_line(replayed(file, model, "--prompt", texts[0]), 2, "request: ", "one of 1, 2, 3, 4")
+    assert_one_line(replayed(file, model, "--prompt", "a", "--request", 9), 2, "request: got 9", "1, 2, 3, 4")
+    done = replayed(file, model, "--prompt", texts[1], "--request", 2)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("flags", [[], ["--prompt", "a", "--messages", "b"], ["--messages", "b", "--chat"]])
+def test_a_prompt_has_to_be_given_in_one_way(model, launched, flags):
+    assert_one_line(replayed(launched, model, *flags), 2, "one of --prompt, --prompt-file and --messages")
+
+
+def test_a_nonce_of_another_request_opens_nothing(model, batch, tmp_path):
+    file, texts = batch
+    opened = json.loads(nonces_path(file).read_text())
+    opened["requests"][0]["nonce"], opened["requests"][1]["nonce"] = "00" * 32, opened["requests"][0]["nonce"]
+    nonces = tmp_path / "nonces.json"
+    nonces.write_text(json.dumps(opened))
+    done = run("replay", file, model, "-q", "--nonce", nonces, "--request", 1, "--prompt", texts[0])
+    assert (done.returncode, done.stdout.splitlines()[-1].split()[:2]) == (1, ["prompt", "DIFFERS:"])
+    done = run("replay", file, model, "-q", "--nonce", nonces, "--request", 2, "--prompt", texts[1])
+    assert (done.returncode, done.stdout.splitlines()[-1].split()[:2]) == (1, ["params", "DIFFERS:"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "[]", "{}", '{"schema":"tsqp-shm evidence 2"}', '{"schema":"tsqp-shm evidence 1"}',
+        '{"schema":"tsqp-shm evidence 1","requests":[1],"session":{}}',
+        '{"schema":"tsqp-shm evidence 1","requests":[{"request":1}],"session":{}}',
+        '{"schema":"tsqp-shm evidence 1","requests":[{"request":1,"params":{"seed":"x"}}],"session":{}}',
+    ],
+)  # fmt: skip
+def test_what_is_no_evidence_is_one_line(launched, tmp_path, content):
+    file = tmp_path / "run.json"
+    file.write_text(content)
+    with pytest.raises(EvidenceError, match="not "):
+        read_request(file, nonces_path(launched), None)
+
+
+def test_the_exit_code_tells_another_answer_from_another_request():
+    agrees, differs = Finding("params", True, ""), Finding("answer 2", False, "is another one")
+    assert exit_code([agrees]) == 0
+    assert exit_code([agrees, differs]) == 4
+    assert exit_code([Finding("prompt", False, ""), differs]) == 1
