@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.errors import PeerDied, TsqpError
 from tsqp_shm.shm.local import LocalTransport
+from tsqp_shm.shm.progress import Progress
 from tsqp_shm.shm.transport import Hold
 from tsqp_shm.tee.updates import Update
 
@@ -43,12 +44,14 @@ class HostileThread:
     Attributes:
         gpu: None until it has joined.
         dies: called where its life is looked at.
+        left: what the TEE had last said of itself; None until the end.
     """
 
     def __init__(
         self, model: Path, transport: LocalTransport, script: tuple[Moment, Misbehaviour], dies: Callable[[], bool]
     ) -> None:
         self.gpu: FieldGpu | None = None
+        self.left: Progress | None = None
         self.dies = dies
         self._over = _Over()
         self._thread = threading.Thread(target=self._play, args=(model, transport, script), daemon=True)
@@ -68,6 +71,9 @@ class HostileThread:
     def stop(self) -> None:
         self._over.event.set()
         self._thread.join()
+        if self.gpu is not None and self.left is None:
+            self.left = self.gpu.progress()
+            self.gpu.close()
 
     kill = stop
 

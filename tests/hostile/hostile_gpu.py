@@ -83,6 +83,14 @@ class HostileGpu:
         self.writes = True
         self.step = 0
 
+    def close(self) -> None:
+        """Lets go of the arena, where the process lives on."""
+        if self.heartbeat is not None:
+            self.heartbeat.release()
+        self.doorbell.close()
+        del self.memory
+        self.arena.close()
+
     def receive(self) -> Record:
         record = Record.unpack(self.doorbell.receive(self.watch, None, "a submission"))
         self.step += self.begins_step(record)
