@@ -21,7 +21,7 @@ from tsqp_shm.shm.progress import Progress
 from tsqp_shm.shm.transport import Hold
 from tsqp_shm.tee.updates import Update
 
-LIMITS = {"max_model_len": 96, "max_num_seqs": 3, "max_batch_tokens": 64, "block_rows": 16}
+LIMITS = {"max_model_len": 320, "max_num_seqs": 3, "max_batch_tokens": 320, "block_rows": 128}
 # To the model of `with_one_token_that_overflows`, this one is no number.
 OVERFLOWING = 7
 

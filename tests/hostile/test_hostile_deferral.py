@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -21,7 +20,6 @@ from field_sessions import LIMITS, HostileThread, against, ask, tokens_of
 from hostile_field import misbehaviour
 from hostile_gpu import FAULT_STEP, HostileGpu
 from models import RandomModel, random_token_ids, with_bytes_as_tokens
-from processes import ForkServer
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.errors import IntegrityError
@@ -30,7 +28,7 @@ from tsqp_shm.shm.protocol import Record
 from tsqp_shm.shm.transport import Hold
 from tsqp_shm.trace.recorder import Recording
 
-PROMPTS = [list(random_token_ids(length, vocab_size=256, seed=length)) for length in (40, 9)]
+PROMPTS = [list(random_token_ids(length, vocab_size=256, seed=length)) for length in (270, 9)]
 PARAMS = SamplingParams(max_tokens=6, ignore_eos=True, temperature=0)
 NEVER = misbehaviour("none")
 SESSION_NAMES = (f"deferral{os.getpid()}-{number}" for number in itertools.count())
@@ -128,21 +126,14 @@ def test_one_that_dies_honestly_is_replaced_and_only_its_last_pass_is_computed_a
     assert first[: step - 1] + second == rows_of_passes(whole)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    server = ForkServer("hostile_field")
-    yield server
-    server.close()
-
-
 @pytest.mark.parametrize(
     "doorbell", ["zmq", *(pytest.param(doorbell, marks=pytest.mark.long) for doorbell in ("adaptive", "spin"))]
 )
-def test_a_process_that_cheats_and_kills_itself_is_not_replaced(model, server, forked, doorbell):
+def test_a_process_that_cheats_and_kills_itself_is_not_replaced(model, field_server, forked, doorbell):
     names = iter(["plus-one-and-die:o", "none"])
 
     def start_gpu(session: Hold) -> None:
-        server.start(str(model), session.name, next(names))
+        field_server.start(str(model), session.name, next(names))
 
     def play() -> None:
         settings = {"start_gpu": start_gpu, "session": next(SESSION_NAMES), "doorbell": doorbell, "restart_gpu": 1}
@@ -240,10 +231,10 @@ def with_eos(model: Path, folder: Path, answer: Answer) -> Path:
 
 
 @pytest.mark.parametrize("flags", [[], pytest.param(["--json"], marks=pytest.mark.long)], ids=["text", "json"])
-def test_on_the_command_line_it_is_exit_code_4_and_one_line(model, server, answer, flags):
+def test_on_the_command_line_it_is_exit_code_4_and_one_line(model, field_server, answer, flags):
     """Of the text, nothing but what came before the pass; of a result in JSON, nothing."""
     session = next(SESSION_NAMES)
-    server.start(str(model), session, f"plus-one:lm_head:{LAST}")
+    field_server.start(str(model), session, f"plus-one:lm_head:{LAST}")
     command = ["tee", model, "--session", session, "--mode", "verified", "--prompt", answer.prompt, *flags]
     done = run(*command, "-q", "--max-new-tokens", LAST, "--ignore-eos")
     (line,) = done.stderr.splitlines()

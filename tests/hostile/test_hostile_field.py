@@ -16,7 +16,7 @@ from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.errors import IntegrityError, NumericsError
 
 # Two callers share each pass from the second on: the prompt of the first has three blocks.
-PROMPTS = [list(random_token_ids(length, seed=length)) for length in (40, 9)]
+PROMPTS = [[token for token in random_token_ids(length, seed=length) if token != OVERFLOWING] for length in (270, 9)]
 PARAMS = SamplingParams(max_tokens=6, ignore_eos=True, temperature=0)
 NEVER = misbehaviour("none")
 
