@@ -16,7 +16,7 @@ from models import CONFIG_CLASSES, RandomModel, model_folder, random_token_ids, 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.config import DOORBELLS
 from tsqp_shm.errors import ArenaMismatch, DeviceError, PeerDied
-from tsqp_shm.gpu import worker
+from tsqp_shm.gpu import plain, worker
 from tsqp_shm.gpu.step import Step
 from tsqp_shm.roles.thread import RoleThread
 from tsqp_shm.shm import layout, liveness
@@ -133,7 +133,7 @@ def test_what_the_gpu_role_ends_by_is_what_the_tee_reports(gpus, monkeypatch):
 
 
 def test_an_error_that_the_caller_can_mend_is_reported_as_itself(gpus, monkeypatch):
-    monkeypatch.setattr(worker, "load_weights", refuse)
+    monkeypatch.setattr(plain, "load_weights", refuse)
     with pytest.raises(DeviceError, match="too small for a test"):
         gpus.llm(**SMALL)
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from local_session import LocalGpus
 from models import RandomModel, model_folder, random_token_ids
 from safetensors.torch import load_file, save_file
 from test_parity import CASES
 
 from tsqp_shm import LLM, SamplingParams
-from tsqp_shm.errors import ConfigError, ModelFileError, PeerDied
+from tsqp_shm.errors import ArenaMismatch, ConfigError, ModelFileError
 
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0)
 DRAWN = SamplingParams(max_tokens=12, ignore_eos=True, temperature=1.0, seed=5, logprobs=2, prompt_logprobs=1)
@@ -64,7 +65,7 @@ def test_another_gpu_process_goes_on_where_one_died(fast, model, params):
         expected = answers(llm, params)
         submissions = llm.statistics.doorbells
     said: list[str] = []
-    deaths = [15, 107, 140]
+    deaths = [15, 60, 70]
 
     def start_gpu(session):
         fast.start_gpu(model, session, dies_at=deaths.pop(0) if deaths else 0)
@@ -102,12 +103,13 @@ def change_one_weight(folder: Path) -> None:
     (folder / "changed.safetensors").rename(folder / "model.safetensors")
 
 
-def test_a_gpu_process_with_other_weights_is_one_line_before_the_first_product(fast, model, tmp_path):
+def test_a_gpu_process_with_other_weights_is_one_line_before_the_first_product(model, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(model, folder)
     change_one_weight(folder)
-    with pytest.raises(PeerDied, match="digest"):
-        LLM(model, mode="verified", start_gpu=lambda session: fast.start_gpu(folder, session), timeout_s=10.0)
+    gpus = LocalGpus(folder)
+    with pytest.raises(ArenaMismatch, match="the model's linears_digest differs: expected sha256:"):
+        LLM(model, mode="verified", transport=gpus.transport, start_gpu=gpus.start, timeout_s=10.0)
 
 
 @pytest.mark.parametrize(

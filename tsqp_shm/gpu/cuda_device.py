@@ -59,7 +59,7 @@ class CudaDevice(Device):
         plan = self._arena.plan
         free_bytes, _ = torch.cuda.mem_get_info(self.torch_device)
         require_memory(self.name, free_bytes, weights_bytes, cache_bytes, slots_size_bytes(plan))
-        for slot in plan.slots:
+        for slot in plan.shared_slots:
             elements, dtype = slot.num_rows * slot.row_elements, TORCH_DTYPES[slot.dtype]
             self._device_copies[slot.index] = torch.empty(elements, dtype=dtype, device=self.torch_device)
             if self.transfer == "staged":

@@ -109,6 +109,11 @@ def part_of(flat: torch.Tensor, offset_elements: int, shape: tuple[int, ...]) ->
     return flat[offset_elements : offset_elements + math.prod(shape)].view(shape)
 
 
+def rows_of(slot: Slot, first_row: int, rows: int) -> tuple[int, tuple[int, int]]:
+    """Where in a slot rows of it begin, and their shape."""
+    return first_row * slot.row_elements, (rows, slot.row_elements)
+
+
 def require_memory(device: str, free_bytes: int, weights_bytes: int, cache_bytes: int, slots_bytes: int) -> None:
     """Raises:
     DeviceError: they need more than is free, with the figures and what to lower.
@@ -119,9 +124,8 @@ def require_memory(device: str, free_bytes: int, weights_bytes: int, cache_bytes
     if weights_bytes > free_bytes:
         remedy = "a smaller model or a larger device is needed"
     else:
-        remedy = "lower --max-model-len or --max-num-seqs" + (
-            ", --max-batch-tokens" if slots_bytes > cache_bytes else ""
-        )
+        of_cache = ["--max-model-len or --max-num-seqs"] if cache_bytes else []
+        remedy = "lower " + ", ".join(of_cache + ["--max-batch-tokens"] * (slots_bytes > cache_bytes))
     raise DeviceError(
         device,
         f"{needed_bytes:,} bytes of its memory are needed (weights {weights_bytes:,}, cache {cache_bytes:,}, slots "

@@ -9,11 +9,11 @@ from typing import Protocol
 
 import torch
 
-from tsqp_shm.gpu.device import TORCH_DTYPES, Device
+from tsqp_shm.gpu.device import TORCH_DTYPES, Device, rows_of
 from tsqp_shm.gpu.kv_cache import BlockTable, KVCache
 from tsqp_shm.gpu.weights import Weights
 from tsqp_shm.model.network import Network
-from tsqp_shm.shm.plan import Plan, Slot
+from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.protocol import NO_SLOT, Record
 from tsqp_shm.shm.tiling import KeyRange, Segment, key_range
 
@@ -140,11 +140,11 @@ class GemmProducts:
 
     def _rows_in(self, record: Record) -> torch.Tensor:
         slot = self._slots[record.in_slot]
-        return self._device.input(slot, *_block(slot, record))
+        return self._device.input(slot, *rows_of(slot, record.first_row, record.rows))
 
     def _rows_out(self, record: Record) -> torch.Tensor:
         slot = self._slots[record.out_slot]
-        return self._device.output(slot, *_block(slot, record))
+        return self._device.output(slot, *rows_of(slot, record.first_row, record.rows))
 
     def _blocks_of(self, rows: int) -> torch.Tensor:
         """Shapes: [H, rows, D]."""
@@ -162,10 +162,6 @@ class GemmProducts:
 
 def _rows(record: Record) -> slice:
     return slice(record.first_row, record.first_row + record.rows)
-
-
-def _block(slot: Slot, record: Record) -> tuple[int, tuple[int, int]]:
-    return record.first_row * slot.row_elements, (record.rows, slot.row_elements)
 
 
 def _leave_threads(count: int) -> None:

@@ -17,14 +17,11 @@ import torch
 from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ArenaMismatch, DeviceError, ProtocolError
-from tsqp_shm.gpu import _products, packed_products
-from tsqp_shm.gpu.device import TORCH_DTYPES, Delivery, Device
-from tsqp_shm.gpu.kv_cache import KVCache
+from tsqp_shm.gpu import _products
+from tsqp_shm.gpu.device import Delivery, Device
+from tsqp_shm.gpu.loading import Loaded, Operations
+from tsqp_shm.gpu.modes import LOADERS
 from tsqp_shm.gpu.open_device import open_device, resolve_device
-from tsqp_shm.gpu.packed_products import PackedProducts
-from tsqp_shm.gpu.products import GemmProducts, Products
-from tsqp_shm.gpu.step import Step
-from tsqp_shm.gpu.weights import Weights, load_weights, weights_size_bytes
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
@@ -36,7 +33,7 @@ from tsqp_shm.shm.invitation import Invitation
 from tsqp_shm.shm.layout import RING_DEPTH
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, PeerWatch
 from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.protocol import Opcode, Record, Status, SubmissionRules, pack_identity
+from tsqp_shm.shm.protocol import Opcode, Status, SubmissionRules, pack_identity
 from tsqp_shm.shm.transport import Transport
 from tsqp_shm.trace.doorbell import ServingDoorbell
 from tsqp_shm.trace.recorder import Recorder
@@ -66,28 +63,23 @@ class Worker:
         doorbell: Doorbell,
         watch: PeerWatch,
         rules: SubmissionRules,
-        step: Step,
-        products: Products,
+        operations: Operations,
         device: Device,
     ) -> None:
         self._doorbell = doorbell
         self._watch = watch
         self._rules = rules
-        self._step = step
-        self._products = products
         self._device = device
         self._running: deque[_Running] = deque()
         self._completed_ns = 0
-        self._execute: dict[int, Callable[[Record], int | None]] = {
+        # Those of the mode, and those of every one. The rules let no other through.
+        self._execute: Operations = {
             Opcode.READY: lambda record: pack_identity(os.getpid(), device.torch_device.index, device.transfer),
-            Opcode.EMBED: self._embed,
-            Opcode.QKV: products.qkv,
-            Opcode.SCORES: self._scores,
-            Opcode.CONTEXT: self._context,
-            Opcode.LINEAR: products.linear,
+            **operations,
             Opcode.STATUS: lambda record: peak_resident_bytes(),
             Opcode.STOP: lambda record: None,
         }
+        assert set(self._execute) == set(rules.opcodes)
 
     def run(self) -> None:
         """Serves until STOP. The next operation begins before the results of those before it are in their slots, where
@@ -126,19 +118,6 @@ class Worker:
             raise self._refused(submission, error) from error
         return record.opcode
 
-    def _embed(self, record: Record) -> None:
-        """Begins a step."""
-        self._products.begin_step(self._step.begin(record))
-        self._products.embed(record)
-
-    def _scores(self, record: Record) -> None:
-        self._step.check_tile(record)
-        self._products.scores(record)
-
-    def _context(self, record: Record) -> None:
-        self._step.check_tile(record)
-        self._products.context(record)
-
     def _complete_oldest(self) -> bool:
         submission, started_ns, value, delivery = self._running[0]
         try:
@@ -168,7 +147,9 @@ def use_threads(threads: int) -> None:
     """Sets how many threads this process computes with, for a process that plays this role alone: the setting is the
     whole process's, so where both roles are played in one it is not this role's to make."""
     torch.set_num_threads(threads)
-    _products.set_num_threads(threads, POOL_PATIENCE_US)
+    # Whichever of the two multiplies in the mode: a pool that has no work has no threads.
+    for pool in (_products, _native):
+        pool.set_num_threads(threads, POOL_PATIENCE_US)
 
 
 def serve(
@@ -208,7 +189,9 @@ def serve(
         stack.callback(heartbeat.release)
         compute = open_device(config.device, config.pinning, arena)
         stack.callback(compute.close)
-        products = _load(network, plan, model, compute, report)
+        loaded = _load(network, plan, model, compute, report)
+        # Before the first product: the TEE would find every one of other weights false.
+        _require_same(joined.name, "model's linears_digest", loaded.linears_digest, invitation.linears_digest)
         open_waker = partial(joined.open_waker, invitation.endpoint)
         doorbell = open_doorbell(invitation.doorbell, arena, "gpu", open_waker, invitation.spin_us, invitation.yield_us)
         stack.callback(doorbell.close)
@@ -217,36 +200,31 @@ def serve(
             doorbell = ServingDoorbell(doorbell, recorder)
         rules = SubmissionRules(plan, arena.epoch)
         on_ready()
-        Worker(doorbell, PeerWatch(arena, "tee"), rules, Step(plan, compute), products, compute).run()
+        Worker(doorbell, PeerWatch(arena, "tee"), rules, loaded.operations, compute).run()
 
 
 def _own_plan(network: Network, invitation: Invitation, arena: str) -> Plan:
     plan = Plan.derive(network, invitation.limits)
     own = plan.geometry.plain()
     for field, found in invitation.geometry.items():
-        expected = own.get(field)
-        if expected != found:
-            raise ArenaMismatch(arena, f"the model's {field}", expected, found)
+        _require_same(arena, f"model's {field}", own.get(field), found)
     return plan
 
 
-def make_products(network: Network, plan: Plan, weights: Weights, device: Device) -> Products:
-    """The fastest products for this device, model and dtype."""
-    if packed_products.is_available(network, plan, device.torch_device):
-        return PackedProducts(network, plan, weights, device)
-    return GemmProducts(network, plan, weights, device)
+def _require_same(arena: str, what: str, own: object, invited: object) -> None:
+    if own != invited:
+        raise ArenaMismatch(arena, f"the {what}", own, invited)
 
 
-def _load(network: Network, plan: Plan, model: Path, device: Device, report: Callable[[str], None]) -> Products:
-    limits = plan.limits
-    dtype = TORCH_DTYPES[limits.dtype]
-    cache_bytes = KVCache.size_bytes(network, limits.max_num_seqs, limits.max_model_len, dtype)
-    weights_bytes = weights_size_bytes(network, dtype)
-    device.reserve(weights_bytes, cache_bytes)
+def _load(network: Network, plan: Plan, model: Path, device: Device, report: Callable[[str], None]) -> Loaded:
+    mode = LOADERS[plan.limits.mode]
+    memory = mode.memory(network, plan, device)
+    device.reserve(memory.weights_bytes, memory.cache_bytes)
     reason = f" ({device.transfer_reason})" if device.transfer_reason else ""
+    cache = f", cache of up to {memory.cache_bytes:,} bytes" if memory.cache_bytes else ""
     report(
         f"device {device.name}, slots {device.transfer}{reason}; "
-        f"loading {weights_bytes:,} bytes of weights, cache of up to {cache_bytes:,} bytes"
+        f"loading {memory.weights_bytes:,} bytes of weights ({memory.arithmetic}){cache}"
     )
     started = time.monotonic()
 
@@ -257,11 +235,10 @@ def _load(network: Network, plan: Plan, model: Path, device: Device, report: Cal
 
     try:
         with Checkpoint.open(model) as checkpoint:
-            weights = load_weights(network, checkpoint, dtype, device.torch_device, progress)
-            products = make_products(network, plan, weights, device)
+            loaded = mode.load(network, plan, checkpoint, device, progress)
     except torch.OutOfMemoryError as error:
         raise DeviceError(device.name, f"out of memory while loading: {error}") from error
     except MemoryError as error:
         raise DeviceError(device.name, "out of memory while loading") from error
     report(f"loaded in {time.monotonic() - started:.1f} s")
-    return products
+    return loaded

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tsqp_shm.config import Limits
-from tsqp_shm.model.field_weights import MAX_INPUTS
+from tsqp_shm.model.field_weights import MAX_INPUTS, packed_bytes
 from tsqp_shm.model.network import Network
 from tsqp_shm.modes import MODES, Mode
 from tsqp_shm.shm.layout import DTYPES
@@ -15,8 +15,7 @@ from tsqp_shm.shm.tiling import padded_length
 
 _FLOAT32_BYTES = 4
 _BFLOAT16_BYTES = 2
-# As `native/field/field.h` and `native/attention` lay weights and values out.
-_PANEL = 64
+# As `native/attention` lays values out.
 _LANES = 16
 # As `tee/verified.py` draws them for each Linear.
 _CHECK_VECTORS = 2
@@ -91,13 +90,9 @@ def _split(network: Network, plan: Plan) -> Iterator[Part]:
 
 def _field_weights(network: Network, where: str) -> Iterator[Part]:
     """Linears as integers, with whoever multiplies."""
-    # Outputs and inputs are padded to whole panels.
-    linears = [(_padded(linear.outputs, _PANEL), linear) for linear in network.linears]
-    weights_bytes = sum(outputs * _padded(linear.inputs, _PANEL) for outputs, linear in linears)
+    weights_bytes, others_bytes = map(sum, zip(*map(packed_bytes, network.linears), strict=True))
     yield Part(where, "weights, int8", weights_bytes)
-    # Of each output a scale, two sums of its weights, and a bias where there is one.
-    words = sum(outputs * (4 if linear.parts[0].bias is not None else 3) for outputs, linear in linears)
-    yield Part(where, "their scales, sums and biases", words * _FLOAT32_BYTES)
+    yield Part(where, "their scales, sums and biases", others_bytes)
 
 
 def _checks(network: Network) -> Iterator[Part]:

@@ -14,6 +14,8 @@ from tsqp_shm.model.weights import Checkpoint, Tensor
 
 # More inputs could wrap the sum of one digit's products.
 MAX_INPUTS = 66_311
+# Outputs and inputs are padded to whole panels of so many.
+_PANEL = 64
 
 
 def load_field_linear(checkpoint: Checkpoint, linear: Linear) -> _native.FieldLinear:
@@ -42,6 +44,14 @@ def load_field_linear(checkpoint: Checkpoint, linear: Linear) -> _native.FieldLi
     return loaded
 
 
+def packed_bytes(linear: Linear) -> tuple[int, int]:
+    """What a loaded Linear takes: its weights, and of each output a scale, two sums of its weights, and a bias where it
+    has one."""
+    outputs = _padded(linear.outputs)
+    words = 3 if linear.parts[0].bias is None else 4
+    return outputs * _padded(linear.inputs), outputs * words * np.dtype(np.float32).itemsize
+
+
 def require_finite(tensor: Tensor) -> Tensor:
     """Returns the tensor.
 
@@ -57,3 +67,7 @@ def require_finite(tensor: Tensor) -> Tensor:
 
 def _not_finite(name: str) -> UnsupportedModel:
     return UnsupportedModel(name, "a NaN or an infinity", "finite weights")
+
+
+def _padded(size: int) -> int:
+    return -(-size // _PANEL) * _PANEL

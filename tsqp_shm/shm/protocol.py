@@ -26,7 +26,7 @@ rows the TEE has gathered by expert.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -193,6 +193,11 @@ class SubmissionRules:
         self._operands = {
             int(opcode): tuple(rules(allowed) for allowed in by_target) for opcode, by_target in operands(plan).items()
         }
+
+    @property
+    def opcodes(self) -> Collection[int]:
+        """Of the operations that there are."""
+        return self._operands.keys()
 
     def accept(self, submission: bytes) -> Record:
         """Reads a submission and checks it; one that differs from an earlier one in its number alone is not taken
