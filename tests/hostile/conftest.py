@@ -14,3 +14,11 @@ def server() -> Iterator[ForkServer]:
     server = ForkServer("hostile_gpu")
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module")
+def field_server() -> Iterator[ForkServer]:
+    """The same of mode `verified`."""
+    server = ForkServer("hostile_field")
+    yield server
+    server.close()

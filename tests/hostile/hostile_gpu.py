@@ -3,7 +3,8 @@
     python tests/hostile/hostile_gpu.py MODEL SESSION MISBEHAVIOUR
 
 Until its moment comes it does all that a GPU process does, but for the arithmetic: its results are finite and false. In
-mode `plain` nothing can tell them from true ones.
+mode `plain` nothing can tell them from true ones. In `verified` they are found, so there `hostile_field.py` breaks the
+rules, which gives true ones until then.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from processes import beside
@@ -35,7 +37,7 @@ from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record, Status, operation_of, pack_identity
 from tsqp_shm.shm.slots import slot_array
-from tsqp_shm.shm.transport import Waker
+from tsqp_shm.shm.transport import Transport, Waker
 
 # The forward pass in which it happens: the first is the prompt's, and each ends in a token.
 FAULT_STEP = 3
@@ -49,14 +51,20 @@ NOT_FINITE = {"nan": {"bfloat16": 0x7FC0, "float32": np.nan}, "infinity": {"bflo
 
 
 class HostileGpu:
-    """One end of a session, with everything at hand that a process of the same user can reach."""
+    """One end of a session, with everything at hand that a process of the same user can reach.
 
-    def __init__(self, model: Path, session: str, *, has_pulse: bool = True) -> None:
-        joined = PosixTransport(session).join(30.0, lambda line: None)
+    Attributes:
+        instead: of an operation that the mode does not have, the one whose moment stands for its.
+    """
+
+    instead: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, model: Path, session: str | Transport, *, has_pulse: bool = True) -> None:
+        transport = PosixTransport(session) if isinstance(session, str) else session
+        joined = transport.join(30.0, lambda line: None)
         invitation = Invitation.parse(joined.invitation)
         self.plan = Plan.derive(Network.of(ModelSpec.from_folder(model)), invitation.limits)
         self.arena = Arena.attach(joined.map_memory(self.plan.total_bytes), self.plan)
-        joined.close()
         self.memory = np.frombuffer(self.arena.buffer, np.uint8)
         self.endpoint = invitation.endpoint
         self.heartbeat = _native.Heartbeat(self.arena.buffer, "gpu", HEARTBEAT_INTERVAL_MS) if has_pulse else None
@@ -70,14 +78,26 @@ class HostileGpu:
         self.doorbell = open_doorbell(
             invitation.doorbell, self.arena, "gpu", open_waker, invitation.spin_us, invitation.yield_us
         )
+        joined.close()
         self.value = ONE
         self.writes = True
         self.step = 0
 
+    def close(self) -> None:
+        """Lets go of the arena, where the process lives on."""
+        if self.heartbeat is not None:
+            self.heartbeat.release()
+        self.doorbell.close()
+        del self.memory
+        self.arena.close()
+
     def receive(self) -> Record:
         record = Record.unpack(self.doorbell.receive(self.watch, None, "a submission"))
-        self.step += record.opcode == Opcode.EMBED
+        self.step += self.begins_step(record)
         return record
+
+    def begins_step(self, record: Record) -> bool:
+        return record.opcode == Opcode.EMBED
 
     def fill(self, record: Record) -> None:
         """Writes a false result: the rows, or all of a score slot."""
@@ -111,7 +131,7 @@ class HostileGpu:
         while True:
             record = self.receive()
             if moment(self, record):
-                moment = _never
+                moment = never
                 misbehave(self, record)
             elif record.opcode == Opcode.READY:
                 self.be_ready(record)
@@ -126,14 +146,14 @@ Moment = Callable[[HostileGpu, Record], bool]
 Misbehaviour = Callable[[HostileGpu, Record], None]
 
 
-def _never(gpu: HostileGpu, record: Record) -> bool:
+def never(gpu: HostileGpu, record: Record) -> bool:
     return False
 
 
-def _moment(operation: str, step: int = FAULT_STEP, layer: int = 0) -> Moment:
+def moment(operation: str, step: int = FAULT_STEP, layer: int = 0) -> Moment:
     def is_now(gpu: HostileGpu, record: Record) -> bool:
         name, of_layer = operation_of(record.opcode, record.target, gpu.plan.linear_operations)
-        return gpu.step == step and (name, of_layer or 0) == (operation, layer)
+        return gpu.step == step and (name, of_layer or 0) == (gpu.instead.get(operation, operation), layer)
 
     return is_now
 
@@ -371,56 +391,59 @@ def vanish(gpu: HostileGpu, record: Record) -> None:
 
 FIELDS = tuple(name for name in Record._fields if name not in ("busy_ns", "value"))
 MISBEHAVIOURS: dict[str, tuple[Moment, Misbehaviour]] = {
-    "none": (_never, silent),
-    "no-pulse": (_moment("READY", step=0), ready_late),
-    "late": (_moment("QKV"), late),
-    "silent": (_moment("SCORES"), silent),
-    "drip": (_moment("EMBED"), drip(0.4)),
-    "drip-slowly": (_moment("EMBED"), drip(3.0)),
-    "twice": (_moment("QKV"), twice),
-    "out-of-order": (_moment("SCORES", step=1), out_of_order),
-    **{f"wrong-{field}": (_moment("CONTEXT"), wrong(field)) for field in FIELDS},
-    "failed": (_moment("DOWN"), failed),
-    "rejected": (_moment("DOWN"), rejected),
-    "boast": (_moment("QKV"), boast),
-    "nan": (_moment("QKV"), not_finite("nan")),
-    "nan-scores": (_moment("SCORES"), not_finite("nan")),
-    "infinity": (_moment("GATE_UP"), not_finite("infinity")),
-    "infinity-later": (_moment("DOWN", layer=1), not_finite("infinity")),
-    "nan-logits": (_moment("LM_HEAD"), not_finite("nan")),
-    "nan-first-row": (_moment("LM_HEAD"), not_finite_in_row(0)),
-    "nan-last-row": (_moment("LM_HEAD"), not_finite_in_row(-1)),
-    "scribble-slots": (_moment("EMBED"), scribble(layout.SLOTS_OFFSET_BYTES, None)),
-    "scribble-rings": (_moment("EMBED"), scribble(layout.CONTROL_OFFSET_BYTES, layout.SLOTS_OFFSET_BYTES)),
-    "scribble-header": (_moment("EMBED"), scribble(0, layout.CONTROL_OFFSET_BYTES)),
-    "scribble-all": (_moment("EMBED"), scribble(0, None)),
-    "flip-flags": (_moment("EMBED"), flip_flags),
-    "head-ahead": (_moment("QKV"), move(SUBMISSION_HEAD, 1)),
-    "head-behind": (_moment("QKV"), move(SUBMISSION_HEAD, -layout.RING_DEPTH)),
-    "tail-ahead": (_moment("QKV"), move(COMPLETION_TAIL, 1 << 40)),
-    "tail-behind": (_moment("QKV"), move(COMPLETION_TAIL, -1)),
-    "junk": (_moment("QKV"), junk),
-    "flood": (_moment("QKV"), flood),
-    "hang-up": (_moment("QKV"), hang_up),
-    "truncate": (_moment("QKV"), truncate(0)),
-    "truncate-slots": (_moment("QKV"), truncate(layout.SLOTS_OFFSET_BYTES)),
-    "truncate-logits": (_moment("LM_HEAD"), truncate(layout.SLOTS_OFFSET_BYTES)),
-    "punch": (_moment("QKV"), punch(0)),
-    "punch-slots": (_moment("QKV"), punch(layout.SLOTS_OFFSET_BYTES)),
-    "truncate-sometime": (_moment("EMBED"), truncate_sometime),
-    "unlink": (_moment("QKV"), unlink),
-    "stop": (_moment("QKV"), stop),
-    "pause": (_moment("QKV"), pause),
-    "vanish": (_moment("QKV"), vanish),
+    "none": (never, silent),
+    "no-pulse": (moment("READY", step=0), ready_late),
+    "late": (moment("QKV"), late),
+    "silent": (moment("SCORES"), silent),
+    "drip": (moment("EMBED"), drip(0.4)),
+    "drip-slowly": (moment("EMBED"), drip(3.0)),
+    "twice": (moment("QKV"), twice),
+    "out-of-order": (moment("SCORES", step=1), out_of_order),
+    **{f"wrong-{field}": (moment("CONTEXT"), wrong(field)) for field in FIELDS},
+    "failed": (moment("DOWN"), failed),
+    "rejected": (moment("DOWN"), rejected),
+    "boast": (moment("QKV"), boast),
+    "nan": (moment("QKV"), not_finite("nan")),
+    "nan-scores": (moment("SCORES"), not_finite("nan")),
+    "infinity": (moment("GATE_UP"), not_finite("infinity")),
+    "infinity-later": (moment("DOWN", layer=1), not_finite("infinity")),
+    "nan-logits": (moment("LM_HEAD"), not_finite("nan")),
+    "nan-first-row": (moment("LM_HEAD"), not_finite_in_row(0)),
+    "nan-last-row": (moment("LM_HEAD"), not_finite_in_row(-1)),
+    "scribble-slots": (moment("EMBED"), scribble(layout.SLOTS_OFFSET_BYTES, None)),
+    "scribble-rings": (moment("EMBED"), scribble(layout.CONTROL_OFFSET_BYTES, layout.SLOTS_OFFSET_BYTES)),
+    "scribble-header": (moment("EMBED"), scribble(0, layout.CONTROL_OFFSET_BYTES)),
+    "scribble-all": (moment("EMBED"), scribble(0, None)),
+    "flip-flags": (moment("EMBED"), flip_flags),
+    "head-ahead": (moment("QKV"), move(SUBMISSION_HEAD, 1)),
+    "head-behind": (moment("QKV"), move(SUBMISSION_HEAD, -layout.RING_DEPTH)),
+    "tail-ahead": (moment("QKV"), move(COMPLETION_TAIL, 1 << 40)),
+    "tail-behind": (moment("QKV"), move(COMPLETION_TAIL, -1)),
+    "junk": (moment("QKV"), junk),
+    "flood": (moment("QKV"), flood),
+    "hang-up": (moment("QKV"), hang_up),
+    "truncate": (moment("QKV"), truncate(0)),
+    "truncate-slots": (moment("QKV"), truncate(layout.SLOTS_OFFSET_BYTES)),
+    "truncate-logits": (moment("LM_HEAD"), truncate(layout.SLOTS_OFFSET_BYTES)),
+    "punch": (moment("QKV"), punch(0)),
+    "punch-slots": (moment("QKV"), punch(layout.SLOTS_OFFSET_BYTES)),
+    "truncate-sometime": (moment("EMBED"), truncate_sometime),
+    "unlink": (moment("QKV"), unlink),
+    "stop": (moment("QKV"), stop),
+    "pause": (moment("QKV"), pause),
+    "vanish": (moment("QKV"), vanish),
 }
 
 
 def main(arguments: Sequence[str]) -> None:
     model, session, name = arguments
-    gpu = HostileGpu(Path(model), session, has_pulse=name != "no-pulse")
+    play(HostileGpu(Path(model), session, has_pulse=name != "no-pulse"), *MISBEHAVIOURS[name])
+
+
+def play(gpu: HostileGpu, moment: Moment, misbehave: Misbehaviour) -> None:
     # That the TEE has ended is what it is all for.
     with contextlib.suppress(PeerDied, ProtocolError):
-        gpu.serve(*MISBEHAVIOURS[name])
+        gpu.serve(moment, misbehave)
 
 
 if __name__ == "__main__":

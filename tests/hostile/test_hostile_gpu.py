@@ -51,12 +51,16 @@ def against(server, model, forked) -> Callable[..., None]:
 
 def outcome(model: Path, session: str, **config: Any) -> Outcome:
     """The error that ended the session, and how many tokens were given out."""
+    limits, prompt = {"tile_rows": 16, "max_model_len": 100}, PROMPT
+    if config.get("mode") == "verified":
+        # Tiles are as they are there: three blocks, of which others are in flight while one is looked at.
+        limits, prompt = {"block_rows": 128, "max_model_len": 400}, PROMPT * 8
     llm = LLM(
-        model, start_gpu=False, session=session, timeout_s=TIMEOUT_S, tile_rows=16, max_model_len=100, tee_threads=2,
-        **config,
+        model, start_gpu=False, session=session, timeout_s=TIMEOUT_S, tee_threads=2,
+        **limits, **config,
     )  # fmt: skip
     with llm:
-        completion = llm.start(PROMPT, SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=0))
+        completion = llm.start(prompt, SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=0))
         try:
             for _ in llm.stream_completion(completion):
                 pass
