@@ -72,6 +72,8 @@ def extension(name: str, sources: list[Path]) -> Pybind11Extension:
     )
 
 
+FIELD = [path for path in sources("field/*.cpp", "cpu/*.cpp") if path.name != "bind_field.cpp"]
+
 ParallelCompile("NPY_NUM_BUILD_JOBS", default=2).install()
 setup(
     ext_modules=[
@@ -88,14 +90,8 @@ setup(
         # Beside it and not in it: the TEE process loads neither the GPU process's products nor a benchmark.
         extension("tsqp_shm.gpu._products", sources("products/*.cpp", "cpu/*.cpp")),
         extension("tsqp_shm.bench._round_trips", sources("bench/round_trips.cpp", "border/ring.cpp")),
-        extension(
-            "tsqp_shm.bench._field_products",
-            [
-                path
-                for path in sources("bench/field_products.cpp", "bench/peak*.cpp", "field/*.cpp", "cpu/*.cpp")
-                if path.name != "bind_field.cpp"
-            ],
-        ),
+        extension("tsqp_shm.bench._field_products", [*sources("bench/field_products.cpp", "bench/peak*.cpp"), *FIELD]),
+        extension("tsqp_shm.bench._field_checks", [*sources("bench/field_checks.cpp"), *FIELD]),
     ],
     cmdclass={"build_ext": BuildWithIsaFlags},
 )

@@ -32,12 +32,14 @@ class PretendedCuda:
     notes: what streams did, in its order: "copies in: copy", "compute: waits for copies in", "copies out: event".
     registered: whether the arena is registered with the driver.
     free_bytes: of the device's memory.
+    capability: of its arithmetic; by default a card's that has int8 fast.
     """
 
-    def __init__(self, refusal: str = "", free_bytes: int = 1 << 40) -> None:
+    def __init__(self, refusal: str = "", free_bytes: int = 1 << 40, capability: tuple[int, int] = (9, 0)) -> None:
         self.notes: list[str] = []
         self.registered = False
         self.free_bytes = free_bytes
+        self.capability = capability
         self._refusal = refusal
         self._current = "compute"
         names = iter(("copies in", "copies out"))
@@ -81,6 +83,7 @@ class PretendedCuda:
             "Stream": self.stream_class,
             "stream": stream,
             "mem_get_info": lambda device: (self.free_bytes, 1 << 40),
+            "get_device_capability": lambda device: self.capability,
         }.items():
             monkeypatch.setattr(torch.cuda, name, replacement)
         monkeypatch.setattr(torch, "empty", empty)

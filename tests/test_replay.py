@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from commands import assert_one_line, run
 from models import RandomModel, edit_config, with_bytes_as_tokens
 
 from tsqp_shm import LLM, SamplingParams
+from tsqp_shm.cli import main
 from tsqp_shm.errors import EvidenceError
 from tsqp_shm.replay import Finding, compare, exit_code, read_request
 from tsqp_shm.tee.receipts import nonces_path, write_nonces
@@ -36,29 +40,38 @@ def launched(model, tmp_path_factory) -> Path:
     return file
 
 
-def replayed(file: Path, model: Path, *flags: object):
-    return run("replay", file, model, "-q", "--nonce", nonces_path(file), *flags)
+@pytest.fixture
+def replayed(monkeypatch, capsys):
+    """The command in this process, as a process of its own takes longer to begin than to compute."""
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+    monkeypatch.setattr("sys.unraisablehook", sys.unraisablehook)
+
+    def replayed(file: Path, model: Path, *flags: object, nonces: Path | None = None) -> subprocess.CompletedProcess:
+        words = ["replay", file, model, "-q", "--nonce", nonces or nonces_path(file), *flags]
+        return subprocess.CompletedProcess(words, main([str(word) for word in words]), *capsys.readouterr())
+
+    return replayed
 
 
 def test_a_request_of_a_launch_agrees(model, launched):
-    done = replayed(launched, model, "--prompt", PROMPT)
+    done = run("replay", launched, model, "--nonce", nonces_path(launched), "--prompt", PROMPT)
     assert done.returncode == 0, done.stderr
     lines = [line.split()[:2] for line in done.stdout.splitlines()[1:]]
     assert lines == [["model", "agrees:"], ["params", "agrees"], ["prompt", "agrees"], ["answer", "agrees"]]
 
 
-def test_what_was_found_is_json_too(model, launched):
+def test_what_was_found_is_json_too(replayed, model, launched):
     found = json.loads(replayed(launched, model, "--prompt", PROMPT, "--json").stdout)
     assert [finding["agrees"] for finding in found["findings"]] == [True] * 3
 
 
-def test_another_prompt_is_told_and_not_computed(model, launched):
+def test_another_prompt_is_told_and_not_computed(replayed, model, launched):
     done = replayed(launched, model, "--prompt", PROMPT + "s")
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == f"  prompt  DIFFERS: is another one, of {len(PROMPT) + 1} tokens"
 
 
-def test_another_answer_is_told_by_exit_code_4(model, launched, tmp_path):
+def test_another_answer_is_told_by_exit_code_4(replayed, model, launched, tmp_path):
     content = json.loads(launched.read_text())
     part = content["requests"][0]["completions"][0]
     part["answer"] = part["answer"][:-1] + ("0" if part["answer"][-1] != "0" else "1")
@@ -71,7 +84,7 @@ def test_another_answer_is_told_by_exit_code_4(model, launched, tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"seed": 5}, {"temperature": 0.5}, {"stop": "sha256:" + "0" * 64}])
-def test_params_that_somebody_has_changed_do_not_give_the_answer(model, launched, tmp_path, change):
+def test_params_that_somebody_has_changed_do_not_give_the_answer(replayed, model, launched, tmp_path, change):
     content = json.loads(launched.read_text())
     content["requests"][0]["params"].update(change)
     changed = tmp_path / "run.json"
@@ -80,7 +93,7 @@ def test_params_that_somebody_has_changed_do_not_give_the_answer(model, launched
     assert replayed(changed, model, "--prompt", PROMPT).returncode == (1 if "stop" in change else 4)
 
 
-def test_another_model_is_refused_by_both_digests(model, launched, tmp_path):
+def test_another_model_is_refused_by_both_digests(replayed, model, launched, tmp_path):
     other = shutil.copytree(model, tmp_path / "other")
     edit_config(other, lambda config: config.update(a_field_that_nobody_reads=1))
     expected = json.loads(launched.read_text())["session"]["model_digest"]
@@ -89,7 +102,7 @@ def test_another_model_is_refused_by_both_digests(model, launched, tmp_path):
     )
 
 
-def test_a_chat_is_laid_out_as_launch_does(model, tmp_path):
+def test_a_chat_is_laid_out_as_launch_does(replayed, model, tmp_path):
     file = tmp_path / "run.json"
     flags = ["--prompt", "abc", "--chat", "--max-new-tokens", "3"]
     assert run("launch", model, "-q", "--mode", "tee-only", "--evidence", file, *flags).returncode == 0
@@ -134,7 +147,7 @@ def test_what_ran_beside_a_request_is_not_in_its_answer(model, batch):
     assert len(findings) == 3
 
 
-def test_which_of_several_requests_has_to_be_said(model, batch):
+def test_which_of_several_requests_has_to_be_said(replayed, model, batch):
     file, texts = batch
     assert_one_line(replayed(file, model, "--prompt", texts[0]), 2, "request: ", "one of 1, 2, 3, 4")
     assert_one_line(replayed(file, model, "--prompt", "a", "--request", 9), 2, "request: got 9", "1, 2, 3, 4")
@@ -143,19 +156,19 @@ def test_which_of_several_requests_has_to_be_said(model, batch):
 
 
 @pytest.mark.parametrize("flags", [[], ["--prompt", "a", "--messages", "b"], ["--messages", "b", "--chat"]])
-def test_a_prompt_has_to_be_given_in_one_way(model, launched, flags):
+def test_a_prompt_has_to_be_given_in_one_way(replayed, model, launched, flags):
     assert_one_line(replayed(launched, model, *flags), 2, "one of --prompt, --prompt-file and --messages")
 
 
-def test_a_nonce_of_another_request_opens_nothing(model, batch, tmp_path):
+def test_a_nonce_of_another_request_opens_nothing(replayed, model, batch, tmp_path):
     file, texts = batch
     opened = json.loads(nonces_path(file).read_text())
     opened["requests"][0]["nonce"], opened["requests"][1]["nonce"] = "00" * 32, opened["requests"][0]["nonce"]
     nonces = tmp_path / "nonces.json"
     nonces.write_text(json.dumps(opened))
-    done = run("replay", file, model, "-q", "--nonce", nonces, "--request", 1, "--prompt", texts[0])
+    done = replayed(file, model, "--request", 1, "--prompt", texts[0], nonces=nonces)
     assert (done.returncode, done.stdout.splitlines()[-1].split()[:2]) == (1, ["prompt", "DIFFERS:"])
-    done = run("replay", file, model, "-q", "--nonce", nonces, "--request", 2, "--prompt", texts[1])
+    done = replayed(file, model, "--request", 2, "--prompt", texts[1], nonces=nonces)
     assert (done.returncode, done.stdout.splitlines()[-1].split()[:2]) == (1, ["params", "DIFFERS:"])
 
 
@@ -173,6 +186,20 @@ def test_what_is_no_evidence_is_one_line(launched, tmp_path, content):
     file.write_text(content)
     with pytest.raises(EvidenceError, match="not "):
         read_request(file, nonces_path(launched), None)
+
+
+@pytest.mark.parametrize("field", ["prompt", "params", "completions", "answer", "answer_tokens", "max_tokens", "error"])
+@pytest.mark.parametrize("value", [None, [], "x", -1, {"a": 1}])
+def test_a_record_with_another_thing_in_a_field_is_one_error_or_another_request(launched, tmp_path, field, value):
+    content = json.loads(launched.read_text())
+    record = content["requests"][0]
+    (record if field in record else record["completions"][0])[field] = value
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(content))
+    with contextlib.suppress(EvidenceError):
+        request = read_request(file, nonces_path(launched), None)
+        assert field in ("prompt", "answer", "error", "completions")
+        assert request.answers == [] or field != "completions"
 
 
 def test_the_exit_code_tells_another_answer_from_another_request():

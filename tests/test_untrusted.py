@@ -36,11 +36,18 @@ BORDER_SOURCES = BORDER_HEADERS | {
     "border/bind_ring.cpp",
     "border/bind_submissions.cpp",
     "kernels/bind_kernels.cpp",
+    "field/held_check.h",
+    "field/check.cpp",
+    "field/check_impl.h",
 }
 GPU_SOURCES = {f"products/{name}" for name in ("bind_cpu_device.cpp", "cpu_products.cpp", "cpu_products.h")}
 # They take slots too, but of private memory, which a TEE without a GPU process has in the arena's place.
 PRIVATE_SOURCES = {"field/bind_field.cpp", "attention/bind_attention.cpp"}
-KERNELS = {f"kernels/{path.name}" for path in NATIVE.glob("kernels/kernels_*.*")}
+KERNELS = {
+    f"{path.parent.name}/{path.name}"
+    for pattern in ("kernels/kernels_*.*", "field/check_*.cpp")
+    for path in NATIVE.glob(pattern)
+}
 # What is not part of the package's extensions.
 AROUND = {"tests", "fuzz", "bench"}
 NATIVE_READ = re.compile(r"\.load\(|__atomic_load|read_words\(|_mm\d+_\w*loadu?_")

@@ -258,6 +258,8 @@ class FieldCheck:
     def __init__(self, linear: FieldLinear, vectors: npt.NDArray[np.uint32]) -> None: ...
     @property
     def num_bytes(self) -> int: ...
+    def fetch(self) -> None:
+        """Brings what `begin` and `finish` read besides their rows near this core: for who waits anyway."""
     def begin(
         self,
         slots: SlotTable,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,17 +37,44 @@ class Finding(NamedTuple):
     said: str
 
 
+@dataclass(frozen=True)
+class Answer:
+    """One completion of a request, as its evidence says it."""
+
+    index: int
+    answer: str
+    answer_tokens: int
+    max_tokens: int
+    finish_reason: str
+    error: str | None
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Answer:
+        """Raises:
+        KeyError, TypeError: it is none.
+        """
+        found = cls(*(record[field.name] for field in fields(cls)))
+        if not all(type(count) is int and count >= 0 for count in (found.index, found.answer_tokens, found.max_tokens)):
+            raise TypeError("a count is no whole number")
+        return found
+
+
 class Request(NamedTuple):
     """A request as its evidence and its requester's file say it.
 
     Attributes:
+        mode, model_digest, max_model_len: of the session.
+        prompt: its hash.
         params: None where the requester's file is of other ones.
     """
 
-    session: dict[str, Any]
-    record: dict[str, Any]
+    mode: str
+    model_digest: str
+    max_model_len: int
     receipt: Receipt
+    prompt: str
     params: SamplingParams | None
+    answers: list[Answer]
 
 
 def read_request(evidence: Path, nonces: Path, number: int | None) -> Request:
@@ -74,7 +101,16 @@ def read_request(evidence: Path, nonces: Path, number: int | None) -> Request:
             raise ValueError(f"a nonce has {NONCE_BYTES} bytes")
         given = SamplingParams(**{**record["params"], **entry["params"]})
         agrees = canonical(receipt.params(given, given.seed)) == canonical(record["params"])
-        return Request(content["session"], record, receipt, given if agrees else None)
+        session = content["session"]
+        return Request(
+            session["mode"],
+            session["model_digest"],
+            session["max_model_len"],
+            receipt,
+            record["prompt"],
+            given if agrees else None,
+            [Answer.of(each) for each in record["completions"]],
+        )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, ConfigError) and error.field == "request":
             raise
@@ -89,23 +125,18 @@ def compare(llm: LLM, request: Request, start: Start) -> list[Finding]:
     Args:
         llm: in mode `tee-only`, on the model that the evidence names.
         start: what makes the prompt of it.
-
-    Raises:
-        EvidenceError: the record is not of its form.
     """
-    _, record, receipt, params = request
+    receipt, params = request.receipt, request.params
     findings = [Finding("params", params is not None, "are other ones than the request's")]
     if params is None:
         return findings
     # The moment at which it ended is not to be had again.
     params = replace(params, deadline_s=None)
     first = start(llm, replace(params, n=1))
-    is_prompt = receipt.hash_tokens(first.prompt_token_ids) == record["prompt"]
+    is_prompt = receipt.hash_tokens(first.prompt_token_ids) == request.prompt
     findings.append(Finding("prompt", is_prompt, f"is another one, of {len(first.prompt_token_ids)} tokens"))
     if is_prompt:
-        findings += [
-            _compare_answer(llm, receipt, params, first.prompt_token_ids, said) for said in record["completions"]
-        ]
+        findings += [_compare_answer(llm, receipt, params, first.prompt_token_ids, said) for said in request.answers]
     return findings
 
 
@@ -117,19 +148,18 @@ def exit_code(findings: Sequence[Finding]) -> int:
     return IntegrityError.exit_code if differing else 0
 
 
-def _compare_answer(
-    llm: LLM, receipt: Receipt, params: SamplingParams, prompt: Sequence[int], said: dict[str, Any]
-) -> Finding:
-    what = "answer" if params.n == 1 else f"answer {said['index']}"
-    is_cut = said["finish_reason"] in _BY_THE_MOMENT
+def _compare_answer(llm: LLM, receipt: Receipt, params: SamplingParams, prompt: Sequence[int], said: Answer) -> Finding:
+    what = "answer" if params.n == 1 else f"answer {said.index}"
+    is_cut = said.finish_reason in _BY_THE_MOMENT
+    most = said.answer_tokens if is_cut else said.max_tokens
     completion = Completion(
         prompt,
         params,
-        said["answer_tokens"] if is_cut else said["max_tokens"],
+        min(most, llm.max_model_len - len(prompt)),
         llm.spec.eos_token_ids,
         llm.tokenizer,
         vocab_size=llm.spec.vocab_size,
-        index=said["index"],
+        index=said.index,
         seed=params.seed,
     )
     failure = None
@@ -139,9 +169,9 @@ def _compare_answer(
                 pass
         except (NumericsError, RequestError) as error:
             failure = type(error).__name__
-    if receipt.hash_tokens(completion.token_ids) != said["answer"]:
+    if receipt.hash_tokens(completion.token_ids) != said.answer:
         return Finding(what, False, f"is another one, of {len(completion.token_ids)} tokens")
-    if not is_cut and (completion.finish_reason, failure) != (said["finish_reason"], said["error"]):
+    if not is_cut and (completion.finish_reason, failure) != (said.finish_reason, said.error):
         return Finding(what, False, f"is the same, and ended by {failure or completion.finish_reason}")
     return Finding(what, True, "")
 

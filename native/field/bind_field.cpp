@@ -201,6 +201,7 @@ void bind_field(py::module_& module) {
         .def(py::init([](HeldLinear& linear, const py::array& vectors) { return linear.check(vectors); }),
              "linear"_a, "vectors"_a)
         .def_property_readonly("num_bytes", &HeldCheck::num_bytes)
+        .def("fetch", &HeldCheck::fetch)
         .def("begin", &HeldCheck::begin, "slots"_a, "x_slot"_a, "m_slot"_a, "first_row"_a, "rows"_a,
              "copy"_a = py::none())
         .def("finish", &HeldCheck::finish, "slots"_a, "y_slot"_a, "out_slot"_a, "first_row"_a, "rows"_a,

@@ -1,7 +1,7 @@
 #include "field/check.h"
 
 #include <algorithm>
-#include <atomic>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -19,14 +19,25 @@ constexpr std::size_t kRunWords = 512;
 // What is worth another thread.
 constexpr std::size_t kTaskWords = 8192;
 
+// Of a vector so many words are asked for ahead.
+constexpr std::size_t kAskedWords = 2048;
+
 constexpr std::size_t ceil_div(std::size_t size, std::size_t block) { return (size + block - 1) / block; }
 
-bool is_ordinary(float scale) { return scale >= 0x1p-60f && scale <= 0x1p60f; }
+bool is_ordinary(float scale) { return scale >= 0x1p-48f && scale <= 0x1p48f; }
+
+// Asks for private memory that will be read soon: the processor's own look-ahead is too late for arrays as
+// short as a row of most Linears.
+template <class T>
+void ask_for(const T* data, std::size_t size) {
+    for (std::size_t i = 0; i < size; i += 64 / sizeof(T)) __builtin_prefetch(data + i);
+}
 
 // What a calling thread keeps for its next check.
 struct Scratch {
-    Pages<std::int32_t> integers;    // [threads, kCheckRows, padded inputs]
-    std::vector<std::int64_t> sums;  // [units, kCheckRows, vectors]
+    Pages<std::int32_t> integers;        // [threads, kCheckRows, padded inputs]
+    std::vector<std::int64_t> sums;      // [units, kCheckRows, vectors]
+    std::vector<std::uint32_t> largest;  // [units]
 };
 thread_local Scratch scratch;
 
@@ -61,11 +72,12 @@ FieldCheck::FieldCheck(const CheckKernels& kernels, const FieldWeights& weights,
                                     std::to_string(kMaxVectors));
     for (const float scale : scales_) are_ordinary_ = are_ordinary_ && is_ordinary(scale);
     if (weights.bias() != nullptr) bias_.assign(weights.bias(), weights.bias() + padded_outputs_);
+    for (const float bias : bias_) are_ordinary_ = are_ordinary_ && std::isfinite(bias);
     for (std::size_t v = 0; v < num_vectors; ++v)
         for (std::size_t i = 0; i < outputs_; ++i) {
             const std::uint32_t word = vectors[v * outputs_ + i];
             // The word is a secret: not in the message.
-            if (word >= kModulus)
+            if (word >= kPrime)
                 throw std::invalid_argument("vectors[" + std::to_string(v) + ", " + std::to_string(i) +
                                             "]: expected less than 2^31 - 1");
             vectors_[v * padded_outputs_ + i] = centred(word);
@@ -78,6 +90,13 @@ std::size_t FieldCheck::num_bytes() const {
            (vectors_.size() + products_.size()) * sizeof(std::int32_t);
 }
 
+void FieldCheck::fetch() const {
+    ask_for(products_.data(), products_.size());
+    ask_for(scales_.data(), scales_.size());
+    ask_for(bias_.data(), bias_.size());
+    ask_for(vectors_.data(), vectors_.size());
+}
+
 void FieldCheck::begin(const FieldKernels& field, const CheckKernels& kernels, const float* x,
                        std::size_t rows, std::uint32_t* m, float* scales, std::uint32_t* sums,
                        std::uint32_t* copy) const {
@@ -85,6 +104,9 @@ void FieldCheck::begin(const FieldKernels& field, const CheckKernels& kernels, c
     if (scratch.integers.size() < num_threads * group)
         scratch.integers = Pages<std::int32_t>(num_threads * group, true);
     std::int32_t* const all_integers = scratch.integers.data();
+    if (rows <= kCheckRows)
+        for (std::size_t v = 0; v < num_vectors_; ++v)
+            ask_for(products_.data() + v * padded_inputs_, std::min(inputs_, kAskedWords));
     const auto begin_group = [&](std::int32_t* integers, std::size_t first) {
         const std::size_t count = std::min(kCheckRows, rows - first);
         for (std::size_t row = 0; row < count; ++row) {
@@ -93,7 +115,10 @@ void FieldCheck::begin(const FieldKernels& field, const CheckKernels& kernels, c
             scales[first + row] = quantise_row(field, x + at, inputs_, squares_limit_, to).scale;
             std::fill(to + inputs_, to + padded_inputs_, 0);
             kernels.write_residues(to, inputs_, m + at);
-            if (copy != nullptr) kernels.write_residues(to, inputs_, copy + at);
+            if (copy != nullptr)
+                std::transform(to, to + inputs_, copy + at, [](std::int32_t integer) {
+                    return static_cast<std::uint32_t>(integer) + (integer < 0 ? kPrime : 0);
+                });
         }
         std::int64_t wide[kCheckRows * kMaxVectors] = {};
         kernels.dots({.rows = integers,
@@ -114,21 +139,31 @@ void FieldCheck::begin(const FieldKernels& field, const CheckKernels& kernels, c
                   });
 }
 
+void FieldCheck::ask_for_run(std::size_t first, std::size_t end) const {
+    if (first >= end) return;
+    const std::size_t size = std::min(kRunWords, end - first);
+    ask_for(scales_.data() + first, size);
+    if (!bias_.empty()) ask_for(bias_.data() + first, size);
+    for (std::size_t v = 0; v < num_vectors_; ++v)
+        ask_for(vectors_.data() + v * padded_outputs_ + first, size);
+}
+
 // Some rows' words [begin, end). Returns the largest.
 std::uint32_t FieldCheck::finish_words(const CheckKernels& kernels, const Rows& rows, std::size_t begin,
                                        std::size_t end, std::int64_t* sums) const {
     alignas(64) std::int32_t integers[kCheckRows * kRunWords];
     alignas(64) std::uint32_t words[kRunWords];
     std::uint32_t largest = 0;
+    if (rows.are_few) ask_for_run(begin, end);
     for (std::size_t first = begin; first < end; first += kRunWords) {
         const std::size_t size = std::min(kRunWords, end - first);
         for (std::size_t row = 0; row < rows.count; ++row) {
             const std::size_t at = row * outputs_ + first;
             const std::uint32_t* from = rows.y + at;
             if (rows.copy != nullptr || reinterpret_cast<std::uintptr_t>(from) % kWordBytes != 0) {
-                std::uint32_t* const to = rows.copy != nullptr ? rows.copy + at : words;
-                read_row(to, from, size);
-                from = to;
+                read_row(words, from, size);
+                from = words;
+                if (rows.copy != nullptr) std::copy_n(words, size, rows.copy + at);
             }
             largest =
                 std::max(largest, kernels.take({.words = from,
@@ -140,6 +175,7 @@ std::uint32_t FieldCheck::finish_words(const CheckKernels& kernels, const Rows& 
                                                 .integers = integers + row * kRunWords,
                                                 .out = rows.out + at}));
         }
+        if (rows.are_few) ask_for_run(first + kRunWords, end);
         kernels.dots({.rows = integers,
                       .row_stride = kRunWords,
                       .num_rows = rows.count,
@@ -166,24 +202,25 @@ bool FieldCheck::finish(const CheckKernels& kernels, const std::uint32_t* y, std
     const std::size_t units = groups * pieces, of_unit = kCheckRows * num_vectors_;
     scratch.sums.assign(units * of_unit, 0);
     std::int64_t* const wide = scratch.sums.data();
-    std::atomic<bool> are_words{true};
+    scratch.largest.assign(units, 0);
+    std::uint32_t* const largest = scratch.largest.data();
     parallel_rows(units, kTaskWords / (kCheckRows * piece_words) + 1, num_threads,
                   [&](std::size_t, std::size_t begin, std::size_t end) {
                       for (std::size_t unit = begin; unit < end; ++unit) {
                           const std::size_t first = unit / pieces * kCheckRows,
                                             from = unit % pieces * piece_words;
-                          const std::uint32_t largest = finish_words(
+                          largest[unit] = finish_words(
                               kernels,
                               {.count = std::min(kCheckRows, rows - first),
+                               .are_few = rows <= kCheckRows,
                                .y = y + first * outputs_,
                                .scales = scales + first,
                                .out = out + first * outputs_,
                                .copy = copy == nullptr ? nullptr : copy + first * outputs_},
                               from, std::min(outputs_, from + piece_words), wide + unit * of_unit);
-                          if (largest >= kModulus) are_words.store(false, std::memory_order_relaxed);
                       }
                   });
-    bool holds = are_words.load(std::memory_order_relaxed);
+    bool holds = units == 0 || *std::max_element(largest, largest + units) < kPrime;
     for (std::size_t i = 0; i < rows * num_vectors_; ++i) {
         const std::size_t group = i / of_unit;
         std::int64_t sum = 0;

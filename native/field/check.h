@@ -29,6 +29,10 @@ class FieldCheck {
     std::size_t num_vectors() const { return num_vectors_; }
     std::size_t num_bytes() const;
 
+    // Asks for what begin and finish will read besides their rows: for who waits anyway, as with few rows these
+    // reads take longer than all the rest.
+    void fetch() const;
+
     // x [rows, inputs] f32, private  ->  m = xq mod p [rows, inputs], memory of the other side, written by
     // whole words: rows are of an even width. What `finish` needs: scales [rows], sums [rows, num_vectors],
     // <m, Ws> in [0, p). A row with a NaN or an infinity is zeros, and its scale NaN. `copy` gets m too, or
@@ -46,6 +50,7 @@ class FieldCheck {
     // Some rows of one call, at most kCheckRows.
     struct Rows {
         std::size_t count;
+        bool are_few;  // all of the call: then what they are checked with has to be asked for ahead
         const std::uint32_t* y;
         const float* scales;
         float* out;
@@ -55,11 +60,12 @@ class FieldCheck {
     // word.
     std::uint32_t finish_words(const CheckKernels& kernels, const Rows& rows, std::size_t begin,
                                std::size_t end, std::int64_t* sums) const;
+    void ask_for_run(std::size_t first, std::size_t end) const;
 
     std::size_t inputs_, outputs_, num_vectors_;
     std::size_t padded_inputs_, padded_outputs_;
     std::uint64_t squares_limit_;
-    bool are_ordinary_ = true;  // the scales: TakeArgs
+    bool are_ordinary_ = true;  // scales and bias: TakeArgs
     std::vector<float> scales_, bias_;
     std::vector<std::int32_t> vectors_;   // [num_vectors, padded_outputs], centred
     std::vector<std::int32_t> products_;  // Ws [num_vectors, padded_inputs], centred

@@ -32,12 +32,12 @@ struct Avx2Check {
     }
     static void store(float* to, Floats x) { _mm256_storeu_ps(to, x); }
 
-    static Integers prime() { return _mm256_set1_epi32(kModulus); }
+    static Integers prime() { return _mm256_set1_epi32(kPrime); }
     static Integers zero() { return _mm256_setzero_si256(); }
     static Integers max(Integers a, Integers b) { return _mm256_max_epu32(a, b); }
     static Integers centred(Integers words) {
         // words <= (p - 1) / 2, as the smaller of both is then the word.
-        const Integers half = _mm256_set1_epi32(kModulus / 2);
+        const Integers half = _mm256_set1_epi32(kPrime / 2);
         const Integers is_lower = _mm256_cmpeq_epi32(_mm256_min_epu32(words, half), words);
         return _mm256_sub_epi32(words, _mm256_andnot_si256(is_lower, prime()));
     }
@@ -60,9 +60,14 @@ struct Avx2Check {
     static Integers mul_even(Integers a, Integers b) { return _mm256_mul_epi32(a, b); }
     static Integers odd(Integers x) { return _mm256_srli_epi64(x, 32); }
     static Integers add_wide(Integers a, Integers b) { return _mm256_add_epi64(a, b); }
+    // The empty asm keeps gcc from summing several steps as a tree, for which there are no registers.
+    static Integers kept(Integers x) {
+        asm("" : "+x"(x));
+        return x;
+    }
     // The same modulo p, within +-2^34: of a shift that knows no sign, less what it makes of the sign.
     static Integers folded(Integers x) {
-        const Integers low = _mm256_and_si256(x, _mm256_set1_epi64x(kModulus));
+        const Integers low = _mm256_and_si256(x, _mm256_set1_epi64x(kPrime));
         const Integers sign = _mm256_set1_epi64x(1ll << 32);
         const Integers high = _mm256_srli_epi64(x, 31);
         return _mm256_add_epi64(low, _mm256_sub_epi64(_mm256_xor_si256(high, sign), sign));

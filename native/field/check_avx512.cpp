@@ -32,11 +32,11 @@ struct Avx512Check {
     static void store(std::int32_t* to, Integers x) { _mm512_storeu_si512(to, x); }
     static void store(float* to, Floats x) { _mm512_storeu_ps(to, x); }
 
-    static Integers prime() { return _mm512_set1_epi32(kModulus); }
+    static Integers prime() { return _mm512_set1_epi32(kPrime); }
     static Integers zero() { return _mm512_setzero_si512(); }
     static Integers max(Integers a, Integers b) { return _mm512_max_epu32(a, b); }
     static Integers centred(Integers words) {
-        const __mmask16 is_upper = _mm512_cmpgt_epu32_mask(words, _mm512_set1_epi32(kModulus / 2));
+        const __mmask16 is_upper = _mm512_cmpgt_epu32_mask(words, _mm512_set1_epi32(kPrime / 2));
         return _mm512_mask_sub_epi32(words, is_upper, words, prime());
     }
     static Integers residues(Integers integers) {
@@ -58,9 +58,14 @@ struct Avx512Check {
     static Integers mul_even(Integers a, Integers b) { return _mm512_mul_epi32(a, b); }
     static Integers odd(Integers x) { return _mm512_srli_epi64(x, 32); }
     static Integers add_wide(Integers a, Integers b) { return _mm512_add_epi64(a, b); }
+    // The empty asm keeps gcc from summing several steps as a tree, for which there are no registers.
+    static Integers kept(Integers x) {
+        asm("" : "+v"(x));
+        return x;
+    }
     // The same modulo p, within +-2^33.
     static Integers folded(Integers x) {
-        return _mm512_add_epi64(_mm512_and_si512(x, _mm512_set1_epi64(kModulus)), _mm512_srai_epi64(x, 31));
+        return _mm512_add_epi64(_mm512_and_si512(x, _mm512_set1_epi64(kPrime)), _mm512_srai_epi64(x, 31));
     }
     static std::int64_t sum_wide(Integers x) { return _mm512_reduce_add_epi64(x); }
 

@@ -69,7 +69,7 @@ struct Checks {
                 factor = L::div(scales, scale);
             Floats result = L::mul(L::to_floats(integers), factor);
             if constexpr (Bias) result = L::add(result, L::load(args.bias + i));
-            return L::one_nan(result);
+            return IsOrdinary ? result : L::one_nan(result);
         }
     };
 
@@ -119,12 +119,11 @@ struct Checks {
         if constexpr (Rows > 0) {
             add<Vectors, Rows - 1>(sums, rows, stride, even_first, odd_first, even_second, odd_second);
             const Integers even = L::load(rows + (Rows - 1) * stride), odd = L::odd(even);
-            sums.first = L::add_wide(sums.first, L::mul_even(even, even_first));
-            sums.first = L::add_wide(sums.first, L::mul_even(odd, odd_first));
-            if constexpr (Vectors > 1) {
-                sums.second = L::add_wide(sums.second, L::mul_even(even, even_second));
-                sums.second = L::add_wide(sums.second, L::mul_even(odd, odd_second));
-            }
+            sums.first = L::kept(L::add_wide(
+                sums.first, L::add_wide(L::mul_even(even, even_first), L::mul_even(odd, odd_first))));
+            if constexpr (Vectors > 1)
+                sums.second = L::kept(L::add_wide(
+                    sums.second, L::add_wide(L::mul_even(even, even_second), L::mul_even(odd, odd_second))));
         }
     }
 

@@ -13,7 +13,6 @@
 
 namespace tsqp {
 
-inline constexpr std::uint32_t kModulus = (1u << 31) - 1;
 // Sizes of private arrays of integers are multiples of this; what is past their end is zero.
 inline constexpr std::size_t kCheckStep = kPanelOutputs;
 // So many rows are summed with a vector at once: two vectors of a long row are past the first-level cache.
@@ -24,13 +23,13 @@ constexpr std::size_t padded_to_step(std::size_t size) {
 }
 
 constexpr std::int32_t centred(std::uint32_t word) {
-    return static_cast<std::int32_t>(word > kModulus / 2 ? word - kModulus : word);
+    return static_cast<std::int32_t>(word > kPrime / 2 ? word - kPrime : word);
 }
 
 // Any number modulo p, in [0, p).
 constexpr std::uint32_t residue(std::int64_t number) {
-    const std::int64_t rest = number % kModulus;
-    return static_cast<std::uint32_t>(rest < 0 ? rest + kModulus : rest);
+    const std::int64_t rest = number % kPrime;
+    return static_cast<std::uint32_t>(rest < 0 ? rest + kPrime : rest);
 }
 
 // A run of a row's words, read once each, as integers and as floats.
@@ -38,10 +37,9 @@ constexpr std::uint32_t residue(std::int64_t number) {
 //   Shapes:   words [size]: memory of the other side, backed up to the end of its last word of 8 bytes, which
 //             the first begins; integers [padded_to_step(size)]; scales, bias [padded_to_step(size)], bias or
 //             null; out [size].
-//   Numerics: as ResultArgs: out = f32(integer) * (scales / scale) + bias, each rounded once; a NaN is the
-//   quiet
-//             NaN 0x7FC00000. is_ordinary: scale and all scales lie within 2^+-60, where quotients may be
-//             made of multiplications.
+//   Numerics: as ResultArgs: out = f32(integer) * (scales / scale) + bias, each rounded once; a NaN is
+//             0x7FC00000. is_ordinary: scale and all scales lie within 2^+-48, and bias is finite; then
+//             quotients may be made of multiplications, and nothing is NaN.
 struct TakeArgs {
     const std::uint32_t* words;
     std::size_t size;

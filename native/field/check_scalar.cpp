@@ -41,7 +41,7 @@ void dots(const DotsArgs& args) noexcept {
                 // Words of 2^31 and more, which no check passes, leave integers that are not centred.
                 sum = (sum + std::int64_t{args.rows[row * args.row_stride + i]} *
                                  args.vectors[vector * args.vector_stride + i]) %
-                      kModulus;
+                      kPrime;
             args.sums[row * args.num_vectors + vector] += sum;
         }
 }

@@ -19,6 +19,8 @@ class HeldCheck {
 
     std::size_t num_bytes() const { return check_.num_bytes() + begun_.num_bytes(); }
 
+    void fetch() const { check_.fetch(); }
+
     void begin(HeldSlots& slots, Index x_slot, Index m_slot, Index first_row, Index rows,
                const std::optional<py::array>& copy) {
         const std::size_t first = not_negative("first_row", first_row), count = not_negative("rows", rows);

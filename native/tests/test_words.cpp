@@ -15,6 +15,7 @@
 
 #include "border/words.h"
 #include "check.h"
+#include "field/check.h"
 #include "kernels/dispatch.h"
 #include "kernels/finite.h"
 #include "kernels/kernels.h"
@@ -97,6 +98,31 @@ void test_table(const ElementKernels& kernels) {
         }
 }
 
+void test_check(const CheckKernels& kernels) {
+    auto* const words = reinterpret_cast<std::uint32_t*>(slot);
+    for (const std::size_t width : {2, 6, 36, 100, 514}) {
+        std::vector<float> weight(width * width, 1), x(3 * width, 1), out(3 * width), scales(3);
+        FieldWeights weights(width, width);
+        weights.set_rows(kScalarField, 0, width, weight.data());
+        std::vector<std::uint32_t> vectors(2 * width, 1), sums(6), copy(3 * width);
+        const FieldCheck check(kernels, weights, vectors.data(), 2);
+        watch("begin", [&] {
+            check.begin(kScalarField, kernels, x.data(), 3, words, scales.data(), sums.data(), nullptr);
+        });
+        watch("finish",
+              [&] { check.finish(kernels, words, 3, scales.data(), sums.data(), out.data(), nullptr); });
+        watch("finish with a copy",
+              [&] { check.finish(kernels, words, 3, scales.data(), sums.data(), out.data(), copy.data()); });
+    }
+    // Rows of an odd width, as logits may be: the second begins inside a word.
+    FieldWeights weights(37, 2);
+    std::vector<std::uint32_t> vectors(37, 1), sums(3);
+    std::vector<float> scales(3, 1), out(3 * 37);
+    const FieldCheck check(kernels, weights, vectors.data(), 1);
+    watch("finish of odd rows",
+          [&] { check.finish(kernels, words, 3, scales.data(), sums.data(), out.data(), nullptr); });
+}
+
 }  // namespace
 
 int main() {
@@ -109,6 +135,10 @@ int main() {
         std::printf("words: %s\n", table->name);
         test_table<std::uint16_t>(table->bf16);
         test_table<float>(table->f32);
+    }
+    for (const CheckKernels* kernels : supported_check_kernels()) {
+        std::printf("words of checks: %s\n", kernels->name);
+        test_check(*kernels);
     }
     const auto* bits = reinterpret_cast<const std::uint16_t*>(slot);
     watch("are_finite", [&] { are_finite(bits, 517, kBf16Exponent); });

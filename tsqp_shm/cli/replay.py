@@ -61,8 +61,8 @@ def replay_request(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
 
     config = EngineConfig(
         mode="tee-only",
-        max_model_len=request.session.get("max_model_len"),
-        model_digest=request.session.get("model_digest"),
+        max_model_len=request.max_model_len,
+        model_digest=request.model_digest,
         tee_threads=arguments.tee_threads,
     )
     model = model_folder(arguments)
@@ -75,7 +75,7 @@ def replay_request(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
         compared = [finding._asdict() for finding in findings]
         print(json.dumps({"request": request.receipt.request, "model": config.model_digest, "findings": compared}))
     else:
-        print(f"request {request.receipt.request} of a session in mode {request.session.get('mode')}")
+        print(f"request {request.receipt.request} of a session in mode {request.mode}")
         print(f"  model   agrees: {config.model_digest}")
         for what, agrees, said in findings:
             print(f"  {what:<8}{'agrees' if agrees else f'DIFFERS: {said}'}")
