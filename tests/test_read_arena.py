@@ -16,7 +16,10 @@ PROMPT = " ".join(
 )
 
 
-@pytest.mark.parametrize(("mode", "doorbell"), [("plain", "adaptive"), ("plain", "spin"), ("verified", "adaptive")])
+@pytest.mark.parametrize(
+    ("mode", "doorbell"),
+    [("plain", "adaptive"), ("plain", "spin"), pytest.param("verified", "adaptive", marks=pytest.mark.long)],
+)
 def test_a_reader_outside_rebuilds_the_prompt_from_token_ids_and_from_activations(demo_model, mode, doorbell):
     session = f"read-{mode}-{doorbell}"
     reader = subprocess.Popen(

@@ -111,7 +111,7 @@ def against(
         return started[-1]
 
     with LLM(
-        model, mode="verified", transport=transport, start_gpu=start, timeout_s=20.0, **{**LIMITS, **config}
+        model, mode="verified", transport=transport, start_gpu=start, **{"timeout_s": 20.0, **LIMITS, **config}
     ) as llm:
         yield llm, started
 
