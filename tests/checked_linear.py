@@ -83,3 +83,17 @@ def centred(words: np.ndarray) -> np.ndarray:
     integers = words.astype(np.int64)
     integers[integers > FIELD // 2] -= FIELD
     return integers
+
+
+def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
+def honest(outputs: int, inputs: int, rows: int, seed: int = 0, **settings: np.ndarray) -> CheckedLinear:
+    """Begun and answered, each by the rules."""
+    random = np.random.default_rng(seed)
+    linear = CheckedLinear(random.normal(0, 0.02, (outputs, inputs)).astype(np.float32), rows, random, **settings)
+    linear.x[:] = random.normal(0, 1, (rows, inputs))
+    linear.begin()
+    linear.answer()
+    return linear

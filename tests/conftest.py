@@ -85,6 +85,15 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """So many threads of the native pool, in use."""
+    before = _native.get_num_threads()
+    _native.set_num_threads(request.param)
+    yield request.param
+    _native.set_num_threads(before)
+
+
 @pytest.fixture
 def forked() -> Iterator[Callable[..., Forked]]:
     """Runs functions in forked children; the ones that are still alive at the end are killed."""

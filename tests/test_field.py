@@ -74,14 +74,6 @@ def rows_with_sum_of_squares(total: int, inputs: int) -> np.ndarray:
     return row.astype(np.float32)
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = _native.get_num_threads()
-    _native.set_num_threads(request.param)
-    yield request.param
-    _native.set_num_threads(before)
-
-
 def adversarial_rows(inputs: int, random: np.random.Generator) -> np.ndarray:
     normal = random.normal(0, 1, (14, inputs)).astype(np.float32)
     normal[0] = 0

@@ -45,14 +45,6 @@ def centred(elements: np.ndarray) -> np.ndarray:
     return np.where(integers > HALF, integers - P, integers)
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = _native.get_num_threads()
-    _native.set_num_threads(request.param)
-    yield request.param
-    _native.set_num_threads(before)
-
-
 def adversarial_rows(weight: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Rows of each number of digits and at their ends, of all words that there are."""
     inputs = weight.shape[1]

@@ -18,6 +18,8 @@ inline constexpr std::size_t kCheckStep = kPanelOutputs;
 // So many rows are summed with a vector at once: two vectors of a long row are past the first-level cache.
 inline constexpr std::size_t kCheckRows = 4;
 
+namespace {  // kernels of several instruction sets compile them: see kernels/lanes.h
+
 constexpr std::size_t padded_to_step(std::size_t size) {
     return (size + kCheckStep - 1) / kCheckStep * kCheckStep;
 }
@@ -31,6 +33,8 @@ constexpr std::uint32_t residue(std::int64_t number) {
     const std::int64_t rest = number % kPrime;
     return static_cast<std::uint32_t>(rest < 0 ? rest + kPrime : rest);
 }
+
+}  // namespace
 
 // A run of a row's words, read once each, as integers and as floats.
 //
