@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""Show what mode `plain` hides from whoever has the GPU process: nothing.
+"""Show what the modes `plain` and `verified` hide from whoever has the GPU process: nothing.
 
 Runs beside a live session, as the same user, and only reads: it maps the session's arena from outside and follows the
 doorbell. It rebuilds the conversation twice:
 
-  token ids    from the slot in which they cross
-  activations  from the rows that the first Linear reads, which are normalised embeddings: each is compared with every
-               row of the model's embedding table, and the nearest one names the token
+  token ids    from the slot in which they cross; in `verified` they do not
+  activations  from the rows that the first Linear reads, which are normalised embeddings (in `verified` as integers,
+               each row by a scale of its own): each is compared with every row of the model's embedding table, and the
+               one of the nearest direction names the token
+
+In `verified` nothing tells which rows are whose: of several sequences at once it shows rows in the order of passes.
 
   python scripts/read_arena.py --session demo --expect "The capital of France is" &
-  tsqp-shm launch --session demo --prompt "The capital of France is"
+  tsqp-shm launch --session demo --mode verified --prompt "The capital of France is"
 """
 
 from __future__ import annotations
@@ -20,9 +23,11 @@ import mmap
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +48,7 @@ from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record
 # Between two looks. A layer takes longer.
 LOOK_S = 20e-6
 COMPARED_AT_ONCE = 64
+FIELD = 2**31 - 1
 SUBMISSION_TAIL, COMPLETION_TAIL = layout.CONTROL_OFFSET_BYTES, layout.CONTROL_OFFSET_BYTES + 3 * 128
 
 Rows = npt.NDArray[np.float32]
@@ -50,7 +56,8 @@ Rows = npt.NDArray[np.float32]
 
 @dataclass
 class Step:
-    """A block of a forward pass: where each row belongs, its token, and its activations if they were caught."""
+    """A block of a forward pass: where each row belongs, its token if that crosses, and its activations if they were
+    caught."""
 
     places: list[tuple[int, int]]
     token_ids: list[int]
@@ -58,9 +65,14 @@ class Step:
 
 
 @dataclass
-class Reader:
-    """A session's arena, mapped for reading only."""
+class Reader(ABC):
+    """A session's arena, mapped for reading only.
 
+    Attributes:
+        first_product: what asks for the product of the first layer's q, k and v.
+    """
+
+    first_product: ClassVar[Opcode]
     fd: int
     plan: Plan
     steps: list[Step] = field(default_factory=list)
@@ -79,34 +91,13 @@ class Reader:
                 while read < submitted:
                     record = self._record(read)
                     read += 1
-                    if (record.opcode, record.target) == (Opcode.QKV, 0) and record.sequence == read:
+                    if (record.opcode, record.target) == (self.first_product, 0) and record.sequence == read:
                         self._read_step(record)
                 time.sleep(LOOK_S)
 
+    @abstractmethod
     def _read_step(self, qkv: Record) -> None:
-        rows = slice(qkv.first_row, qkv.first_row + qkv.rows)
-        x = self._slot("x")[rows].copy()
-        is_whole = not self._is_over(qkv)
-        token_ids = self._slot("tokens")[rows, 0].tolist()
-        places: list[tuple[int, int]] = []
-        for sequence, position, first_row, count in self._slot("segments").tolist():
-            # What lies behind the step's last segment is of an earlier step.
-            if first_row != len(places) or len(places) >= rows.stop:
-                break
-            places += [(sequence, position + row) for row in range(count)]
-        activations = bfloat16_to_float32(x) if x.dtype == np.uint16 else x
-        self.steps.append(Step(places[rows], token_ids, activations if is_whole else None))
-
-    def _is_over(self, qkv: Record) -> bool:
-        """Whether x may hold the layer's second norm by now: the attention of these rows is complete."""
-        for position in range(qkv.sequence, self._word(SUBMISSION_TAIL)):
-            record = self._record(position)
-            if record.sequence != position + 1 or record.opcode == Opcode.EMBED:
-                return True
-            is_last = record.opcode == Opcode.CONTEXT and record.out_slot != NO_SLOT
-            if is_last and record.first_row == qkv.first_row:
-                return self._word(COMPLETION_TAIL) >= record.sequence
-        return False
+        """Reads what lies there for the first Linear."""
 
     def _word(self, offset_bytes: int) -> int:
         return self._words[offset_bytes // 8]
@@ -120,6 +111,66 @@ class Reader:
         count = slot.num_rows * slot.row_elements
         flat = np.frombuffer(self._memory, layout.DTYPES[slot.dtype].numpy, count, slot.offset_bytes)
         return flat.reshape(slot.num_rows, slot.row_elements)
+
+
+class PlainReader(Reader):
+    """Of a session in clear."""
+
+    first_product = Opcode.QKV
+
+    def _read_step(self, qkv: Record) -> None:
+        rows = slice(qkv.first_row, qkv.first_row + qkv.rows)
+        x = self._slot("x")[rows].copy()
+        is_whole = not self._is_over(qkv)
+        token_ids = self._slot("tokens")[rows, 0].tolist()
+        places: list[tuple[int, int]] = []
+        for sequence, position, first_row, count in self._slot("segments").tolist():
+            # What lies behind the step's last segment is of an earlier step.
+            if first_row != len(places) or len(places) >= rows.stop:
+                break
+            places += [(sequence, position + row) for row in range(count)]
+        activations = bfloat16_to_float32(x) if x.dtype == np.uint16 else x.astype(np.float32)
+        self.steps.append(Step(places[rows], token_ids, activations if is_whole else None))
+
+    def _is_over(self, qkv: Record) -> bool:
+        """Whether x may hold the layer's second norm by now: the attention of these rows is complete."""
+        for position in range(qkv.sequence, self._word(SUBMISSION_TAIL)):
+            record = self._record(position)
+            if record.sequence != position + 1 or record.opcode == Opcode.EMBED:
+                return True
+            is_last = record.opcode == Opcode.CONTEXT and record.out_slot != NO_SLOT
+            if is_last and record.first_row == qkv.first_row:
+                return self._word(COMPLETION_TAIL) >= record.sequence
+        return False
+
+
+class VerifiedReader(Reader):
+    """Of a session whose products are checked: what is multiplied lies there as integers."""
+
+    first_product = Opcode.LINEAR
+    _passes = 0
+
+    def _read_step(self, qkv: Record) -> None:
+        rows = slice(qkv.first_row, qkv.first_row + qkv.rows)
+        m = self._slot("m.x")[rows].astype(np.uint32)
+        is_whole = not self._is_over(qkv)
+        if qkv.first_row == 0:
+            self._passes += 1
+        places = [(self._passes, row) for row in range(rows.start, rows.stop)]
+        self.steps.append(Step(places, [], centred(m) if is_whole else None))
+
+    def _is_over(self, qkv: Record) -> bool:
+        """Whether m.x may hold the layer's second norm by now: what attention makes of these rows is multiplied."""
+        for position in range(qkv.sequence, self._word(SUBMISSION_TAIL)):
+            record = self._record(position)
+            if record.sequence != position + 1:
+                return True
+            if (record.opcode, record.target, record.first_row) == (Opcode.LINEAR, 1, qkv.first_row):
+                return self._word(COMPLETION_TAIL) >= record.sequence
+        return False
+
+
+READERS = {"plain": PlainReader, "verified": VerifiedReader}
 
 
 class EmbeddingTable:
@@ -148,6 +199,12 @@ class EmbeddingTable:
 def conversation(tokens: dict[tuple[int, int], int]) -> list[int]:
     """Token ids in the order of sequence and position."""
     return [tokens[place] for place in sorted(tokens)]
+
+
+def centred(m: npt.NDArray[np.uint32]) -> Rows:
+    """What words of the field stand for: above half of it, for negative numbers."""
+    words = m.astype(np.int64)
+    return np.where(words > FIELD // 2, words - FIELD, words).astype(np.float32)
 
 
 def recovered(expected: list[int], found: list[int]) -> float:
@@ -184,7 +241,7 @@ def main() -> int:
         if invitation.doorbell == "zmq":
             raise TsqpError("a session with --doorbell zmq has no records in its arena to follow")
         say(f"reading {arena}, {plan.total_bytes:,} bytes, until the session ends")
-        reader = Reader(fd, plan)
+        reader = READERS[invitation.limits.mode](fd, plan)
         reader.follow()
         table = EmbeddingTable(model, network)
     except (TsqpError, OSError) as error:
@@ -196,7 +253,10 @@ def main() -> int:
         ids.update(zip(step.places, step.token_ids, strict=False))
         if step.activations is not None:
             seen.update(zip(step.places, table.nearest(step.activations), strict=False))
-    report("token ids", conversation(ids), tokenizer, arguments.expect)
+    if invitation.limits.mode == "verified":
+        print("token ids: do not cross")
+    else:
+        report("token ids", conversation(ids), tokenizer, arguments.expect)
     report("activations", conversation(seen), tokenizer, arguments.expect)
     return 0
 

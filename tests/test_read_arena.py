@@ -1,10 +1,12 @@
-"""What `plain` gives away, by scripts/read_arena.py beside real sessions: a reader outside, who only reads."""
+"""What crosses in clear gives away, by scripts/read_arena.py beside real sessions: a reader outside, who only reads."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tsqp_shm import LLM
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "read_arena.py"
 # Long enough that a layer takes a while: the reader looks now and then.
@@ -14,9 +16,12 @@ PROMPT = " ".join(
 )
 
 
-@pytest.mark.parametrize("doorbell", ["adaptive", "spin"])
-def test_a_reader_outside_rebuilds_the_prompt_from_token_ids_and_from_activations(demo_model, doorbell):
-    session = f"read-{doorbell}"
+@pytest.mark.parametrize(
+    ("mode", "doorbell"),
+    [("plain", "adaptive"), ("plain", "spin"), pytest.param("verified", "adaptive", marks=pytest.mark.long)],
+)
+def test_a_reader_outside_rebuilds_the_prompt_from_token_ids_and_from_activations(demo_model, mode, doorbell):
+    session = f"read-{mode}-{doorbell}"
     reader = subprocess.Popen(
         [sys.executable, SCRIPT, str(demo_model), "--session", session, "--expect", PROMPT],
         stdout=subprocess.PIPE,
@@ -24,15 +29,14 @@ def test_a_reader_outside_rebuilds_the_prompt_from_token_ids_and_from_activation
     )
     try:
         command = ["launch", demo_model, "--session", session, "--prompt", PROMPT, "--max-new-tokens", "3", "-q"]
-        subprocess.run(
-            [sys.executable, "-m", "tsqp_shm", *command, "--doorbell", doorbell], check=True, capture_output=True
-        )
+        command += ["--mode", mode, "--doorbell", doorbell]
+        subprocess.run([sys.executable, "-m", "tsqp_shm", *command], check=True, capture_output=True)
         report, _ = reader.communicate()
     finally:
         reader.kill()
         reader.wait()
     found = {line.split(":")[0]: line for line in report.splitlines() if "of the expected" in line}
-    assert "100.0%" in found["token ids"]
+    assert ("100.0%" in found["token ids"]) if mode == "plain" else ("token ids: do not cross" in report)
     assert float(found["activations"].split(": ")[1].partition("%")[0]) > 95
     assert "ships, nobody came to the door" in report
 
@@ -45,3 +49,14 @@ def test_a_session_that_does_not_begin_is_one_clear_line(demo_model):
     )
     assert done.returncode == 1
     assert "no TEE process began session 'never'" in done.stderr.splitlines()[-1]
+
+
+def test_of_a_session_without_a_gpu_process_there_is_nothing_to_read(demo_model):
+    with LLM(demo_model, mode="tee-only", session="alone", max_model_len=64):
+        done = subprocess.run(
+            [sys.executable, SCRIPT, str(demo_model), "--session", "alone", "--timeout", "5"],
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert "expected one whose mode has a GPU process" in done.stderr.splitlines()[-1]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import mmap
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import field_reference
 import numpy as np
@@ -13,7 +16,7 @@ import pytest
 import torch
 from instruction_sets import instruction_set
 from models import model_folder, random_token_ids, relative_distance
-from test_parity import CASES
+from test_parity import CASES, Case
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from tsqp_shm import _native
@@ -23,12 +26,17 @@ from tsqp_shm.model.network import Linear, Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.model.weights import Checkpoint
-from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.plan import Plan, Slot
+from tsqp_shm.shm.protocol import Opcode
 from tsqp_shm.shm.slots import Slots
+from tsqp_shm.shm.tiling import Block
 from tsqp_shm.tee.attention.private import PrivateAttention, private_caches
 from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.embedding import PrivateEmbedding
 from tsqp_shm.tee.engine import Engine, Ports
+from tsqp_shm.tee.interleave import Task
+from tsqp_shm.tee.linears import LinearsPort
+from tsqp_shm.tee.linears.field import FieldLinears
 from tsqp_shm.tee.linears.local import LocalLinears
 from tsqp_shm.tee.norms import NormWeights
 from tsqp_shm.tee.ops import Operations
@@ -73,8 +81,53 @@ class NumpyLinears:
         yield from ()
 
 
+class MultipliesWhenWaitedFor:
+    """In the place of the queue and the GPU process behind it: a product is made, natively, when it is waited for."""
+
+    def __init__(self, weights: Sequence[_native.FieldLinear], slots: Slots) -> None:
+        self._weights = weights
+        self._table = slots.table
+        self._products: list[tuple[int, int, int, int, int]] = []
+        self._done = 0
+
+    def begin_step(self) -> None:
+        assert self._done == len(self._products)
+
+    def submit(self, opcode: Opcode, *, target: int, in_slot: Slot, out_slot: Slot, first_row: int, rows: int) -> int:
+        assert opcode == Opcode.LINEAR
+        self._products.append((target, in_slot.index, out_slot.index, first_row, rows))
+        return len(self._products)
+
+    def wait(self, sequence: int) -> None:
+        for target, *operands in self._products[self._done : sequence]:
+            self._weights[target].multiply(self._table, *operands)
+        self._done = max(self._done, sequence)
+
+
+class Watched:
+    """A port whose results are kept.
+
+    Attributes:
+        results: of each Linear, by its index and the block's first row, those of the newest step.
+    """
+
+    def __init__(self, port: LinearsPort, slots: Slots) -> None:
+        self._port = port
+        self._slots = slots
+        self.results: dict[tuple[int, int], np.ndarray] = {}
+
+    def apply(self, linear: Linear, block: Block, x: Slot, out: Slot) -> Task:
+        yield from self._port.apply(linear, block, x, out)
+        rows = self._slots.view(out, block.first_row, block.rows)
+        self.results[linear.index, block.first_row] = rows.copy()
+
+
 class Built:
-    """An engine of this process, with what its ports are made of chosen."""
+    """An engine of this process, with what its ports are made of chosen.
+
+    Args:
+        linears: "native", "numpy", or "checked": multiplied in the field, by other code, and checked.
+    """
 
     def __init__(
         self,
@@ -85,8 +138,11 @@ class Built:
         limits: Limits = LIMITS,
     ) -> None:
         network = Network.of(ModelSpec.from_folder(folder))
+        if linears == "checked":
+            limits = replace(limits, mode="verified")
         plan = Plan.derive(network, limits)
-        self.slots = Slots(plan, None)
+        self.slots = Slots(plan, SimpleNamespace(buffer=mmap.mmap(-1, plan.total_bytes)) if plan.shared_slots else None)
+        wait, begin = pytest.fail, lambda verification: None
         with Checkpoint.open(folder) as checkpoint:
             ops = Operations(network, NormWeights.load(network, checkpoint), self.slots, Statistics())
             if linears == "numpy":
@@ -95,10 +151,16 @@ class Built:
             else:
                 loaded = [load_field_linear(checkpoint, linear) for linear in network.linears]
                 port = LocalLinears(loaded, ops, lambda: None)
+            if linears == "checked":
+                queue = MultipliesWhenWaitedFor(loaded, self.slots)
+                checks = [_native.FieldCheck(linear, secret_vectors(linear)) for linear in loaded]
+                port = FieldLinears(plan, checks, queue, ops)
+                wait, begin = queue.wait, port.begin
             of = network.embedding
             embedding = PrivateEmbedding(checkpoint.tensor(of.weight, (of.rows, of.size)), ops)
+        self.linears = port = Watched(port, self.slots)
         attention = PrivateAttention(plan, port, ops, private_caches(network, plan, element))
-        ports = Ports(embedding, attention, port, wait=pytest.fail, begin=lambda verification: None)
+        ports = Ports(embedding, attention, port, wait=wait, begin=begin)
         self.engine = Engine(network, plan, ops, ports)
 
     def logits(self, *chunks: Chunk) -> np.ndarray:
@@ -117,6 +179,11 @@ def computing_with(name: str, threads: int) -> Iterator[None]:
             yield
     finally:
         _native.set_num_threads(before)
+
+
+def secret_vectors(linear: _native.FieldLinear) -> np.ndarray:
+    """Two, of the field. Shapes: [2, outputs] u32."""
+    return np.random.default_rng().integers(0, 2**31 - 1, (2, len(linear.scales)), np.uint32)
 
 
 FIRST, SECOND = random_token_ids(130), random_token_ids(19, seed=1)
@@ -138,17 +205,38 @@ def in_pieces(built: Built) -> np.ndarray:
     return np.concatenate([*first, beside[len(SECOND) :], last[1:], beside[: len(SECOND)]])
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_bits_are_those_of_plain_integers_and_scalar_kernels(case):
-    folder = model_folder(case.model)
+@functools.cache
+def reference_of(folder: Path) -> tuple[np.ndarray, dict[tuple[int, int], np.ndarray]]:
+    """Logits and what every Linear gives, in plain integers and scalar kernels."""
     with computing_with("scalar", 1):
-        reference = whole(Built(folder, linears="numpy"))
+        built = Built(folder, linears="numpy")
+        return whole(built), built.linears.results
+
+
+def computed(linears: str, case: Case, *marks: pytest.MarkDecorator) -> pytest.ParameterSet:
+    return pytest.param(case, linears, id=f"{case.name}-{linears}", marks=marks)
+
+
+@pytest.mark.parametrize(
+    ("case", "linears"),
+    [
+        *(computed("native", case) for case in CASES),
+        *(computed("checked", case, *([] if case in CASES[::5] else [pytest.mark.long])) for case in CASES),
+    ],
+)
+def test_the_bits_are_those_of_plain_integers_and_scalar_kernels(case, linears):
+    """Of the logits and of every Linear of every layer, computed here or elsewhere and checked; whole and in pieces."""
+    folder = model_folder(case.model)
+    reference, results = reference_of(folder)
     assert np.isfinite(reference).all()
     for name in _native.instruction_sets():
         for threads in (1, 2):
             with computing_with(name, threads):
-                built = Built(folder)
+                built = Built(folder, linears)
                 assert np.array_equal(whole(built), reference), (name, threads)
+                assert built.linears.results.keys() == results.keys()
+                for place, rows in built.linears.results.items():
+                    assert np.array_equal(rows, results[place]), (name, threads, place)
                 assert np.array_equal(in_pieces(built), reference), (name, threads)
 
 
@@ -223,12 +311,14 @@ def test_the_demo_models_logits_are_those_of_transformers_with_the_quantised_wei
     assert relative_distance(found, transformers_quantised(demo_model)(licence_ids)) < most
 
 
-@pytest.mark.slow
-def test_the_demo_models_bits_are_those_of_plain_integers(demo_model, licence_ids):
+@pytest.mark.parametrize(
+    "linears", [pytest.param("native", marks=pytest.mark.slow), pytest.param("checked", marks=pytest.mark.long)]
+)
+def test_the_demo_models_bits_are_those_of_plain_integers(demo_model, licence_ids, linears):
     chunks = [Chunk(0, 0, licence_ids[:70], 70), Chunk(1, 0, licence_ids[70:], 20)]
     with computing_with("scalar", 2):
         reference = Built(demo_model, linears="numpy", limits=DEMO_LIMITS).logits(*chunks)
-    assert np.array_equal(Built(demo_model, limits=DEMO_LIMITS).logits(*chunks), reference)
+    assert np.array_equal(Built(demo_model, linears, limits=DEMO_LIMITS).logits(*chunks), reference)
 
 
 def test_a_mode_loads_what_it_needs_and_gives_an_engine():

@@ -40,9 +40,9 @@ def test_logits_are_those_of_the_tee_alone_to_the_bit(fast, case):
             assert np.array_equal(llm.logits(ids), logits)
 
 
-def answers(llm: LLM, params: SamplingParams) -> list[object]:
+def answers(llm: LLM, params: SamplingParams, prompts: list[list[int]] = PROMPTS) -> list[object]:
     """All that is told of a batch, but for times and ids."""
-    outputs = llm.generate(PROMPTS, params)
+    outputs = llm.generate(prompts, params)
     return [
         (one.token_ids, one.finish_reason, one.logprobs, output.prompt_logprobs)
         for output in outputs
@@ -57,6 +57,23 @@ def test_a_ragged_batch_says_what_it_says_in_the_tee_alone(fast, model, params, 
         expected = answers(llm, params)
     with fast.llm(model, mode="verified", tee_threads=threads, gpu_threads=threads, **LIMITS) as llm:
         assert answers(llm, params) == expected
+
+
+@pytest.mark.parametrize(
+    ("others", "most"),
+    [
+        (7, 32),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in ((0, 32), (1, 32), (0, 512), (1, 512), (7, 512))),
+    ],
+)
+def test_what_it_says_does_not_depend_on_the_batch_or_on_where_a_prompt_is_cut(fast, model, others, most):
+    """Batches of 1, 2 and 8; a prompt of three blocks of rows whole, and in pieces beside others."""
+    prompts = [list(random_token_ids(length, seed=length)) for length in (290, 5, 17, 40, 3, 9, 70, 1)][: 1 + others]
+    limits = {"max_model_len": 320, "max_num_seqs": 8}
+    with LLM(model, mode="tee-only", **limits) as llm:
+        alone = [answers(llm, DRAWN, [prompt])[0] for prompt in prompts]
+    with fast.llm(model, mode="verified", max_batch_tokens=most, block_rows=128, **limits) as llm:
+        assert answers(llm, DRAWN, prompts) == alone
 
 
 @pytest.mark.parametrize("params", [GREEDY, DRAWN], ids=["greedy", "drawn"])

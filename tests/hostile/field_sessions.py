@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -48,17 +49,20 @@ class HostileThread:
     """
 
     def __init__(
-        self, model: Path, transport: LocalTransport, script: tuple[Moment, Misbehaviour], dies: Callable[[], bool]
+        self,
+        make: Callable[[], FieldGpu],
+        script: tuple[Moment, Misbehaviour],
+        dies: Callable[[], bool],
     ) -> None:
         self.gpu: FieldGpu | None = None
         self.left: Progress | None = None
         self.dies = dies
         self._over = _Over()
-        self._thread = threading.Thread(target=self._play, args=(model, transport, script), daemon=True)
+        self._thread = threading.Thread(target=self._play, args=(make, script), daemon=True)
         self._thread.start()
 
-    def _play(self, model: Path, transport: LocalTransport, script: tuple[Moment, Misbehaviour]) -> None:
-        self.gpu = FieldGpu(model, transport)
+    def _play(self, make: Callable[[], FieldGpu], script: tuple[Moment, Misbehaviour]) -> None:
+        self.gpu = make()
         self.gpu.watch = self._over  # type: ignore[assignment]
         play(self.gpu, *script)
 
@@ -87,23 +91,27 @@ def against(
     model: Path,
     *scripts: tuple[Moment, Misbehaviour],
     dies: Callable[[], bool] = never_dies,
+    play_by: type[FieldGpu] = FieldGpu,
     **config: Any,
 ) -> Iterator[tuple[LLM, list[HostileThread]]]:
     """An LLM, and its GPU processes: the first plays the first script, and so on.
 
     Args:
         dies: of the first one.
+        play_by: who plays them.
     """
     transport = LocalTransport()
     started: list[HostileThread] = []
 
     def start(session: Hold) -> HostileThread:
         number = len(started)
-        started.append(HostileThread(model, transport, scripts[number], never_dies if number else dies))
+        started.append(
+            HostileThread(partial(play_by, model, transport), scripts[number], never_dies if number else dies)
+        )
         return started[-1]
 
     with LLM(
-        model, mode="verified", transport=transport, start_gpu=start, timeout_s=20.0, **{**LIMITS, **config}
+        model, mode="verified", transport=transport, start_gpu=start, **{"timeout_s": 20.0, **LIMITS, **config}
     ) as llm:
         yield llm, started
 

@@ -104,6 +104,33 @@ def test_the_last_product_of_one_that_died_is_checked_and_no_other_is_let_in(mod
         assert llm.statistics.gpu_restarts == 0
 
 
+def silence(gpu: HostileGpu, record: Record) -> None:
+    gpu.until_the_tee_ends()
+
+
+def answer_twice(gpu: HostileGpu, record: Record) -> None:
+    gpu.answer(record)
+
+
+@pytest.mark.parametrize("then", [pytest.param(silence, marks=pytest.mark.long), answer_twice])
+def test_whatever_else_ends_the_pass_the_false_product_is_what_is_told(model, then):
+    """Silence would be a timeout, and an answer that was not due a broken protocol."""
+    moment, misbehave = misbehaviour("plus-one:o")
+
+    def misbehave_twice(gpu: HostileGpu, record: Record) -> None:
+        misbehave(gpu, record)
+        then(gpu, record)
+
+    with against(model, (moment, misbehave_twice), timeout_s=2.0) as (llm, _):
+        told = ask(llm, PROMPTS, PARAMS)
+        assert [type(mine[-1].error) for mine in told] == [IntegrityError] * 2
+
+
+def test_logits_that_were_asked_for_do_not_come_out_either(model):
+    with against(model, misbehaviour("plus-one:lm_head:1")) as (llm, _), pytest.raises(IntegrityError):
+        llm.logits(PROMPTS[1])
+
+
 def rows_of_passes(gpu: HostileThread) -> list[int]:
     """How many tokens went through the model in each of its passes: each is a row of the first Linear."""
     rows: dict[int, int] = {}

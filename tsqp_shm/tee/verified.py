@@ -130,4 +130,4 @@ def _secret_vectors(size: int) -> npt.NDArray[np.uint32]:
 
 
 def _secret_words(count: int) -> npt.NDArray[np.uint32]:
-    return np.frombuffer(secrets.token_bytes(4 * count), np.uint32) & np.uint32(FIELD)
+    return np.ndarray(count, np.uint32, secrets.token_bytes(4 * count)) & np.uint32(FIELD)
