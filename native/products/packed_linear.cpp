@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "cpu/pages.h"
+#include "cpu/stacked_pages.h"
 #include "cpu/thread_pool.h"
 
 namespace tsqp {
@@ -34,10 +36,13 @@ float* this_threads_sums() {
 }  // namespace
 
 PackedLinear::PackedLinear(const Bf16* weight, std::size_t columns, std::size_t depth, const Bf16* bias)
-    : columns_(columns), depth_(depth), panels_(num_panels(columns) * kPanelColumns * depth, true) {
+    : columns_(columns), depth_(depth) {
     if (depth % kDepthBlock != 0)
         throw std::invalid_argument("a packed Linear takes whole blocks of 32 inputs");
-    pack_panels(weight, columns, depth, panels_.data());
+    memory_ = stacked_pages(num_panels(columns) * kPanelColumns * depth * sizeof(Bf16));
+    auto* const panels = reinterpret_cast<Bf16*>(memory_.get());
+    pack_panels(weight, columns, depth, panels);
+    panels_ = panels;
     if (bias != nullptr) bias_.assign(bias, bias + columns);
 }
 
@@ -64,7 +69,7 @@ void PackedLinear::apply(const PanelKernels& kernels, const Bf16* x, std::size_t
                           for (std::size_t k = 0; k < depth_; k += depth_block) {
                               const PanelArgs args{.a = x + row * depth_ + k,
                                                    .a_stride = depth_,
-                                                   .panels = panels_.data() + k * kPanelColumns,
+                                                   .panels = panels_ + k * kPanelColumns,
                                                    .panel_stride = panel_stride,
                                                    .bias = bias_.empty() ? nullptr : bias_.data(),
                                                    .out = static_cast<std::byte*>(out) + row * out_row_bytes,
