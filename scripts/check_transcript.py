@@ -4,9 +4,9 @@ but the words of docs/evidence.md: numpy, and arithmetic of its own.
 
     python scripts/check_transcript.py MODEL FILE.json FILE
 
-It quantises the model's weights itself, holds their digest against the evidence's, multiplies every row of the
-transcript again, exactly, and holds the rows that each request had against the evidence's counts. Exit code 0: all
-agrees; 1: what does not is said.
+It quantises the model's weights itself, holds the digests of model and Linears against the evidence's, multiplies every
+row of the transcript again, exactly, and holds which rows each request had, in which passes, against the evidence. Exit
+code 0: all agrees; 1: what does not is said, or that there was nothing to check.
 """
 
 import hashlib
@@ -14,13 +14,20 @@ import json
 import struct
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 P = 2**31 - 1
+VECTORS = 2
+COUNTS = ["passes", "rows", "wanted_rows", "products", "products_checked"]
+ROLES = ["qkv", "o", "gate_up", "down"]
 BEGIN, PRODUCT, END = 1, 2, 3
+# Beside weights, what decides a model's answers, in the order of its digest.
+FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+FILES += ["special_tokens_map.json", "added_tokens.json", "chat_template.jinja"]
 ROWS_AT_ONCE = 1024
 
 
@@ -43,14 +50,14 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def quantised_linears(folder: Path) -> tuple[list[np.ndarray], str]:
-    """Each Linear as int8 [outputs, inputs], in the network's order, and the digest of them all."""
-    layers, tensors = json.loads((folder / "config.json").read_text())["num_hidden_layers"], read_tensors(folder)
-    digest = hashlib.sha256(b"tsqp-shm linears digest 1\n")
+def add_tensor(digest: Any, name: str, array: np.ndarray) -> None:
+    digest.update(f"tensor {name} {array.dtype.name} {'x'.join(map(str, array.shape))}\n".encode())
+    digest.update(np.ascontiguousarray(array).data)
 
-    def add(name: str, array: np.ndarray) -> None:
-        digest.update(f"tensor {name} {array.dtype.name} {'x'.join(map(str, array.shape))}\n".encode())
-        digest.update(np.ascontiguousarray(array).data)
+
+def quantised_linears(layers: int, tensors: dict[str, np.ndarray]) -> tuple[list[np.ndarray], str]:
+    """Each Linear as int8 [outputs, inputs], in the network's order, and the digest of them all."""
+    digest = hashlib.sha256(b"tsqp-shm linears digest 1\n")
 
     def linear(*names: str) -> np.ndarray:
         parts = []
@@ -59,10 +66,10 @@ def quantised_linears(folder: Path) -> tuple[list[np.ndarray], str]:
             scales = np.abs(weight).max(axis=1) / np.float32(127)
             scales[scales == 0] = 1
             parts.append(np.clip(np.rint(weight / scales[:, None]), -127, 127).astype(np.int8))
-            add(f"{full}.weight", parts[-1])
-            add(f"{full}.weight.scales", scales)
+            add_tensor(digest, f"{full}.weight", parts[-1])
+            add_tensor(digest, f"{full}.weight.scales", scales)
             if f"{name}.bias" in tensors:
-                add(f"{full}.bias", tensors[f"{name}.bias"])
+                add_tensor(digest, f"{full}.bias", tensors[f"{name}.bias"])
         return np.concatenate(parts)
 
     linears = []
@@ -77,11 +84,27 @@ def quantised_linears(folder: Path) -> tuple[list[np.ndarray], str]:
     return linears, f"sha256:{digest.hexdigest()}"
 
 
+def model_digest(folder: Path, layers: int, tensors: dict[str, np.ndarray], linears_digest: str) -> str:
+    digest = hashlib.sha256(b"tsqp-shm model digest 2\n")
+    for name in FILES:
+        path = folder / name
+        of_file = (
+            f"file {name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" if path.exists() else f"none {name}"
+        )
+        digest.update(f"{of_file}\n".encode())
+    norms = [f"layers.{layer}.{norm}_layernorm" for layer in range(layers) for norm in ("input", "post_attention")]
+    for name in ("embed_tokens", *norms, "norm"):
+        add_tensor(digest, f"model.{name}.weight", tensors[f"{name}.weight"])
+    digest.update(f"linears {linears_digest}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
 class Product(NamedTuple):
-    """Of pass `number`: m [rows, inputs] and y [rows, outputs] of a Linear."""
+    """Of pass `number`: m [rows, inputs] and y [rows, outputs] of a Linear, from a row of the pass on."""
 
     number: int
     linear: int
+    first_row: int
     m: np.ndarray
     y: np.ndarray
 
@@ -94,6 +117,9 @@ class Pass(NamedTuple):
 
 
 def read_records(words: np.ndarray, linears: list[np.ndarray]) -> tuple[list[Pass], list[Product]]:
+    """Raises:
+    ValueError: they are no transcript of these Linears.
+    """
     passes: list[Pass] = []
     products = []
     at = 0
@@ -106,14 +132,19 @@ def read_records(words: np.ndarray, linears: list[np.ndarray]) -> tuple[list[Pas
         return words[at - count : at]
 
     while at < len(words):
-        kind = take(1)[0]
+        kind = int(take(1)[0])
+        if kind in (PRODUCT, END) and (not passes or passes[-1].has_ended):
+            raise ValueError(f"word {at - 1:,} begins a record that belongs to no pass")
         if kind == BEGIN:
             passes.append(Pass(take(5 * int(take(1)[0])).reshape(-1, 5), False))
         elif kind == PRODUCT:
-            linear, _, rows = (int(word) for word in take(3))
+            linear, first_row, rows = (int(word) for word in take(3))
+            if linear >= len(linears) or rows == 0:
+                raise ValueError(f"word {at - 3:,} names rows of no Linear")
             outputs, inputs = linears[linear].shape
             m = take(rows * inputs).reshape(rows, inputs)
-            products.append(Product(len(passes) - 1, linear, m, take(rows * outputs).reshape(rows, outputs)))
+            y = take(rows * outputs).reshape(rows, outputs)
+            products.append(Product(len(passes) - 1, linear, first_row, m, y))
         elif kind == END:
             passes[-1] = Pass(passes[-1].parts, True)
         else:
@@ -132,59 +163,151 @@ def false_rows(weight: np.ndarray, m: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
+def false_products(linears: list[np.ndarray], products: list[Product]) -> list[Product]:
+    """In their order."""
+    found = []
+    for linear, weight in enumerate(linears):
+        numbers = [number for number, product in enumerate(products) if product.linear == linear]
+        if numbers:
+            m, y = (np.concatenate([getattr(products[number], name) for number in numbers]) for name in "my")
+            of_row = np.repeat(numbers, [len(products[number].m) for number in numbers])
+            found += np.unique(of_row[false_rows(weight, m, y)]).tolist()
+    return [products[number] for number in sorted(found)]
+
+
+def falsehoods(evidence: dict, operations: list[tuple], passes: list[Pass], false: list[Product]) -> Iterator[str]:
+    """A false product ends the session: nothing comes out of its pass, no other follows, and the evidence says where
+    the first one lay."""
+    told = [failure for failure in evidence["session"]["failures"] if failure["error"] == "IntegrityError"]
+    for number in sorted({product.number for product in false}):
+        first = next(product for product in false if product.number == number)
+        layer, operation = operations[first.linear]
+        is_last = number == len(passes) - 1 and not passes[number].has_ended
+        if not is_last or {"error": "IntegrityError", "layer": layer, "operation": operation} not in told:
+            yield f"pass {number + 1}: a product is false: {operation}, layer {layer}"
+    if told and not false:
+        yield "the evidence tells of a false product, and there is none"
+
+
+def untiled(passes: list[Pass], products: list[Product], num_linears: int) -> Iterator[str]:
+    """Every row goes through every Linear once, of a pass that broke off once at most. Of lm_head the wanted rows do,
+    in pieces of one size but for the last."""
+    runs_of: defaultdict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for product in products:
+        runs_of[product.number, product.linear].append((product.first_row, len(product.m)))
+    for number, (parts, has_ended) in enumerate(passes):
+        most, most_wanted = int(parts[:, 3].sum()), int(parts[:, 4].sum())
+        agrees = bool((parts[:, 3] > 0).all() and (parts[:, 4] <= parts[:, 3]).all())
+        for linear in range(num_linears - 1):
+            end = 0
+            for first, rows in sorted(runs_of[number, linear]):
+                agrees &= first == end if has_ended else first >= end
+                end = first + rows
+            agrees &= end == most if has_ended else end <= most
+        pieces = runs_of[number, num_linears - 1]
+        sizes = [rows for _, rows in pieces]
+        agrees &= all(first == 0 for first, _ in pieces) and all(rows == sizes[0] for rows in sizes[:-1])
+        agrees &= not sizes or sizes[-1] <= sizes[0]
+        agrees &= sum(sizes) == most_wanted if has_ended else sum(sizes) <= most_wanted
+        if not agrees:
+            yield f"pass {number + 1}: not every row went through every Linear once"
+
+
+def count(passes: list[Pass], num_linears: int) -> tuple[dict[tuple[int, int], Counter[str]], list[str]]:
+    """What each completion had in the passes that ended, and in which pass it did not go on where it was."""
+    counts: defaultdict[tuple[int, int], Counter[str]] = defaultdict(Counter)
+    problems = []
+    for number, (parts, has_ended) in enumerate(passes):
+        for request, completion, position, rows, wanted in parts.tolist():
+            # Request 0 is of logits that were asked for without one, of any number of sequences.
+            if request == 0:
+                continue
+            of_it = counts[request, completion]
+            # One that broke off has put nothing into the caches, and is computed again.
+            if position != of_it["rows"]:
+                problems.append(f"pass {number + 1}: request {request}, completion {completion} is at another position")
+            if has_ended:
+                products = rows * (num_linears - 1) + wanted
+                of_it.update(passes=1, rows=rows, wanted_rows=wanted, products=products, products_checked=products)
+    return counts, problems
+
+
+def miscounted(evidence: dict, counts: dict[tuple[int, int], Counter[str]]) -> Iterator[str]:
+    """Which completions have other counts in the evidence, or counts that are not those of such an answer."""
+    records = evidence["requests"]
+    told = {(record["request"], part["index"]): (record, part) for record in records for part in record["completions"]}
+    for request, completion in sorted({*counts, *told}):
+        found = counts.get((request, completion), Counter())
+        record, part = told.get((request, completion), (None, {}))
+        name = f"request {request}, completion {completion}"
+        if any(part.get(each) != found[each] for each in COUNTS):
+            yield f"{name}: the evidence counts otherwise"
+        elif record is not None and not has_rows_of_answer(record, part):
+            yield f"{name}: such a prompt with such an answer has other rows"
+    for record in records:
+        if sorted(part["index"] for part in record["completions"]) != list(range(record["params"]["n"])):
+            yield f"request {record['request']}: its completions are not those that were asked for"
+    if len({record["request"] for record in records}) != len(records):
+        yield "two requests have one number"
+
+
+def has_rows_of_answer(record: dict, part: dict) -> bool:
+    prompt, answer, rows = record["prompt_tokens"], part["answer_tokens"], part["rows"]
+    # The last token of an answer does not go through the layers.
+    least = prompt + answer - 1
+    if part["finish_reason"] not in ("stop", "length"):
+        # The pass may have been the last one of which nothing was taken any more.
+        return (answer == 0 or least <= rows) and rows <= least + 1 and answer <= part["wanted_rows"]
+    scored = prompt - 1 if record["params"]["prompt_logprobs"] is not None and part["index"] == 0 else 0
+    is_full = answer == part["max_tokens"]
+    has_ending = is_full if part["finish_reason"] == "length" else 0 < answer <= part["max_tokens"]
+    return has_ending and (rows, part["wanted_rows"]) == (least, scored + answer)
+
+
 def check(folder: Path, evidence: dict, transcript: bytes) -> tuple[list[str], int]:
     """Returns what does not agree, and how many rows were multiplied."""
-    linears, digest = quantised_linears(folder)
-    if digest != evidence["session"]["linears_digest"]:
-        return [f"the Linears' digest is {digest}, the evidence has {evidence['session']['linears_digest']}"], 0
+    layers, tensors = json.loads((folder / "config.json").read_text())["num_hidden_layers"], read_tensors(folder)
+    linears, digest = quantised_linears(layers, tensors)
+    expected = {
+        "schema": "tsqp-shm evidence 1",
+        "mode": "verified",
+        "field": P,
+        "vectors": VECTORS,
+        "linears_digest": digest,
+        "model_digest": model_digest(folder, layers, tensors, digest),
+    }
+    said = {"schema": evidence["schema"], **evidence["session"]}
+    differing = [name for name in expected if said.get(name) != expected[name]]
+    if differing:
+        return [f"{name} of the evidence is {said.get(name)}, and not {expected[name]}" for name in differing], 0
+    operations = [(layer, role) for layer in range(layers) for role in ROLES] + [(None, "lm_head")]
+    named = [
+        {"layer": layer, "role": role, "inputs": linear.shape[1], "outputs": linear.shape[0]}
+        for (layer, role), linear in zip(operations, linears, strict=True)
+    ]
     head, _, body = transcript.partition(b"\n")
-    operations = [(linear["layer"], linear["role"]) for linear in json.loads(head)["linears"]]
     try:
+        if json.loads(head) != {"schema": "tsqp-shm transcript 1", "linears": named}:
+            raise ValueError("its first line is none of this model")
         passes, products = read_records(np.frombuffer(body, "<u4"), linears)
     except ValueError as error:
         return [f"the transcript is damaged: {error}"], 0
-
     problems = []
-    for linear, weight in enumerate(linears):
-        of_linear = [product for product in products if product.linear == linear]
-        if not of_linear:
-            continue
-        false = false_rows(weight, *(np.concatenate([getattr(each, name) for each in of_linear]) for name in "my"))
-        of_row = np.repeat([product.number for product in of_linear], [len(product.m) for product in of_linear])
-        layer, operation = operations[linear]
-        is_told = {"error": "IntegrityError", "layer": layer, "operation": operation} in evidence["session"]["failures"]
-        for number in sorted(set(of_row[false].tolist())):
-            # A false product ends the session: nothing comes out of its pass, and the evidence says where it lay.
-            if passes[number].has_ended or not is_told:
-                problems.append(f"pass {number + 1}: a product is false: {operation}, layer {layer}")
-
-    counts: defaultdict[tuple[int, int], Counter[str]] = defaultdict(Counter)
-    rows_of = Counter({(product.number, product.linear): 0 for product in products})
-    for product in products:
-        rows_of[product.number, product.linear] += len(product.m)
-    for number, (parts, has_ended) in enumerate(passes):
-        if not has_ended:
-            continue
-        expected = [int(parts[:, 3].sum())] * (len(linears) - 1) + [int(parts[:, 4].sum())]
-        if [rows_of[number, linear] for linear in range(len(linears))] != expected:
-            problems.append(f"pass {number + 1}: not every row went through every Linear once")
-        for request, completion, _, rows, wanted in parts.tolist():
-            counts[request, completion].update(passes=1, rows=rows, wanted_rows=wanted)
-    told = {(each["request"], part["index"]): part for each in evidence["requests"] for part in each["completions"]}
-    # Request 0 is of logits that were asked for without one.
-    for request, completion in sorted({*counts, *told} - {(0, 0)}):
-        found, said = counts[request, completion], told.get((request, completion), {})
-        found["products"] = found["rows"] * (len(linears) - 1) + found["wanted_rows"]
-        found["products_checked"] = found["products"]
-        names = ("passes", "rows", "wanted_rows", "products", "products_checked")
-        if any(said.get(name) != found[name] for name in names):
-            problems.append(f"request {request}, completion {completion}: the evidence counts otherwise")
-    return problems, sum(rows_of.values())
+    if not products:
+        problems.append("there was nothing to check: the transcript has no product")
+    problems += falsehoods(evidence, operations, passes, false_products(linears, products))
+    problems += untiled(passes, products, len(linears))
+    counts, misplaced = count(passes, len(linears))
+    problems += [*misplaced, *miscounted(evidence, counts)]
+    return problems, sum(len(product.m) for product in products)
 
 
 def main() -> int:
     folder, evidence, transcript = map(Path, sys.argv[1:])
-    problems, num_rows = check(folder, json.loads(evidence.read_text()), transcript.read_bytes())
+    try:
+        problems, num_rows = check(folder, json.loads(evidence.read_text()), transcript.read_bytes())
+    except (KeyError, TypeError, ValueError) as error:
+        problems, num_rows = [f"this is no evidence: {type(error).__name__}: {error}"], 0
     print("\n".join(problems) or f"all agrees: {num_rows:,} rows of products")
     return 1 if problems else 0
 

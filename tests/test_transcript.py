@@ -5,20 +5,18 @@ from __future__ import annotations
 import ast
 import itertools
 import json
-import runpy
 import shutil
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from commands import run
 from local_session import LocalGpus, with_device
-from models import RandomModel, model_folder, random_token_ids, with_bytes_as_tokens
+from models import RandomModel, model_folder, with_bytes_as_tokens
+from recorded import CHECKER, MODELS, Session, copied, files_in, problems_of, recorded, words_of
 from safetensors.torch import load_file, save_file
 
 from tsqp_shm import LLM, SamplingParams
@@ -29,50 +27,12 @@ from tsqp_shm.gpu.open_device import open_device as open_device_of
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.tee.receipts import nonces_path
 
-CHECKER = Path(__file__).parents[1] / "scripts" / "check_transcript.py"
-check = runpy.run_path(str(CHECKER))["check"]
-MODELS = [
-    RandomModel("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
-    RandomModel("qwen2", stored_as="float16", shards=True),
-]
 PARAMS = SamplingParams(max_tokens=4, temperature=1.0, ignore_eos=True)
-
-
-class Session(NamedTuple):
-    model: Path
-    evidence: Path
-    transcript: Path
-
-
-def files_in(folder: Path) -> dict[str, Path]:
-    return {"evidence": folder / "run.json", "transcript": folder / "run.transcript"}
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda model: model.family)
 def session(request, tmp_path_factory, fast) -> Session:
-    """Requests beside each other, prompts in chunks and in blocks, one with two completions, and logits without one."""
-    model, files = model_folder(request.param), files_in(tmp_path_factory.mktemp("recorded"))
-    limits = {"max_model_len": 96, "max_num_seqs": 3, "max_batch_tokens": 32, "block_rows": 16}
-    with fast.llm(model, mode="verified", **limits, **files) as llm:
-        prompts = [random_token_ids(length, seed=length) for length in (3, 40, 17)]
-        two = SamplingParams(n=2, max_tokens=3, temperature=1.0, prompt_logprobs=0)
-        llm.generate(prompts, [PARAMS, PARAMS, two])
-        llm.logits(random_token_ids(20, seed=1))
-    return Session(model, **files)
-
-
-def problems_of(session: Session) -> list[str]:
-    problems, _ = check(session.model, json.loads(session.evidence.read_text()), session.transcript.read_bytes())
-    return problems
-
-
-def copied(session: Session, folder: Path) -> Session:
-    return Session(session.model, *(Path(shutil.copy(path, folder)) for path in session[1:]))
-
-
-def words_of(session: Session) -> tuple[bytes, np.ndarray]:
-    head, _, body = session.transcript.read_bytes().partition(b"\n")
-    return head + b"\n", np.frombuffer(body, "<u4").copy()
+    return recorded(request.param, tmp_path_factory.mktemp("recorded"), fast)
 
 
 def test_a_recorded_session_agrees(session):
@@ -158,7 +118,7 @@ def test_a_word_that_is_none_of_the_fields_fails(session, tmp_path):
     [
         (lambda head, words: words[:-3], "the transcript is damaged: it ends within a record"),
         (lambda head, words: np.append(words, np.uint32(9)), "begins no record"),
-        (lambda head, words: np.append(words, words[: 2 + 5 * int(words[1])]), ""),
+        (lambda head, words: np.append(words, np.array([1, 1, 0, 0, 0, 5, 5], "<u4")), ""),
     ],
     ids=["cut", "junk", "a pass that has only begun"],
 )
@@ -195,7 +155,8 @@ def test_a_product_of_other_weights_fails(session, tmp_path):
             if name.endswith("layers.1.mlp.down_proj.weight"):
                 weights[name][3] = -weights[name][3]
         save_file(weights, path)
-    assert "the Linears' digest is" in problems_of(Session(model, *session[1:]))[0]
+    found = problems_of(Session(model, *session[1:]))
+    assert [problem.partition(" of ")[0] for problem in found] == ["linears_digest", "model_digest"]
 
 
 def with_one_false_word(monkeypatch, at: int) -> None:
