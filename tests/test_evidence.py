@@ -275,6 +275,16 @@ def test_a_mode_in_which_no_product_is_checked_has_no_transcript(model, file, mo
     assert not file.exists()
 
 
+@pytest.mark.parametrize("name", ["run.json", "sub/../run.json", "run.nonces.json", "link"])
+def test_one_file_for_two_things_is_refused_before_any_work(model, file, name):
+    (file.parent / "sub").mkdir()
+    (file.parent / "link").symlink_to(file)
+    transcript = file.parent / name
+    with pytest.raises(ConfigError, match=r"^transcript: .* a file of its own, as this one is of the evidence"):
+        LLM(model, mode="verified", evidence=file, transcript=transcript)
+    assert not file.exists()
+
+
 def test_launch_keeps_what_opens_the_records_in_a_file_of_its_user_alone(model, file):
     flags = ["--mode", "tee-only", "--evidence", file, "--prompt", "abc", "--max-new-tokens", "3", "--stop", "zz"]
     done = run("launch", model, *flags, "--json")

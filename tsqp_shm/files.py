@@ -79,6 +79,22 @@ def open_own(
     return fd
 
 
+def make_file(path: Path) -> int:
+    """A descriptor, to write, of a new file of mode 0600 in the place of a file or link that has the name: what was
+    there may be another user's, or open to one.
+
+    Raises:
+        ForeignFile: what has the name is neither.
+        OSError: it cannot be made, or what has the name cannot be removed.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+            raise ForeignFile(path, "is no regular file")
+        path.unlink()
+    return open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Puts a file of mode 0600 in the place of whatever has the name: whoever looks finds one of the two, and whole. A
     process that is killed meanwhile changes nothing of it.
@@ -86,15 +102,16 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; what was there is as it was.
     """
-    # Of one process and one name, so that what a killed one left is written over.
+    # Of one process and one name, so that what a killed one left is removed.
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with os.fdopen(open_regular(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+    with os.fdopen(make_file(part), "wb") as file:
+        try:
             file.write(content)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+            file.flush()
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ from tsqp_shm.shm.transport import Hold, Register, Transport
 from tsqp_shm.tee.completion import Completion, checked_token_ids
 from tsqp_shm.tee.evidence import Evidence
 from tsqp_shm.tee.gpu_connection import StartGpu
+from tsqp_shm.tee.receipts import nonces_path
 from tsqp_shm.tee.runtime import Runtime
 from tsqp_shm.tee.sampler import drawn_seed
 from tsqp_shm.tee.sampling_params import UNASKED, SamplingParams
@@ -125,6 +126,8 @@ class LLM:
             if file is not None and reason is not None:
                 raise ConfigError(argument, str(file), f"none, as mode {mode.name} is one where {reason}")
             require_writable(argument, None if file is None else str(file))
+        if self.evidence is not None and transcript_file is not None:
+            _require_apart(self.evidence, transcript_file)
         for argument, value, default in (("start_gpu", start_gpu, True), ("transport", transport, None)):
             if not has_gpu and value is not default:
                 raise ConfigError(argument, value, f"none, as mode {mode.name} has no GPU process")
@@ -439,6 +442,15 @@ def _file(argument: str, value: object) -> Path | None:
     if value is not None and found is None:
         raise ConfigError(argument, value, "a file", is_mistyped=True)
     return found
+
+
+def _require_apart(evidence: Path, transcript: Path) -> None:
+    """Raises:
+    ConfigError: one would be written over the other, or over what opens its records.
+    """
+    for other, what in ((evidence, "the evidence"), (nonces_path(evidence), "the evidence's nonces")):
+        if transcript.resolve() == other.resolve():
+            raise ConfigError("transcript", str(transcript), f"a file of its own, as this one is of {what}")
 
 
 def _posix(config: EngineConfig) -> Transport | Register:

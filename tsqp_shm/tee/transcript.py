@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsqp_shm.errors import EvidenceError
-from tsqp_shm.files import open_regular
+from tsqp_shm.files import make_file
 from tsqp_shm.model.network import Linear, Network
 from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.completion import Completion
@@ -37,11 +37,8 @@ class Transcript:
         self._path = path
         self._descriptor: int | None = None
         try:
-            self._descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, follows_links=True)
-            # One that was there may have been open to others.
-            os.fchmod(self._descriptor, 0o600)
+            self._descriptor = make_file(path)
         except OSError as error:
-            self.close()
             raise EvidenceError(path, f"cannot be written: {error.strerror}") from error
 
     def begin(self, network: Network) -> None:
