@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.cli import main
 from tsqp_shm.errors import EvidenceError
 from tsqp_shm.replay import Finding, compare, exit_code, read_request
-from tsqp_shm.tee.receipts import nonces_path, write_nonces
+from tsqp_shm.tee.receipts import Receipt, nonces_path, write_nonces
 
 PROMPT = "the treasure lies under the third oak"
 
@@ -35,9 +36,17 @@ def model(tmp_path_factory) -> Path:
 def launched(model, tmp_path_factory) -> Path:
     """What a launch has written; an answer that was drawn."""
     file = tmp_path_factory.mktemp("launched") / "run.json"
-    flags = ["--prompt", PROMPT, "--max-new-tokens", "6", "--temperature", "1", "--stop", "zzz"]
-    assert run("launch", model, "-q", "--mode", "tee-only", "--evidence", file, *flags).returncode == 0
+    flags = ["--prompt", PROMPT, "--max-new-tokens", "6", "--temperature", "1", "--seed", "3", "--stop", "zzz"]
+    done = run("launch", model, "-q", "--mode", "tee-only", "--evidence", file, *flags)
+    assert done.returncode == 0
+    file.with_name("answer.txt").write_text(done.stdout)
     return file
+
+
+@pytest.fixture(scope="module")
+def answer(launched) -> Path:
+    """What that launch has printed."""
+    return launched.with_name("answer.txt")
 
 
 @pytest.fixture
@@ -56,8 +65,98 @@ def replayed(monkeypatch, capsys):
 def test_a_request_of_a_launch_agrees(model, launched):
     done = run("replay", launched, model, "--nonce", nonces_path(launched), "--prompt", PROMPT)
     assert done.returncode == 0, done.stderr
-    lines = [line.split()[:2] for line in done.stdout.splitlines()[1:]]
-    assert lines == [["model", "agrees:"], ["params", "agrees"], ["prompt", "agrees"], ["answer", "agrees"]]
+    lines = [line.split()[:2] for line in done.stdout.splitlines()[1:5]]
+    assert lines == [[name, "agrees:"] for name in ("model", "params", "prompt", "answer")]
+
+
+def test_it_says_which_request_and_which_answer_it_has_computed(replayed, model, launched):
+    """Who has written the files may have chosen params and ending: the requester is to see them."""
+    said = replayed(launched, model, "--prompt", PROMPT, "--json").stdout
+    params, prompt, answer = (finding["said"] for finding in json.loads(said)["findings"])
+    seed = json.loads(launched.read_text())["requests"][0]["params"]["seed"]
+    assert params == f"seed={seed}, stop=('zzz',), max_tokens=6"
+    assert (prompt, answer) == (f"{len(PROMPT)} tokens", "6 tokens, ended by length")
+
+
+def test_the_answer_is_printed_or_held_against_the_requester_s(replayed, model, launched, answer, tmp_path):
+    told = replayed(launched, model, "--prompt", PROMPT).stdout
+    assert told.endswith("answer, computed again, to be held against yours:\n" + answer.read_text())
+    done = replayed(launched, model, "--prompt", PROMPT, "--answer", answer)
+    assert (done.returncode, done.stdout.splitlines()[-1].split()[:2]) == (0, ["yours", "agrees:"])
+    other = tmp_path / "other.txt"
+    for changed in (b"x" + answer.read_bytes(), answer.read_bytes()[:-2] + b"\n", b""):
+        other.write_bytes(changed)
+        done = replayed(launched, model, "--prompt", PROMPT, "--answer", other)
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (4, "  yours   DIFFERS: is another text")
+    assert_one_line(replayed(launched, model, "--prompt", "a", "--answer", tmp_path / "none"), 2, "answer: got ")
+
+
+@pytest.fixture
+def forged(launched, tmp_path) -> Callable[[dict], Path]:
+    """Evidence of the launch with other fields in the record of its completion."""
+
+    def forged(fields: dict) -> Path:
+        content = json.loads(launched.read_text())
+        (part,) = content["requests"][0]["completions"]
+        opened = json.loads(nonces_path(launched).read_text())["requests"][0]
+        if fields.get("answer") == "of no token":
+            fields = {**fields, "answer": Receipt(1, bytes.fromhex(opened["nonce"])).hash_tokens([])}
+        part.update(fields)
+        file = tmp_path / "run.json"
+        file.write_text(json.dumps(content))
+        shutil.copy(nonces_path(launched), nonces_path(file))
+        return file
+
+    return forged
+
+
+def test_where_no_token_was_compared_nothing_agrees(replayed, model, forged):
+    file = forged({"answer": "of no token", "answer_tokens": 0, "finish_reason": "cancelled"})
+    done = replayed(file, model, "--prompt", PROMPT)
+    assert done.returncode == 1
+    said = "  answer  NOT COMPARED: has no token to compare: it ended by cancelled before"
+    assert done.stdout.splitlines()[-1] == said
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"max_tokens": 1}, "might have 6 tokens by these params, and not 1"),
+        ({"finish_reason": "deadline"}, "is said to have ended by a deadline, and there was none"),
+        ({"answer_tokens": 5}, "is another one, of 6 tokens"),
+        ({"finish_reason": "stop"}, "is the same, and ended by length"),
+        ({"error": "NumericsError"}, "is the same, and ended by length"),
+        ({"answer": "of no token", "answer_tokens": 0, "finish_reason": "error"}, "is another one, of 6 tokens"),
+    ],
+)
+def test_a_record_that_makes_an_answer_end_elsewhere_is_another_answer(replayed, model, forged, fields, said):
+    done = replayed(forged(fields), model, "--prompt", PROMPT)
+    assert done.returncode == 4
+    assert f"  answer  DIFFERS: {said}" in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("indices", [[], [0, 0, 1], [0, 1], [0, 1, 3], [0, 1, 2, 3]])
+def test_a_request_with_other_completions_than_were_asked_for_is_no_evidence(batch, tmp_path, indices):
+    content = json.loads(batch[0].read_text())
+    record = content["requests"][0]
+    record["completions"] = [{**record["completions"][0], "index": index} for index in indices]
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(EvidenceError, match="its completions are not the 3 that were asked for, each once"):
+        read_request(file, nonces_path(batch[0]), 1)
+
+
+def test_an_answer_that_was_cut_is_said_to_be(replayed, model, batch):
+    file, texts = batch
+    done = replayed(file, model, "--request", 4, "--prompt", texts[3])
+    assert done.returncode == 0
+    assert "as far as it came; it was cut (cancelled), and of the rest nothing is said" in done.stdout
+
+
+def test_one_answer_is_held_against_one_completion(replayed, model, batch, launched, answer):
+    file, texts = batch
+    done = replayed(file, model, "--request", 1, "--prompt", texts[0], "--answer", answer)
+    assert_one_line(done, 2, "answer: ", "as the request has 3 completions")
 
 
 def test_what_was_found_is_json_too(replayed, model, launched):
@@ -80,7 +179,7 @@ def test_another_answer_is_told_by_exit_code_4(replayed, model, launched, tmp_pa
     shutil.copy(nonces_path(launched), nonces_path(changed))
     done = replayed(changed, model, "--prompt", PROMPT)
     assert done.returncode == 4
-    assert done.stdout.splitlines()[-1] == "  answer  DIFFERS: is another one, of 6 tokens"
+    assert "  answer  DIFFERS: is another one, of 6 tokens" in done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("change", [{"seed": 5}, {"temperature": 0.5}, {"stop": "sha256:" + "0" * 64}])
@@ -204,6 +303,10 @@ def test_a_record_with_another_thing_in_a_field_is_one_error_or_another_request(
 
 def test_the_exit_code_tells_another_answer_from_another_request():
     agrees, differs = Finding("params", True, ""), Finding("answer 2", False, "is another one")
-    assert exit_code([agrees]) == 0
-    assert exit_code([agrees, differs]) == 4
+    answer = Finding("answer", True, "", token_ids=[1])
+    assert exit_code([agrees, answer]) == 0
+    assert exit_code([agrees, answer, differs]) == 4
     assert exit_code([Finding("prompt", False, ""), differs]) == 1
+    # Where nothing was compared, nothing agrees.
+    assert exit_code([agrees]) == 1
+    assert exit_code([agrees, answer, Finding("answer 1", False, "", is_compared=False)]) == 1

@@ -29,12 +29,17 @@ class Finding(NamedTuple):
     """One thing that was compared.
 
     Attributes:
-        said: in words, where it differs.
+        said: in words, what it is or how it differs.
+        is_compared: False: there was nothing to hold it against, and it does not agree by that.
+        text, token_ids: of an answer, as it was computed again.
     """
 
     what: str
     agrees: bool
     said: str
+    is_compared: bool = True
+    text: str | None = None
+    token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Request(NamedTuple):
 
     Attributes:
         mode, model_digest, max_model_len: of the session.
-        prompt: its hash.
+        prompt, prompt_tokens: its hash, and how many there are.
         params: None where the requester's file is of other ones.
     """
 
@@ -73,6 +78,7 @@ class Request(NamedTuple):
     max_model_len: int
     receipt: Receipt
     prompt: str
+    prompt_tokens: int
     params: SamplingParams | None
     answers: list[Answer]
 
@@ -102,14 +108,19 @@ def read_request(evidence: Path, nonces: Path, number: int | None) -> Request:
         given = SamplingParams(**{**record["params"], **entry["params"]})
         agrees = canonical(receipt.params(given, given.seed)) == canonical(record["params"])
         session = content["session"]
+        answers = sorted((Answer.of(each) for each in record["completions"]), key=lambda answer: answer.index)
+        # Of one that is left out nothing would be compared.
+        if len(answers) != given.n or any(answer.index != index for index, answer in enumerate(answers)):
+            raise ValueError(f"its completions are not the {given.n} that were asked for, each once")
         return Request(
             session["mode"],
             session["model_digest"],
             session["max_model_len"],
             receipt,
             record["prompt"],
+            record["prompt_tokens"],
             given if agrees else None,
-            [Answer.of(each) for each in record["completions"]],
+            answers,
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, ConfigError) and error.field == "request":
@@ -119,61 +130,112 @@ def read_request(evidence: Path, nonces: Path, number: int | None) -> Request:
         ) from error
 
 
-def compare(llm: LLM, request: Request, start: Start) -> list[Finding]:
+def asked_for(params: SamplingParams) -> dict[str, Any]:
+    """What is not as it is where nobody has asked for anything."""
+    values = {field.name: getattr(params, field.name) for field in fields(params)}
+    return {name: value for name, value in values.items() if value != getattr(SamplingParams(), name)}
+
+
+def compare(llm: LLM, request: Request, start: Start, printed: bytes | None = None) -> list[Finding]:
     """Computes a request again, as far as it is the same one.
 
     Args:
         llm: in mode `tee-only`, on the model that the evidence names.
         start: what makes the prompt of it.
+        printed: the answer that its requester has, as launch prints it; None: he has not said it.
+
+    Raises:
+        ConfigError: one was printed, of a request with several.
     """
     receipt, params = request.receipt, request.params
-    findings = [Finding("params", params is not None, "are other ones than the request's")]
     if params is None:
-        return findings
-    # The moment at which it ended is not to be had again.
-    params = replace(params, deadline_s=None)
-    first = start(llm, replace(params, n=1))
-    is_prompt = receipt.hash_tokens(first.prompt_token_ids) == request.prompt
-    findings.append(Finding("prompt", is_prompt, f"is another one, of {len(first.prompt_token_ids)} tokens"))
+        return [Finding("params", False, "are other ones than the request's")]
+    if printed is not None and params.n != 1:
+        raise ConfigError("answer", "one", f"none, as the request has {params.n} completions")
+    # Who has written both files may have chosen them: whoever asked has to look.
+    said = ", ".join(f"{name}={value!r}" for name, value in asked_for(params).items()) or "none but defaults"
+    findings = [Finding("params", True, said)]
+    first = start(llm, replace(params, n=1, deadline_s=None))
+    prompt = first.prompt_token_ids
+    is_prompt = (receipt.hash_tokens(prompt), len(prompt)) == (request.prompt, request.prompt_tokens)
+    findings.append(Finding("prompt", is_prompt, f"{'' if is_prompt else 'is another one, of '}{len(prompt)} tokens"))
     if is_prompt:
-        findings += [_compare_answer(llm, receipt, params, first.prompt_token_ids, said) for said in request.answers]
+        findings += [_compare_answer(llm, receipt, params, prompt, answer) for answer in request.answers]
+    if is_prompt and printed is not None:
+        is_cut = request.answers[0].finish_reason in _BY_THE_MOMENT
+        findings.append(_compare_text(findings[-1].text or "", printed, is_cut=is_cut))
     return findings
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """0: all agrees; 4: another answer to the same request; 1: it is another request."""
-    differing = {finding.what for finding in findings if not finding.agrees}
+    """0: all was compared and agrees; 4: another answer to the same request; 1: it is another request, or there was
+    nothing to compare."""
+    differing = {finding.what for finding in findings if not finding.agrees and finding.is_compared}
     if differing & {"params", "prompt"}:
         return TsqpError.exit_code
-    return IntegrityError.exit_code if differing else 0
+    if differing:
+        return IntegrityError.exit_code
+    has_answer = any(finding.token_ids is not None for finding in findings)
+    return 0 if has_answer and all(finding.agrees for finding in findings) else TsqpError.exit_code
 
 
 def _compare_answer(llm: LLM, receipt: Receipt, params: SamplingParams, prompt: Sequence[int], said: Answer) -> Finding:
     what = "answer" if params.n == 1 else f"answer {said.index}"
+    room = llm.max_model_len - len(prompt)
+    most = room if params.max_tokens is None else min(params.max_tokens, room)
+    if said.max_tokens != most:
+        return Finding(what, False, f"might have {most} tokens by these params, and not {said.max_tokens}")
     is_cut = said.finish_reason in _BY_THE_MOMENT
-    most = said.answer_tokens if is_cut else said.max_tokens
+    if said.finish_reason == "deadline" and params.deadline_s is None:
+        return Finding(what, False, "is said to have ended by a deadline, and there was none")
+    if is_cut and said.answer_tokens == 0 and said.answer == receipt.hash_tokens([]):
+        return Finding(
+            what, False, f"has no token to compare: it ended by {said.finish_reason} before", is_compared=False
+        )
+    completion, failure = _computed(llm, params, prompt, said, min(most, said.answer_tokens) if is_cut else most)
+    found, count = completion.token_ids, f"{len(completion.token_ids)} tokens"
+    ended_by = failure or completion.finish_reason
+    agrees, words = True, f"{count}, ended by {ended_by}"
+    if (receipt.hash_tokens(found), len(found)) != (said.answer, said.answer_tokens):
+        agrees, words = False, f"is another one, of {count}"
+    elif is_cut:
+        words = f"{count}, as far as it came; it was cut ({said.finish_reason}), and of the rest nothing is said"
+    elif (completion.finish_reason, failure) != (said.finish_reason, said.error):
+        agrees, words = False, f"is the same, and ended by {ended_by}"
+    return Finding(what, agrees, words, text=completion.text, token_ids=found)
+
+
+def _computed(
+    llm: LLM, params: SamplingParams, prompt: Sequence[int], said: Answer, most: int
+) -> tuple[Completion, str | None]:
+    """The answer, and the class of the error that has ended it."""
     completion = Completion(
         prompt,
-        params,
-        min(most, llm.max_model_len - len(prompt)),
+        # The moment at which it ended is not to be had again.
+        replace(params, deadline_s=None),
+        most,
         llm.spec.eos_token_ids,
         llm.tokenizer,
         vocab_size=llm.spec.vocab_size,
         index=said.index,
         seed=params.seed,
     )
-    failure = None
-    if completion.max_tokens > 0:
+    if most > 0:
         try:
             for _ in llm.stream_completion(completion):
                 pass
         except (NumericsError, RequestError) as error:
-            failure = type(error).__name__
-    if receipt.hash_tokens(completion.token_ids) != said.answer:
-        return Finding(what, False, f"is another one, of {len(completion.token_ids)} tokens")
-    if not is_cut and (completion.finish_reason, failure) != (said.finish_reason, said.error):
-        return Finding(what, False, f"is the same, and ended by {failure or completion.finish_reason}")
-    return Finding(what, True, "")
+            return completion, type(error).__name__
+    return completion, None
+
+
+def _compare_text(text: str, printed: bytes, *, is_cut: bool) -> Finding:
+    """Of an answer that was cut, what was printed may lack what was held back for the next token."""
+    given, computed = printed.removesuffix(b"\n"), text.encode()
+    if not given and (is_cut or not computed):
+        return Finding("yours", False, "has no text to compare", is_compared=False)
+    agrees = computed.startswith(given) if is_cut else computed in (printed, given)
+    return Finding("yours", agrees, f"{len(given)} bytes" if agrees else "is another text")
 
 
 def _read(path: Path, schema: str) -> dict[str, Any]:

@@ -5,13 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tsqp_shm.cli.flags import Parser
 from tsqp_shm.cli.settings import blocked_interrupts, model_folder, prompt_text, reporter
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.roles.lifeline import Lifeline
+
+if TYPE_CHECKING:
+    from tsqp_shm.replay import Finding, Request
+
+# Longer than any answer.
+_MAX_ANSWER_BYTES = 1 << 26
 
 
 def replay_flags() -> Parser:
@@ -30,6 +38,9 @@ def replay_flags() -> Parser:
     request.add_argument("--chat", action="store_true", help="the model's chat template was applied to it")
     request.add_argument(
         "--messages", type=Path, metavar="FILE", help="a whole conversation, as JSON: a list of role and content"
+    )
+    request.add_argument(
+        "--answer", type=Path, metavar="FILE", help="what was answered, as launch has printed it: `launch ... > FILE`"
     )
     session = parser.add_argument_group("session")
     session.add_argument("--tee-threads", type=int, metavar="N", help="threads of the kernels (one per core)")
@@ -54,6 +65,7 @@ def replay_request(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     prompt = None if messages is not None else prompt_text(arguments)
     if prompt is not None and arguments.chat:
         messages = [{"role": "user", "content": prompt}]
+    printed = None if arguments.answer is None else _answer(arguments.answer)
     request = read_request(arguments.file, arguments.nonce, arguments.request)
 
     def start(llm: LLM, params: SamplingParams) -> Completion:
@@ -70,17 +82,38 @@ def replay_request(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
         progress.show(f"loading {model.name}")
         llm = LLM(model, report=reporter(arguments), config=config)
     with llm:
-        findings = compare(llm, request, start)
+        findings = compare(llm, request, start, printed)
     if arguments.json:
         compared = [finding._asdict() for finding in findings]
         print(json.dumps({"request": request.receipt.request, "model": config.model_digest, "findings": compared}))
     else:
-        print(f"request {request.receipt.request} of a session in mode {request.mode}")
-        print(f"  model   agrees: {config.model_digest}")
-        for what, agrees, said in findings:
-            print(f"  {what:<8}{'agrees' if agrees else f'DIFFERS: {said}'}")
-        sys.stdout.flush()
+        _print(request, findings, is_answer_given=printed is not None)
     return exit_code(findings)
+
+
+def _print(request: Request, findings: Sequence[Finding], *, is_answer_given: bool) -> None:
+    print(f"request {request.receipt.request} of a session in mode {request.mode}")
+    print(f"  model   agrees: {request.model_digest}")
+    for finding in findings:
+        verdict = "agrees" if finding.agrees else "DIFFERS" if finding.is_compared else "NOT COMPARED"
+        print(f"  {finding.what:<8}{verdict}: {finding.said}")
+    if not is_answer_given:
+        # Nobody but the requester knows what he was answered, and which params he has asked for.
+        for finding in findings:
+            if finding.text is not None:
+                print(f"{finding.what}, computed again, to be held against yours:\n{finding.text}")
+    sys.stdout.flush()
+
+
+def _answer(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_ANSWER_BYTES + 1)
+    except OSError as error:
+        raise ConfigError("answer", str(path), f"a readable file ({error.strerror})") from None
+    if len(content) > _MAX_ANSWER_BYTES:
+        raise ConfigError("answer", str(path), f"at most {_MAX_ANSWER_BYTES:,} bytes")
+    return content
 
 
 def _messages(path: Path) -> list[dict[str, str]]:

@@ -79,7 +79,8 @@ def build_parser() -> Parser:
             replay_request,
             [replay_flags()],
             "compute a request of a session's evidence again, in the TEE process alone, and say what agrees; "
-            "exit code 4 if the answer is another one",
+            "exit code 4 if the answer is another one, 1 if it is another request or there was nothing to compare; "
+            "by whom params were chosen, it cannot know, and prints them",
         ),
         ("env", print_environment, [], "print what a bug report should hold"),
         ("ps", list_sessions, [json_flag()], "list this user's sessions, live and dead"),
