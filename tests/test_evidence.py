@@ -119,13 +119,15 @@ def test_all_params_are_there_with_the_seed_that_was_drawn(llm, file):
 
 
 def test_params_that_are_text_or_tokens_are_hashes(llm, file):
-    given = {"stop": ["oak"], "stop_token_ids": [7], "bad_words": ["mill"], "logit_bias": {3: 0.5}}
+    given = {"stop": ["oak"], "stop_token_ids": [1, 2, 3], "bad_words": ["oak"], "logit_bias": {3: 0.5}}
     params = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True, allowed_token_ids=[1, 2, 3], **given)
     (output,) = llm.generate(["abc"], params)
     found = read(file)["requests"][0]["params"]
-    assert found["stop"] == "sha256:" + hashlib.sha256(output.receipt.nonce + b'["oak"]').hexdigest()
+    assert found["stop"] == "sha256:" + hashlib.sha256(output.receipt.nonce + b'stop["oak"]').hexdigest()
     for name in (*given, "allowed_token_ids"):
         assert found[name].startswith("sha256:")
+    # That two of them are equal is not told.
+    assert len({found[name] for name in (*given, "allowed_token_ids")}) == len(given) + 1
     assert read_default_params(llm, file)["stop"] == []
 
 

@@ -80,7 +80,7 @@ def build_parser() -> Parser:
             [replay_flags()],
             "compute a request of a session's evidence again, in the TEE process alone, and say what agrees; "
             "exit code 4 if the answer is another one, 1 if it is another request or there was nothing to compare; "
-            "by whom params were chosen, it cannot know, and prints them",
+            "it prints params and answer, as it cannot know what its user has asked for and was answered",
         ),
         ("env", print_environment, [], "print what a bug report should hold"),
         ("ps", list_sessions, [json_flag()], "list this user's sessions, live and dead"),

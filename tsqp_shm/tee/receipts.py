@@ -46,13 +46,18 @@ class Receipt(NamedTuple):
         return self.hash(np.array(token_ids, "<u4").tobytes())
 
     def params(self, params: SamplingParams, seed: int | None) -> dict[str, Any]:
-        """Params as evidence has them: with the seed that was drawn, and what is withheld as SHA-256(nonce || JSON).
+        """Params as evidence has them: with the seed that was drawn, and what is withheld as
+        SHA-256(nonce || name || JSON), by its name so that two of them that are equal do not show it.
 
         Args:
             seed: by which the request's tokens are drawn; None: none is drawn.
         """
         shown = {field.name: getattr(params, field.name) for field in fields(params)}
-        return {**shown, "seed": seed, **{name: self.hash(canonical(shown[name])) for name in _withheld(params)}}
+        return {
+            **shown,
+            "seed": seed,
+            **{name: self.hash(name.encode() + canonical(shown[name])) for name in _withheld(params)},
+        }
 
 
 class Receipts:
