@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from models import RandomModel, with_bytes_as_tokens
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.config import EngineConfig, environment_variable
+from tsqp_shm.console import print_bring_up
 from tsqp_shm.errors import ConfigError, ModelFileError
 from tsqp_shm.model.digest import Digests, model_digest
 from tsqp_shm.model.files import ModelFiles
@@ -61,13 +63,23 @@ def test_a_launch_of_another_model_is_one_line_and_nothing_is_said(model):
     assert_one_line(done, 1, ANOTHER, "the model's digest is")
 
 
-def test_a_launch_reports_what_the_weights_are_held_to(model):
+def test_the_bring_up_report_says_what_the_weights_are_held_to(model, tmp_path):
+    def said(**settings: object) -> str:
+        out = io.StringIO()
+        with LLM(model, mode="tee-only", max_model_len=32, **settings) as llm:
+            print_bring_up(llm, out)
+        return next(line for line in out.getvalue().splitlines() if line.startswith("   weights  "))[12:]
+
     digest = digests_of(model).model
-    flags = ["launch", model, "--mode", "tee-only", "--prompt", "abc", "--max-new-tokens", "2"]
-    assert "\n   weights  as found, not pinned\n" in run(*flags).stderr
-    assert f"\n   weights  pinned by {digest}\n" in run(*flags, "--model-digest", digest).stderr
-    facts = json.loads(run(*flags, "--json").stdout)["weights"]
-    assert facts == {"is_pinned": False, "model_digest": None, "linears_digest": None}
+    assert said() == "as found, not pinned"
+    assert said(model_digest=digest) == f"pinned by {digest}"
+    # Evidence has it all the same.
+    assert said(evidence=tmp_path / "run.json") == f"as found, not pinned: {digest}"
+
+
+def test_the_json_of_a_launch_says_it_too(model):
+    done = run("launch", model, "--mode", "tee-only", "--prompt", "abc", "--max-new-tokens", "1", "--json")
+    assert json.loads(done.stdout)["weights"] == {"is_pinned": False, "model_digest": None, "linears_digest": None}
 
 
 def test_the_environment_pins_too(model, monkeypatch):

@@ -121,6 +121,14 @@ def test_one_wrong_bit_refuses_the_device(backend, seed):
         require_exact("cuda:0", wrong_in_the_last, [576, 9, 576])
 
 
+def test_a_card_without_the_product_is_refused_in_a_line():
+    def missing(weight: np.ndarray, m: np.ndarray) -> np.ndarray:
+        raise RuntimeError("addmm_cuda: no such thing\nCUDA kernel errors might be reported later")
+
+    with pytest.raises(DeviceError, match=r"^device cuda:0: it has no integer products: addmm_cuda: no such thing$"):
+        require_exact("cuda:0", missing, [64])
+
+
 def test_operands_of_the_self_test_find_what_devices_get_wrong(backend):
     """Sums that saturate at 2^30, that are rounded to 23 bits, that lose a bit where they are negative; rows that are
     taken for rows of two digits."""

@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from commands import run
 from local_session import LocalGpus, with_device
-from models import RandomModel, model_folder, random_token_ids
+from models import RandomModel, model_folder, random_token_ids, with_bytes_as_tokens
 from safetensors.torch import load_file, save_file
 
 from tsqp_shm import LLM, SamplingParams
@@ -26,6 +27,7 @@ from tsqp_shm.gpu.device import Device
 from tsqp_shm.gpu.field_products import NativeFieldProducts
 from tsqp_shm.gpu.open_device import open_device as open_device_of
 from tsqp_shm.shm.arena import Arena
+from tsqp_shm.tee.receipts import nonces_path
 
 CHECKER = Path(__file__).parents[1] / "scripts" / "check_transcript.py"
 check = runpy.run_path(str(CHECKER))["check"]
@@ -99,6 +101,20 @@ def test_a_session_whose_gpu_process_died_agrees(tmp_path, fast):
     evidence = json.loads(session.evidence.read_text())
     (part,) = evidence["requests"][0]["completions"]
     assert (part["passes"], part["rows"], evidence["session"]["failures"]) == (6, 8, [])
+
+
+@pytest.mark.slow
+def test_a_launch_leaves_what_can_be_checked_and_computed_again(tmp_path):
+    model = with_bytes_as_tokens(RandomModel("llama", {"vocab_size": 256}).write(tmp_path / "model"))
+    files = files_in(tmp_path)
+    flags = [word for name, path in files.items() for word in (f"--{name}", path)]
+    asked = ["--prompt", "the third oak"]
+    done = run("launch", model, "-q", "--mode", "verified", "--device", "cpu", "--max-new-tokens", 4, *flags, *asked)
+    assert done.returncode == 0, done.stderr
+    assert {path.stat().st_mode & 0o777 for path in files.values()} == {0o600}
+    assert problems_of(Session(model, **files)) == []
+    done = run("replay", files["evidence"], model, "--nonce", nonces_path(files["evidence"]), *asked)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_checker_knows_nothing_of_the_package():

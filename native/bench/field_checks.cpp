@@ -66,7 +66,9 @@ class FieldChecks {
         for (float& each : weight) each = random.number();
         weights_.set_rows(field_kernels(), 0, outputs, weight.data());
         for (std::uint32_t& word : vectors_) word = random.word();
-        for (std::size_t i = 0; i < x_.size(); ++i) x_.data()[i] = random.number();
+        // Peaked, as activations are: of uniform numbers wide rows would be quantised twice.
+        for (std::size_t i = 0; i < x_.size(); ++i)
+            x_.data()[i] = random.number() * random.number() * random.number();
         for (std::size_t i = 0; i < y_.size(); ++i) y_.data()[i] = random.word();
         std::memset(out_.data(), 0, out_.size() * sizeof(float));
         std::memset(others_.data(), 1, others_.size());

@@ -49,6 +49,12 @@ void await_change(const std::atomic<std::uint32_t>& word, std::uint32_t old,
     word.wait(old, std::memory_order_acquire);
 }
 
+std::size_t num_cores() {
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return kMaxThreads;
+    return static_cast<std::size_t>(CPU_COUNT(&allowed));
+}
+
 class Pool {
   public:
     Pool(std::size_t num_threads, std::chrono::microseconds patience) : patience_(patience) {
@@ -177,6 +183,7 @@ class Pool {
 struct Shared {
     std::atomic<bool> busy{false};
     std::atomic<std::size_t> num_threads{1};
+    std::atomic<std::size_t> cores{1};  // that this process might use when its threads were set
     std::chrono::microseconds patience{0};
     Pool* pool = nullptr;  // made by the first job that wants it
 
@@ -216,11 +223,17 @@ void set_num_threads(std::size_t num_threads, std::chrono::microseconds patience
         shared.pool = nullptr;
         shared.num_threads.store(num_threads, std::memory_order_relaxed);
         shared.patience = patience;
+        shared.cores.store(num_cores(), std::memory_order_relaxed);
     }
     shared.unlock();
 }
 
 std::size_t get_num_threads() { return shared.num_threads.load(std::memory_order_relaxed); }
+
+std::size_t num_threads_beside_another() {
+    const std::size_t cores = shared.cores.load(std::memory_order_relaxed);
+    return std::max<std::size_t>(1, std::min(get_num_threads(), cores - 1));
+}
 
 void parallel_rows(std::size_t rows, std::size_t grain, std::size_t num_workers, RowFunction function,
                    const void* context) {

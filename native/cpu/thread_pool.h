@@ -19,6 +19,9 @@ inline constexpr std::size_t kMaxThreads = 256;
 // meanwhile finds it awake, which saves the 50 us of a wake-up and costs nobody who wants the processor.
 void set_num_threads(std::size_t num_threads, std::chrono::microseconds patience = {});
 std::size_t get_num_threads();
+// Of those, as many as leave one of the cores that this process may use to another process, the calling one
+// at least.
+std::size_t num_threads_beside_another();
 
 // worker is 0 for the calling thread and below num_workers for every other: an index for private scratch.
 using RowFunction = void (*)(const void* context, std::size_t worker, std::size_t begin,

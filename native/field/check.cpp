@@ -1,7 +1,6 @@
 #include "field/check.h"
 
 #include <algorithm>
-#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -23,8 +22,6 @@ constexpr std::size_t kTaskWords = 8192;
 constexpr std::size_t kAskedWords = 2048;
 
 constexpr std::size_t ceil_div(std::size_t size, std::size_t block) { return (size + block - 1) / block; }
-
-bool is_ordinary(float scale) { return scale >= 0x1p-48f && scale <= 0x1p48f; }
 
 // Asks for private memory that will be read soon: the processor's own look-ahead is too late for arrays as
 // short as a row of most Linears.
@@ -70,9 +67,7 @@ FieldCheck::FieldCheck(const CheckKernels& kernels, const FieldWeights& weights,
     if (num_vectors == 0 || num_vectors > kMaxVectors)
         throw std::invalid_argument("vectors: got " + std::to_string(num_vectors) + ", expected 1 to " +
                                     std::to_string(kMaxVectors));
-    for (const float scale : scales_) are_ordinary_ = are_ordinary_ && is_ordinary(scale);
     if (weights.bias() != nullptr) bias_.assign(weights.bias(), weights.bias() + padded_outputs_);
-    for (const float bias : bias_) are_ordinary_ = are_ordinary_ && std::isfinite(bias);
     for (std::size_t v = 0; v < num_vectors; ++v)
         for (std::size_t i = 0; i < outputs_; ++i) {
             const std::uint32_t word = vectors[v * outputs_ + i];
@@ -165,15 +160,13 @@ std::uint32_t FieldCheck::finish_words(const CheckKernels& kernels, const Rows& 
                 from = words;
                 if (rows.copy != nullptr) std::copy_n(words, size, rows.copy + at);
             }
-            largest =
-                std::max(largest, kernels.take({.words = from,
-                                                .size = size,
-                                                .scales = scales_.data() + first,
-                                                .bias = bias_.empty() ? nullptr : bias_.data() + first,
-                                                .scale = rows.scales[row],
-                                                .is_ordinary = are_ordinary_ && is_ordinary(rows.scales[row]),
-                                                .integers = integers + row * kRunWords,
-                                                .out = rows.out + at}));
+            largest = std::max(largest, kernels.take({.words = from,
+                                                      .size = size,
+                                                      .scales = scales_.data() + first,
+                                                      .bias = bias_.empty() ? nullptr : bias_.data() + first,
+                                                      .scale = rows.scales[row],
+                                                      .integers = integers + row * kRunWords,
+                                                      .out = rows.out + at}));
         }
         if (rows.are_few) ask_for_run(first + kRunWords, end);
         kernels.dots({.rows = integers,

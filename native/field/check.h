@@ -65,7 +65,6 @@ class FieldCheck {
     std::size_t inputs_, outputs_, num_vectors_;
     std::size_t padded_inputs_, padded_outputs_;
     std::uint64_t squares_limit_;
-    bool are_ordinary_ = true;  // scales and bias: TakeArgs
     std::vector<float> scales_, bias_;
     std::vector<std::int32_t> vectors_;   // [num_vectors, padded_outputs], centred
     std::vector<std::int32_t> products_;  // Ws [num_vectors, padded_inputs], centred

@@ -50,7 +50,6 @@ struct Avx2Check {
     static Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
     static Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
     static Floats div(Floats a, Floats b) { return _mm256_div_ps(a, b); }
-    static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
     static Floats one_nan(Floats x) {
         const __m256 is_nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
         return _mm256_blendv_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(0x7FC00000)), is_nan);

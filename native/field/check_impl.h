@@ -43,40 +43,24 @@ struct Checks {
         write_words(to + i, words, (size - i) * sizeof *words);
     }
 
-    // a / b by multiplications. NOTE(numerics): 1 / b is rounded once, the first step leaves the quotient
-    // less than an ulp off, whose remainder is exact; then the second rounds as a division does (Markstein,
-    // 1990).
-    static Floats quotient(Floats a, Floats minus_b, Floats reciprocal_of_b) {
-        Floats q = L::mul(a, reciprocal_of_b);
-        q = L::fma(L::fma(minus_b, q, a), reciprocal_of_b, q);
-        return L::fma(L::fma(minus_b, q, a), reciprocal_of_b, q);
-    }
-
-    template <bool Bias, bool IsOrdinary>
+    template <bool Bias>
     struct Taking {
-        Floats scale, minus_scale, reciprocal;
+        Floats scale;
         Integers largest;
 
         [[gnu::always_inline]] Floats add(const TakeArgs& args, std::size_t i, Integers words) {
             largest = L::max(largest, words);
             const Integers integers = L::centred(words);
             L::store(args.integers + i, integers);
-            const Floats scales = L::load(args.scales + i);
-            Floats factor;
-            if constexpr (IsOrdinary)
-                factor = quotient(scales, minus_scale, reciprocal);
-            else
-                factor = L::div(scales, scale);
-            Floats result = L::mul(L::to_floats(integers), factor);
+            Floats result = L::mul(L::to_floats(integers), L::div(L::load(args.scales + i), scale));
             if constexpr (Bias) result = L::add(result, L::load(args.bias + i));
-            return IsOrdinary ? result : L::one_nan(result);
+            return L::one_nan(result);
         }
     };
 
-    template <bool Bias, bool IsOrdinary>
+    template <bool Bias>
     static std::uint32_t take_words(const TakeArgs& args) {
-        Taking<Bias, IsOrdinary> taking{L::set(args.scale), L::set(-args.scale), L::set(1.0f / args.scale),
-                                        L::zero()};
+        Taking<Bias> taking{L::set(args.scale), L::zero()};
         std::size_t i = 0;
         // UNTRUSTED: the only read of these words, into registers; what a caller sees are the private copies.
         for (; args.size - i >= kWidth; i += kWidth)
@@ -98,9 +82,7 @@ struct Checks {
     }
 
     static std::uint32_t take(const TakeArgs& args) noexcept {
-        if (args.bias == nullptr)
-            return args.is_ordinary ? take_words<false, true>(args) : take_words<false, false>(args);
-        return args.is_ordinary ? take_words<true, true>(args) : take_words<true, false>(args);
+        return args.bias == nullptr ? take_words<false>(args) : take_words<true>(args);
     }
 
     template <std::size_t Vectors, std::size_t Rows>

@@ -42,15 +42,13 @@ constexpr std::uint32_t residue(std::int64_t number) {
 //             the first begins; integers [padded_to_step(size)]; scales, bias [padded_to_step(size)], bias or
 //             null; out [size].
 //   Numerics: as ResultArgs: out = f32(integer) * (scales / scale) + bias, each rounded once; a NaN is
-//             0x7FC00000. is_ordinary: scale and all scales lie within 2^+-48, and bias is finite; then
-//             quotients may be made of multiplications, and nothing is NaN.
+//             always the quiet NaN 0x7FC00000.
 struct TakeArgs {
     const std::uint32_t* words;
     std::size_t size;
     const float* scales;
     const float* bias;
     float scale;
-    bool is_ordinary;
     std::int32_t* integers;
     float* out;
 };

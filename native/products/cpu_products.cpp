@@ -54,6 +54,12 @@ struct CpuProducts::Tile {
     std::vector<Part> parts;
     std::size_t num_tasks = 0;
 
+    // One row's attention is short, as most Linears of one row are (packed_linear.cpp).
+    std::size_t threads() const {
+        const bool is_short = parts.size() == 1 && parts[0].segment->rows == 1;
+        return is_short ? num_threads_beside_another() : get_num_threads();
+    }
+
     Task task(std::size_t index) const {
         const auto after =
             std::upper_bound(parts.begin(), parts.end(), index,
@@ -234,7 +240,7 @@ void CpuProducts::scores(std::size_t layer, std::size_t window, std::size_t firs
             "scores takes the slot of q and k");
     const Tile tile = this->tile(window, first_segment, num_segments, out);
     for (const Tile::Part& part : tile.parts) append(layer, *part.segment, elements(qk));
-    parallel_rows(tile.num_tasks, 1, get_num_threads(), [&](std::size_t, std::size_t begin, std::size_t end) {
+    parallel_rows(tile.num_tasks, 1, tile.threads(), [&](std::size_t, std::size_t begin, std::size_t end) {
         for (std::size_t task = begin; task < end; ++task) {
             const auto& [part, segment, piece, head, row, rows, is_decode, visible] = tile.task(task);
             const Bf16* const keys = cache_.keys(layer, head * g.num_kv_heads / g.num_heads);
@@ -277,7 +283,7 @@ void CpuProducts::context(std::size_t layer, std::size_t window, std::size_t fir
     const std::size_t width = g.num_heads * g.head_dim;
     require(layer < g.num_layers, "no such layer");
     const Tile tile = this->tile(window, first_segment, num_segments, probabilities);
-    parallel_rows(tile.num_tasks, 1, get_num_threads(), [&](std::size_t, std::size_t begin, std::size_t end) {
+    parallel_rows(tile.num_tasks, 1, tile.threads(), [&](std::size_t, std::size_t begin, std::size_t end) {
         for (std::size_t task = begin; task < end; ++task) {
             const auto& [part, segment, piece, head, row, rows, is_decode, visible] = tile.task(task);
             // A sum over keys is not split: the first of the pieces that scored has all of it.

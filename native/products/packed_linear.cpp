@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "cpu/pages.h"
+#include "cpu/stacked_pages.h"
 #include "cpu/thread_pool.h"
 
 namespace tsqp {
@@ -21,6 +23,11 @@ constexpr std::size_t kBlockDepth = 4608, kTasksPerThread = 16, kPanelBlockBytes
 // taken kDepthCut inputs at a time, of more rows and panels, with sums in between.
 constexpr std::size_t kWholeDepth = 4096, kDepthCut = 288, kCutRowBlock = 256, kCutPanels = 16;
 constexpr std::size_t kFewRows = 32;
+// One row's product with fewer bytes of weights takes less long than the TEE's thread would sleep through
+// (border/service_times.h): that thread stays on its core. One of ours that shared the core would come late,
+// or hold it when it is wanted, since giving way gives nothing to a thread of another scheduling group, as
+// processes of two sessions or containers are.
+constexpr std::size_t kShortBytes = 8 * 1024 * 1024;
 
 std::size_t ceil_div(std::size_t size, std::size_t block) { return (size + block - 1) / block; }
 
@@ -34,10 +41,13 @@ float* this_threads_sums() {
 }  // namespace
 
 PackedLinear::PackedLinear(const Bf16* weight, std::size_t columns, std::size_t depth, const Bf16* bias)
-    : columns_(columns), depth_(depth), panels_(num_panels(columns) * kPanelColumns * depth, true) {
+    : columns_(columns), depth_(depth) {
     if (depth % kDepthBlock != 0)
         throw std::invalid_argument("a packed Linear takes whole blocks of 32 inputs");
-    pack_panels(weight, columns, depth, panels_.data());
+    memory_ = stacked_pages(num_panels(columns) * kPanelColumns * depth * sizeof(Bf16));
+    auto* const panels = reinterpret_cast<Bf16*>(memory_.get());
+    pack_panels(weight, columns, depth, panels);
+    panels_ = panels;
     if (bias != nullptr) bias_.assign(bias, bias + columns);
 }
 
@@ -47,7 +57,9 @@ void PackedLinear::apply(const PanelKernels& kernels, const Bf16* x, std::size_t
     const std::size_t panels = num_panels(columns_), panel_stride = depth_ * kPanelColumns;
     const bool few = rows <= kFewRows, is_cut = !few && kernels.cuts_depth && depth_ > kWholeDepth;
     const std::size_t row_block = few ? rows : is_cut ? kCutRowBlock : kRowBlock;
-    const std::size_t row_blocks = ceil_div(rows, row_block), threads = get_num_threads();
+    const bool is_short = rows == 1 && panels * panel_stride * sizeof(Bf16) < kShortBytes;
+    const std::size_t threads = is_short ? num_threads_beside_another() : get_num_threads();
+    const std::size_t row_blocks = ceil_div(rows, row_block);
     const std::size_t even = panels * row_blocks / (kTasksPerThread * threads);
     const std::size_t largest = is_cut ? kCutPanels : kPanelBlockBytes / (panel_stride * sizeof(Bf16));
     const std::size_t panel_block =
@@ -64,7 +76,7 @@ void PackedLinear::apply(const PanelKernels& kernels, const Bf16* x, std::size_t
                           for (std::size_t k = 0; k < depth_; k += depth_block) {
                               const PanelArgs args{.a = x + row * depth_ + k,
                                                    .a_stride = depth_,
-                                                   .panels = panels_.data() + k * kPanelColumns,
+                                                   .panels = panels_ + k * kPanelColumns,
                                                    .panel_stride = panel_stride,
                                                    .bias = bias_.empty() ? nullptr : bias_.data(),
                                                    .out = static_cast<std::byte*>(out) + row * out_row_bytes,

@@ -3,9 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
-#include "cpu/pages.h"
 #include "products/panels.h"
 
 namespace tsqp {
@@ -27,7 +27,8 @@ class PackedLinear {
 
   private:
     std::size_t columns_ = 0, depth_ = 0;
-    Pages<std::uint16_t> panels_;
+    std::shared_ptr<std::byte> memory_;
+    const std::uint16_t* panels_ = nullptr;  // in `memory_`
     std::vector<std::uint16_t> bias_;
 };
 

@@ -1,3 +1,4 @@
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -34,6 +35,20 @@ void test_every_row_is_visited_once() {
         run_job(100, 1, 2);
         run_job(100, 1, 300);
     }
+}
+
+void test_a_core_is_left_to_another_process() {
+    cpu_set_t allowed;
+    CHECK(sched_getaffinity(0, sizeof allowed, &allowed) == 0);
+    const auto cores = static_cast<std::size_t>(CPU_COUNT(&allowed));
+    for (const std::size_t num_threads : {std::size_t{1}, cores, cores + 3}) {
+        set_num_threads(num_threads);
+        CHECK(num_threads_beside_another() >= 1);
+        CHECK(num_threads_beside_another() == 1 || num_threads_beside_another() < cores);
+        CHECK(num_threads_beside_another() <= num_threads);
+    }
+    set_num_threads(1);
+    CHECK(num_threads_beside_another() == 1);
 }
 
 void test_late_workers_find_the_next_job_not_the_last() {
@@ -111,6 +126,7 @@ void test_thread_counts_out_of_range_are_refused() {
 int main() {
     CHECK(get_num_threads() == 1);
     test_every_row_is_visited_once();
+    test_a_core_is_left_to_another_process();
     test_late_workers_find_the_next_job_not_the_last();
     test_jobs_of_two_threads_do_not_mix();
 #if !defined(__SANITIZE_THREAD__)  // TSan cannot follow threads that a forked child starts

@@ -49,9 +49,9 @@ class HostileTee:
 
     @classmethod
     @contextlib.contextmanager
-    def session(cls, model: Path, name: str) -> Iterator[HostileTee]:
+    def session(cls, model: Path, name: str, limits: Limits = LIMITS, linears_digest: str = "") -> Iterator[HostileTee]:
         """Begins a session as an honest TEE does."""
-        plan = Plan.derive(Network.of(ModelSpec.from_folder(model)), LIMITS)
+        plan = Plan.derive(Network.of(ModelSpec.from_folder(model)), limits)
         with contextlib.ExitStack() as stack:
             session = stack.enter_context(Session.begin(name))
             arena = stack.enter_context(
@@ -60,7 +60,9 @@ class HostileTee:
             stack.callback(_native.Heartbeat(arena.buffer, "tee", HEARTBEAT_INTERVAL_MS).release)
             doorbell = open_doorbell("adaptive", arena, "tee", session.open_waker, 0, 2000)
             stack.callback(doorbell.close)
-            invitation = Invitation(session.endpoint, "adaptive", 0, 2000, LIMITS, plan.geometry.plain(), os.getpid())
+            invitation = Invitation(
+                session.endpoint, "adaptive", 0, 2000, limits, plan.geometry.plain(), os.getpid(), linears_digest
+            )
             arena.publish(invitation.pack())
             tee = cls(arena, doorbell)
             tee.submit(Opcode.READY)
@@ -167,7 +169,12 @@ def without_sense(tee: HostileTee) -> None:
     tee.call(Opcode.STOP)
 
 
-def scribble(first_byte: int, end_byte: int | None) -> Misbehaviour:
+def a_step(tee: HostileTee) -> None:
+    tee.embed()
+    tee.layer()
+
+
+def scribble(first_byte: int, end_byte: int | None, work: Misbehaviour = a_step) -> Misbehaviour:
     """Random bytes while the GPU process reads."""
 
     def misbehave(tee: HostileTee) -> None:
@@ -181,8 +188,7 @@ def scribble(first_byte: int, end_byte: int | None) -> Misbehaviour:
         beside(act)
         with contextlib.suppress(TsqpError):
             for _ in range(20):
-                tee.embed()
-                tee.layer()
+                work(tee)
 
     return misbehave
 
@@ -236,7 +242,7 @@ def _rewritten(**fields: object) -> Callable[[bytes], bytes]:
     return lambda honest: json.dumps({**json.loads(honest), **fields}).encode()
 
 
-def _other_limits(**limits: int) -> Callable[[bytes], bytes]:
+def _other_limits(**limits: object) -> Callable[[bytes], bytes]:
     return lambda honest: _rewritten(limits={**json.loads(honest)["limits"], **limits})(honest)
 
 
@@ -252,6 +258,8 @@ INVITATIONS: dict[str, Callable[[bytes], bytes]] = {
     "other-limits": _other_limits(max_model_len=129),
     "vast-limits": _other_limits(max_model_len=1 << 20, max_batch_tokens=1 << 20, tile_rows=4096, max_num_seqs=1024),
     "other-geometry": _rewritten(geometry={"hidden_size": 1 << 40}),
+    "other-mode": _other_limits(mode="verified"),
+    "mode-of-one-process": lambda honest: _rewritten(doorbell="")(_other_limits(mode="tee-only")(honest)),
     "other-doorbell": _rewritten(doorbell="loud"),
     "file-as-endpoint": _rewritten(endpoint="ipc:///etc/passwd"),
     "no-endpoint": _rewritten(endpoint=""),

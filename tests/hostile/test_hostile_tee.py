@@ -7,13 +7,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hostile_field_tee
 import hostile_tee
 import pytest
 from models import RandomModel, model_folder, random_token_ids
 from processes import ForkServer
 
 from tsqp_shm import LLM, SamplingParams
-from tsqp_shm.errors import ConfigError, PeerDied, ProtocolError, TsqpError
+from tsqp_shm.errors import ArenaMismatch, ConfigError, PeerDied, ProtocolError, TsqpError
 
 PROMPT = list(random_token_ids(20))
 PARAMS = SamplingParams(max_tokens=4, ignore_eos=True, temperature=0)
@@ -57,6 +58,24 @@ def test_the_gpu_process_ends_in_order_and_serves_the_next_session(
     # A signal would be negative.
     assert server.wait(pid) in ORDERLY
     assert honest_tokens(server, model, session) == expected_tokens
+
+
+@pytest.mark.parametrize("misbehaviour", hostile_field_tee.MISBEHAVIOURS)
+def test_a_gpu_process_that_multiplies_in_the_field_takes_any_words_and_no_other_record(
+    server, model, forked, misbehaviour
+):
+    session = next(SESSION_NAMES)
+    pid = server.start(str(model), session)
+    forked(hostile_field_tee.misbehave, model, session, misbehaviour).join()
+    is_allowed = misbehaviour in hostile_field_tee.ALLOWED
+    assert server.wait(pid) == (0 if is_allowed else ProtocolError.exit_code)
+
+
+def test_a_gpu_process_of_other_weights_is_none_of_the_session(server, model, forked):
+    session = next(SESSION_NAMES)
+    pid = server.start(str(model), session)
+    forked(hostile_field_tee.invite_other_weights, model, session).join()
+    assert server.wait(pid) == ArenaMismatch.exit_code
 
 
 @pytest.mark.parametrize("invitation", hostile_tee.INVITATIONS)

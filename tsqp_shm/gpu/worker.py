@@ -204,6 +204,9 @@ def serve(
 
 
 def _own_plan(network: Network, invitation: Invitation, arena: str) -> Plan:
+    mode = invitation.limits.mode
+    if mode not in LOADERS:
+        raise ArenaMismatch(arena, "the mode", " or ".join(LOADERS), mode)
     plan = Plan.derive(network, invitation.limits)
     own = plan.geometry.plain()
     for field, found in invitation.geometry.items():

@@ -17,8 +17,6 @@ _FLOAT32_BYTES = 4
 _BFLOAT16_BYTES = 2
 # As `native/attention` lays values out.
 _LANES = 16
-# As `tee/verified.py` draws them for each Linear.
-_CHECK_VECTORS = 2
 LENGTH, SEQUENCES, BATCH, TILES = "--max-model-len", "--max-num-seqs", "--max-batch-tokens", "--tile-rows"
 
 
@@ -67,7 +65,7 @@ def memory_of(network: Network, limits: Limits, embedding_bytes: int | None) -> 
         parts += _split(network, plan)
     else:
         if mode.has_gpu_process:
-            parts += [*_field_weights(network, "GPU process"), *_checks(network)]
+            parts += [*_field_weights(network, "GPU process"), *_checks(network, mode.num_vectors)]
         else:
             parts += _field_weights(network, "TEE process")
         parts += _own(network, plan, embedding_bytes)
@@ -95,9 +93,9 @@ def _field_weights(network: Network, where: str) -> Iterator[Part]:
     yield Part(where, "their scales, sums and biases", others_bytes)
 
 
-def _checks(network: Network) -> Iterator[Part]:
+def _checks(network: Network, num_vectors: int) -> Iterator[Part]:
     """What checks the products of another process: the vectors, and what of the weights makes results."""
-    words = sum(_CHECK_VECTORS * (linear.outputs + linear.inputs) for linear in network.linears)
+    words = sum(num_vectors * (linear.outputs + linear.inputs) for linear in network.linears)
     yield Part("TEE process", "check vectors", words * _FLOAT32_BYTES)
     words = sum(linear.outputs * (2 if linear.parts[0].bias is not None else 1) for linear in network.linears)
     yield Part("TEE process", "scales and biases", words * _FLOAT32_BYTES)

@@ -79,6 +79,8 @@ class FieldLinears:
         sequence = self._queue.submit(
             Opcode.LINEAR, target=linear.index, in_slot=m, out_slot=y, first_row=first, rows=rows
         )
+        # What the next one reads is far away by then, and this side waits now.
+        self._checks[(linear.index + 1) % len(self._checks)].fetch()
         self._verification.expect()
         self._unchecked.append(_Product(sequence, linear, y, out, first, rows, sent))
         yield sequence
