@@ -22,6 +22,11 @@ std::size_t get_num_threads();
 // Of those, as many as leave one of the cores that this process may use to another process, the calling one
 // at least.
 std::size_t num_threads_beside_another();
+// One row's product with fewer bytes of weights takes less long than the TEE's thread would sleep through
+// (border/service_times.h): that thread stays on its core. One of ours that shared the core would come late,
+// or hold it when it is wanted, since giving way gives nothing to a thread of another scheduling group, as
+// processes of two sessions or containers are.
+inline constexpr std::size_t kShortProductBytes = 8 * 1024 * 1024;
 
 // worker is 0 for the calling thread and below num_workers for every other: an index for private scratch.
 using RowFunction = void (*)(const void* context, std::size_t worker, std::size_t begin,

@@ -38,7 +38,7 @@ void apply_linear(const FieldKernels& kernels, const FieldWeights& weights, cons
     const std::size_t inputs = weights.inputs(), outputs = weights.outputs();
     const std::uint64_t limit = squares_limit(weights.squares());
     multiply_rows(
-        kernels, weights, rows, 3,
+        kernels, weights, rows, 3, get_num_threads(),
         [&](std::size_t row, std::int32_t* integers) {
             const QuantisedRow quantised = quantise_row(kernels, x + row * inputs, inputs, limit, integers);
             return IntegerRow{.digits = quantised.digits, .scale = quantised.scale, .is_narrow = true};
@@ -51,8 +51,9 @@ void apply_linear(const FieldKernels& kernels, const FieldWeights& weights, cons
 void multiply_linear(const FieldKernels& kernels, const FieldWeights& weights, const std::uint32_t* m,
                      std::size_t rows, std::uint32_t* y) {
     const std::size_t inputs = weights.inputs(), outputs = weights.outputs();
+    const bool is_short = rows == 1 && weights.num_panels() * weights.panel_bytes() < kShortProductBytes;
     multiply_rows(
-        kernels, weights, rows, kMaxDigits,
+        kernels, weights, rows, kMaxDigits, is_short ? num_threads_beside_another() : get_num_threads(),
         [&](std::size_t row, std::int32_t* integers) {
             return centre_row(kernels, m + row * inputs, inputs, integers);
         },
@@ -70,7 +71,7 @@ void multiply_linear(const FieldKernels& kernels, const FieldWeights& weights, c
 
 void multiply_blocks(const FieldKernels& kernels, const FieldWeights& weights, const DigitRows& digit_rows,
                      std::size_t num_blocks, float* out) {
-    multiply_run(kernels, weights, digit_rows, num_blocks,
+    multiply_run(kernels, weights, digit_rows, num_blocks, get_num_threads(),
                  [&](const RowSums& sums) { put_result(kernels, weights, sums, out); });
 }
 

@@ -51,8 +51,8 @@ std::size_t tasks_of_a_run(const FieldWeights& weights, std::size_t num_blocks, 
 //   result: (const RowSums&), once for each row and panel.
 template <class Result>
 void multiply_run(const FieldKernels& kernels, const FieldWeights& weights, const DigitRows& digit_rows,
-                  std::size_t num_blocks, const Result& result) {
-    const std::size_t outputs = weights.outputs(), base = digit_rows.base(), num_threads = get_num_threads();
+                  std::size_t num_blocks, std::size_t num_threads, const Result& result) {
+    const std::size_t outputs = weights.outputs(), base = digit_rows.base();
     const std::size_t sums_elements = kBlockRows * kMaxDigits * kPanelOutputs;
     std::uint32_t* const all_sums = reserved(RunScratch::of_this_thread().sums, num_threads * sums_elements);
     const std::size_t units = weights.num_panels() * num_blocks;
@@ -91,9 +91,10 @@ void multiply_run(const FieldKernels& kernels, const FieldWeights& weights, cons
 //   result:      (first row of the run, const RowSums&).
 template <class ToIntegers, class Result>
 void multiply_rows(const FieldKernels& kernels, const FieldWeights& weights, std::size_t rows,
-                   std::size_t most_digits, const ToIntegers& to_integers, const Result& result) {
+                   std::size_t most_digits, std::size_t num_threads, const ToIntegers& to_integers,
+                   const Result& result) {
     constexpr std::size_t kBase = 2;
-    const std::size_t inputs = weights.inputs(), depth = weights.depth(), num_threads = get_num_threads();
+    const std::size_t inputs = weights.inputs(), depth = weights.depth();
     const std::size_t most_blocks = blocks_of_a_run(depth, kBase);
     RunScratch& scratch = RunScratch::of_this_thread();
     DigitRows& digit_rows = scratch.digit_rows;
@@ -115,7 +116,7 @@ void multiply_rows(const FieldKernels& kernels, const FieldWeights& weights, std
                               }
                           }
                       });
-        multiply_run(kernels, weights, digit_rows, num_blocks,
+        multiply_run(kernels, weights, digit_rows, num_blocks, num_threads,
                      [&](const RowSums& sums) { result(first, sums); });
     }
 }

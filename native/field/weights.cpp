@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/pages.h"
+#include "cpu/stacked_pages.h"
 #include "cpu/thread_pool.h"
 
 namespace tsqp {
@@ -28,7 +30,8 @@ FieldWeights::FieldWeights(std::size_t outputs, std::size_t inputs)
     : outputs_(outputs),
       inputs_(inputs),
       depth_(require_sizes(outputs, inputs)),
-      panels_(num_panels() * panel_bytes(), true),
+      memory_(stacked_pages(num_panels() * panel_bytes())),
+      panels_(reinterpret_cast<std::int8_t*>(memory_.get())),
       scales_(num_panels() * kPanelOutputs, 1.0f),
       column_sums_(scales_.size(), 0),
       squares_(scales_.size(), 0) {}
@@ -71,7 +74,7 @@ void FieldWeights::set(std::size_t first, std::size_t rows, const E* weight,
                     squares_[output] = row.squares;
                 }
                 for (std::size_t k = 0; k < depth_; k += 4) {
-                    std::int8_t* const fours = panels_.data() + fours_of(from) + k * kPanelOutputs;
+                    std::int8_t* const fours = panels_ + fours_of(from) + k * kPanelOutputs;
                     for (std::size_t row = 0; row < to - from; ++row)
                         std::memcpy(fours + row * 4, block + row * depth_ + k, 4);
                 }
@@ -92,14 +95,14 @@ void FieldWeights::unpack(std::size_t first, std::size_t rows, std::int8_t* to) 
     require_outputs(first, rows);
     for (std::size_t row = 0; row < rows; ++row)
         for (std::size_t k = 0; k < inputs_; k += 4)
-            std::memcpy(to + row * inputs_ + k, panels_.data() + fours_of(first + row) + k * kPanelOutputs,
+            std::memcpy(to + row * inputs_ + k, panels_ + fours_of(first + row) + k * kPanelOutputs,
                         std::min<std::size_t>(4, inputs_ - k));
 }
 
 std::size_t FieldWeights::num_bytes() const {
     const std::size_t an_output =
         sizeof(float) * (bias_.empty() ? 1 : 2) + sizeof(std::int32_t) + sizeof(std::uint32_t);
-    return panels_.size() + scales_.size() * an_output;
+    return num_panels() * panel_bytes() + scales_.size() * an_output;
 }
 
 void FieldWeights::require_outputs(std::size_t first, std::size_t rows) const {

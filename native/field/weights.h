@@ -3,9 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
-#include "cpu/pages.h"
 #include "field/field.h"
 
 namespace tsqp {
@@ -15,6 +15,7 @@ class FieldWeights {
     // All zeros, with scales of 1. Raises invalid_argument unless 0 < outputs and 0 < inputs <=
     // kMaxFieldInputs.
     FieldWeights(std::size_t outputs, std::size_t inputs);
+    FieldWeights(FieldWeights&&) = default;
 
     // weight [rows, inputs] f32 or bf16 (as its bits), row-major, quantised row by row into the outputs
     // [first, first + rows) on the threads of the pool. Raises out_of_range for outputs that there are not,
@@ -33,7 +34,7 @@ class FieldWeights {
     std::size_t depth() const { return depth_; }
     std::size_t num_panels() const { return (outputs_ + kPanelOutputs - 1) / kPanelOutputs; }
     std::size_t panel_bytes() const { return depth_ * kPanelOutputs; }
-    const std::int8_t* panel(std::size_t panel) const { return panels_.data() + panel * panel_bytes(); }
+    const std::int8_t* panel(std::size_t panel) const { return panels_ + panel * panel_bytes(); }
     // Of whole panels: [num_panels() * 64].
     const float* scales() const { return scales_.data(); }
     const std::int32_t* column_sums() const { return column_sums_.data(); }
@@ -53,7 +54,8 @@ class FieldWeights {
     }
 
     std::size_t outputs_, inputs_, depth_;
-    Pages<std::int8_t> panels_;
+    std::shared_ptr<std::byte> memory_;
+    std::int8_t* panels_;  // in `memory_`
     std::vector<float> scales_, bias_;
     std::vector<std::int32_t> column_sums_;
     std::vector<std::uint32_t> squares_;

@@ -23,11 +23,6 @@ constexpr std::size_t kBlockDepth = 4608, kTasksPerThread = 16, kPanelBlockBytes
 // taken kDepthCut inputs at a time, of more rows and panels, with sums in between.
 constexpr std::size_t kWholeDepth = 4096, kDepthCut = 288, kCutRowBlock = 256, kCutPanels = 16;
 constexpr std::size_t kFewRows = 32;
-// One row's product with fewer bytes of weights takes less long than the TEE's thread would sleep through
-// (border/service_times.h): that thread stays on its core. One of ours that shared the core would come late,
-// or hold it when it is wanted, since giving way gives nothing to a thread of another scheduling group, as
-// processes of two sessions or containers are.
-constexpr std::size_t kShortBytes = 8 * 1024 * 1024;
 
 std::size_t ceil_div(std::size_t size, std::size_t block) { return (size + block - 1) / block; }
 
@@ -57,7 +52,7 @@ void PackedLinear::apply(const PanelKernels& kernels, const Bf16* x, std::size_t
     const std::size_t panels = num_panels(columns_), panel_stride = depth_ * kPanelColumns;
     const bool few = rows <= kFewRows, is_cut = !few && kernels.cuts_depth && depth_ > kWholeDepth;
     const std::size_t row_block = few ? rows : is_cut ? kCutRowBlock : kRowBlock;
-    const bool is_short = rows == 1 && panels * panel_stride * sizeof(Bf16) < kShortBytes;
+    const bool is_short = rows == 1 && panels * panel_stride * sizeof(Bf16) < kShortProductBytes;
     const std::size_t threads = is_short ? num_threads_beside_another() : get_num_threads();
     const std::size_t row_blocks = ceil_div(rows, row_block);
     const std::size_t even = panels * row_blocks / (kTasksPerThread * threads);

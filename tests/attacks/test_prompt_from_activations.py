@@ -124,24 +124,24 @@ def seen_in_verified(model: Path) -> tuple[np.ndarray, list[int]]:
     return np.array(gpu.gpu.rows), answer
 
 
-def test_in_plain_the_rows_are_the_tokens(model, table, record_property):
+def test_in_plain_the_rows_are_the_tokens(model, table):
     rows, answer = seen_in_plain(model)
     found = recovered([*PROMPT, *answer[:-1]], table.nearest(rows))
-    record_property("recovered", found)
+    print(f"{found:.1%} of the tokens")
     assert found > 0.99
 
 
-def test_in_verified_the_rows_are_the_tokens(model, table, record_property):
+def test_in_verified_the_rows_are_the_tokens(model, table):
     """All of the prompt, and of the answer all but the last token, which enters no pass."""
     rows, answer = seen_in_verified(model)
     found = recovered([*PROMPT, *answer[:-1]], table.nearest(centred(rows)))
-    record_property("recovered", found)
+    print(f"{found:.1%} of the tokens")
     assert found == 1
 
 
-def test_of_uniform_words_chance_is_left(table, record_property):
+def test_of_uniform_words_chance_is_left(table):
     """So the attack can fail: what it takes from the rows it takes from the activations in them."""
     words = np.random.default_rng(5).integers(0, FIELD, (len(PROMPT), 72), np.uint32)
     hits = np.mean(np.array(table.nearest(centred(words))) == PROMPT)
-    record_property("recovered", hits)
+    print(f"{hits:.1%} of the tokens")
     assert hits < 0.05

@@ -140,7 +140,7 @@ def rows_of_passes(gpu: HostileThread) -> list[int]:
     return list(rows.values())
 
 
-@pytest.mark.parametrize("step", [1, 4], ids=["prompts", "decode"])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.long, id="prompts"), pytest.param(4, id="decode")])
 def test_one_that_dies_honestly_is_replaced_and_only_its_last_pass_is_computed_again(model, step):
     """The caches of keys and values are the TEE's own: nothing of the prompt goes through the model a second time."""
     with against(model, NEVER) as (llm, (whole,)):

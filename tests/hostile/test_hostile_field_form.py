@@ -21,8 +21,6 @@ CUT = ends_with(ProtocolError, "cut the object short")
 ALWAYS: list[tuple[str, str, Check]] = [
     ("none", "adaptive", completes),
     ("twice", "adaptive", ends_with(ProtocolError, "sequence")),
-    ("wrong-out_slot", "adaptive", ends_with(ProtocolError, ": out_slot: expected")),
-    ("vanish", "adaptive", ends_with(PeerDied, "no heartbeat")),
     ("scribble-slots", "adaptive", completes_or_ends_with(IntegrityError)),
     ("truncate-slots", "adaptive", CUT),
     # To the TEE they are zeros, which are no product of its rows.
@@ -30,6 +28,7 @@ ALWAYS: list[tuple[str, str, Check]] = [
 ]
 IN_A_LONG_RUN: list[tuple[str, str, Check]] = [
     *((name, doorbell, check) for name, _, check in ALWAYS for doorbell in ("spin", "zmq")),
+    ("vanish", "adaptive", ends_with(PeerDied, "no heartbeat")),
     ("late", "adaptive", ends_with(PeerTimeout, "waiting for QKV on slot y.qkv")),
     ("silent", "zmq", ends_with(PeerTimeout, "waiting for O on slot y.hidden")),
     ("drip", "adaptive", ends_with(PeerTimeout, "one step, ")),

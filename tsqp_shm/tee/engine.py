@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tsqp_shm.errors import TsqpError
 from tsqp_shm.model.network import Network
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.slots import Slots
@@ -76,13 +75,16 @@ class Engine:
     def keeps_caches(self) -> bool:
         return self._ports.keeps_caches
 
-    def forward(self, chunks: Sequence[Chunk], take: TakeLogits) -> None:
+    def forward(self, chunks: Sequence[Chunk], take: TakeLogits) -> int:
         """Runs one step: every chunk's tokens enter the cache.
 
         Args:
             take: called with (first, logits [R, V] f32), the wanted rows of all chunks in their order from that one on,
                 a slot's worth at a time; they can be opened when this has returned. The array is used again, but the
                 last one not before the next step.
+
+        Returns:
+            How many rows of products were checked.
 
         Raises:
             IntegrityError: a product of the step is false; whatever else has ended it.
@@ -97,12 +99,15 @@ class Engine:
             ports.attention.begin(step)
             interleave([self._layers(step, block) for block in step.blocks], ports.wait)
             interleave([self._lm_head(step, take, verification)], ports.wait)
-        except TsqpError:
-            # A peer that has cheated may well be gone before its product is looked at, and would be let in again.
-            ports.check_arrived()
-            verification.require_no_failure()
+        except BaseException:
+            try:
+                # A peer that has cheated may well be gone before its product is looked at, and would be let in again.
+                ports.check_arrived()
+            finally:
+                verification.require_no_failure()
             raise
         verification.end()
+        return verification.rows
 
     def _layers(self, step: Step, block: Block) -> Task:
         """A block's way through all layers."""

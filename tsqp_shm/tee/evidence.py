@@ -8,6 +8,7 @@ at any moment and after a kill, finds a whole one.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,13 +110,25 @@ class Evidence:
         request = self._requests.setdefault(receipt.request, _Request(receipt))
         request.running[completion] = _Counts()
 
-    def count(self, completion: Completion, chunk: Chunk) -> None:
-        """A pass in which it had a part is over, and all checks of the pass have held."""
-        assert completion.receipt is not None
-        counts = self._requests[completion.receipt.request].running[completion]
-        counts.passes += 1
-        counts.rows += len(chunk.token_ids)
-        counts.wanted_rows += chunk.num_logits
+    def count(self, batch: Sequence[tuple[Completion | None, Chunk]], rows_checked: int) -> None:
+        """A pass is over, and all its checks have held.
+
+        Args:
+            rows_checked: as they were counted when each was checked; each row goes through every Linear once.
+        """
+        rows = sum(self._num_products(len(chunk.token_ids), chunk.num_logits) for _, chunk in batch)
+        if rows_checked != (rows if self._is_checked else 0):
+            raise AssertionError(f"{rows_checked} rows of products were checked in a pass that has {rows}")
+        for completion, chunk in batch:
+            if completion is not None and completion.receipt is not None:
+                counts = self._requests[completion.receipt.request].running[completion]
+                counts.passes += 1
+                counts.rows += len(chunk.token_ids)
+                counts.wanted_rows += chunk.num_logits
+
+    def _num_products(self, rows: int, wanted_rows: int) -> int:
+        """Rows of products: each goes through the layers' Linears, those that are wanted through lm_head too."""
+        return rows * self._num_layer_linears + wanted_rows
 
     def fail(self, fault: TsqpError) -> None:
         """The session is over by a fault. Of it nothing is told but its class, and where a false result was found."""
@@ -148,7 +161,7 @@ class Evidence:
             self._write()
 
     def _of_completion(self, completion: Completion, request: _Request, counts: _Counts) -> dict[str, Any]:
-        products = counts.rows * self._num_layer_linears + counts.wanted_rows
+        products = self._num_products(counts.rows, counts.wanted_rows)
         error = completion.error
         return {
             "index": completion.index,

@@ -23,7 +23,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, NoReturn, TypeVar
 
 from tsqp_shm.config import EngineConfig
-from tsqp_shm.errors import RequestError, TsqpError
+from tsqp_shm.errors import IntegrityError, RequestError, TsqpError
 from tsqp_shm.model.files import ModelFiles
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
@@ -358,6 +358,7 @@ class Runtime:
 
         Raises:
             TraceError: the trace that was asked for cannot be made.
+            IntegrityError: a false result has ended the session, and no request of it was left to be told.
         """
         if self._pid != os.getpid():
             return
@@ -445,6 +446,10 @@ class Runtime:
             if self._brought_up is not None:
                 self._brought_up.end(TsqpError(CLOSED))
             self._stack.__exit__(type(error) if error else None, error, None)
+            untold = None if self._brought_up is None else self._brought_up.untold
+            if error is None and isinstance(untold, IntegrityError):
+                # A GPU process that is found out when all have what they asked for is told of all the same.
+                raise untold.again()
         except Exception as failure:
             if self._is_awaited:
                 self._error_at_end = failure

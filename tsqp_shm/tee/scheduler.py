@@ -148,9 +148,9 @@ class Scheduler:
             return
         harvest = Harvest(batch, self._statistics, are_own=self._are_own)
         self._witness.begin_pass(batch)
-        self._engine.forward([chunk for _, chunk in batch], harvest.take)
+        rows_checked = self._engine.forward([chunk for _, chunk in batch], harvest.take)
         harvest.bring_in()
-        self._witness.end_pass(batch)
+        self._witness.end_pass(batch, rows_checked)
         self._statistics.steps += 1
         for completion, chunk in batch:
             self._statistics.tokens += len(chunk.token_ids)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tsqp_shm.errors import EvidenceError, PeerDied, TsqpError
+from tsqp_shm.errors import EvidenceError, IntegrityError, PeerDied, TsqpError
 from tsqp_shm.roles.process import peak_resident_bytes
 from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.completion import Completion
@@ -51,6 +51,8 @@ class Stepper:
         connection: what the steps run on at the moment.
         fault: what has ended the session; None while it works. It stays as it is: who raises it, raises another one
             that is equal, or it would keep the frames of every caller.
+        untold: the same, where it has ended nobody's request: all had got what they asked for, or were cancelled, or
+            had run out of time.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Stepper:
             witness: writes down what comes of completions; None: nobody does.
         """
         self.fault: TsqpError | None = None
+        self.untold: TsqpError | None = None
         self._statistics = statistics
         self._connect = connect
         self._max_restarts = max_restarts
@@ -165,20 +168,32 @@ class Stepper:
             for position in range(0, len(token_ids), most):
                 chunk = token_ids[position : position + most]
 
-                def take(first: int, rows: Unverified[Float32], position: int = position) -> None:
-                    rows.map(partial(self._copy, logits, position + first))
+                copied: list[Unverified[None]] = []
+
+                def take(first: int, rows: Unverified[Float32], at: int = position, copied: Any = copied) -> None:
+                    copied.append(rows.map(partial(self._copy, logits, at + first)))
 
                 batch = [(None, Chunk(sequence, position, chunk, num_logits=len(chunk)))]
                 self._witness.begin_pass(batch)
-                self.connection.engine.forward([chunk for _, chunk in batch], take)
-                self._witness.end_pass(batch)
+                rows_checked = self.connection.engine.forward([chunk for _, chunk in batch], take)
+                for part in copied:
+                    part.open()
+                self._witness.end_pass(batch, rows_checked)
             return logits
 
-        return self._survive(forward)
+        return self._tell_caller(forward)
 
     @staticmethod
     def _copy(logits: Float32, first: int, rows: Float32) -> None:
         logits[first : first + len(rows)] = rows
+
+    def _tell_caller(self, act: Callable[[], T]) -> T:
+        """As `_survive`, for who asks for something himself and is told what ends the session."""
+        try:
+            return self._survive(act)
+        except TsqpError:
+            self.untold = None
+            raise
 
     def load(self) -> Load:
         """What is in progress, when whatever the last step left in flight has come back."""
@@ -189,7 +204,7 @@ class Stepper:
     def facts(self) -> dict[str, Any]:
         """What `Connection.facts` says, and what this process has computed. Units are in the names."""
         if self.fault is None:
-            facts = self._survive(lambda: self.connection.facts(asks=True))
+            facts = self._tell_caller(lambda: self.connection.facts(asks=True))
         else:
             facts = self.connection.facts(asks=False)
         facts["processes"]["tee"]["peak_rss_bytes"] = peak_resident_bytes()
@@ -198,16 +213,20 @@ class Stepper:
 
     def end(self, fault: TsqpError) -> None:
         """The session is over; whoever waits for something of it is told. Only the first fault counts."""
+        is_first = self.fault is None
         if self.fault is None:
             # Without its traceback, which holds the frames of a step.
             self.fault = fault.again()
             if str(fault) != CLOSED:
                 self._witness.fail(fault)
-        # Whose deadline has passed as well gets what there is.
-        self._scheduler.expire()
-        for completion in [each for each in self._outlets if each.finish_reason == "deadline"]:
-            self._outlets.pop(completion).tell()
+        if not isinstance(fault, IntegrityError):
+            # Whose deadline has passed as well gets what there is.
+            self._scheduler.expire()
+            for completion in [each for each in self._outlets if each.finish_reason == "deadline"]:
+                self._outlets.pop(completion).tell()
         outlets, self._outlets = self._outlets, {}
+        if is_first and not outlets:
+            self.untold = self.fault
         # All of them before any is told: no caller may go on with one while another knows of the fault.
         for completion in outlets:
             self._scheduler.cancel(completion)

@@ -19,11 +19,15 @@ U = TypeVar("U")
 class Verification:
     """The checks of one forward pass; of a mode that checks nothing there are none.
 
+    Attributes:
+        rows: how many rows of products were checked so far.
+
     A failure does not break the pass off: it makes the submissions that it would have made, so that the other side
     cannot see at which product it was found out.
     """
 
     def __init__(self) -> None:
+        self.rows = 0
         self._failure: Operation | None = None
         self._outstanding = 0
         self._has_ended = False
@@ -32,9 +36,10 @@ class Verification:
         """One more check will follow."""
         self._outstanding += 1
 
-    def add(self, operation: Operation, *, held: bool) -> None:
-        """A check has ended. Only the first failure is told."""
+    def add(self, operation: Operation, rows: int, *, held: bool) -> None:
+        """A check of so many rows has ended. Only the first failure is told."""
         self._outstanding -= 1
+        self.rows += rows
         if not held and self._failure is None:
             self._failure = operation
 
@@ -45,7 +50,9 @@ class Verification:
             IntegrityError: a check failed.
         """
         self.require_no_failure()
-        assert self._outstanding == 0, f"{self._outstanding} checks of a pass have not ended with it"
+        # Not by assert, here and below: an optimised Python would pass over it.
+        if self._outstanding:
+            raise AssertionError(f"{self._outstanding} checks of a pass have not ended with it")
         self._has_ended = True
 
     def require_no_failure(self) -> None:
@@ -56,7 +63,8 @@ class Verification:
             raise IntegrityError(self._failure.name.lower(), self._failure.layer)
 
     def require_ended(self) -> None:
-        assert self._has_ended, "a value of a pass was opened before the pass's checks had ended"
+        if not self._has_ended:
+            raise AssertionError("a value of a pass was opened before the pass's checks had ended")
 
 
 class Unverified(Generic[T]):

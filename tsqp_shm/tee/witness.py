@@ -50,14 +50,16 @@ class Witness:
         if self.transcript is not None:
             self.transcript.begin_pass(batch)
 
-    def end_pass(self, batch: Sequence[tuple[Completion | None, Chunk]]) -> None:
-        """All checks of the pass have held. To be called before a completion takes anything of it."""
+    def end_pass(self, batch: Sequence[tuple[Completion | None, Chunk]], rows_checked: int) -> None:
+        """All checks of the pass have held. To be called before a completion takes anything of it.
+
+        Args:
+            rows_checked: of its products.
+        """
         if self.transcript is not None:
             self.transcript.end_pass()
         if self._evidence is not None:
-            for completion, chunk in batch:
-                if completion is not None:
-                    self._evidence.count(completion, chunk)
+            self._evidence.count(batch, rows_checked)
 
     def fail(self, fault: TsqpError) -> None:
         """The session is over by a fault."""

@@ -96,10 +96,9 @@ class FieldLinears:
             product = self._unchecked.popleft()
             check = self._checks[product.linear.index]
             rows = product.first_row, product.rows
-            if self._transcript is None or product.sent is None:
-                held = self._ops.check(check, product.y, product.out, *rows)
-            else:
-                received = np.empty((product.rows, product.linear.outputs), np.uint32)
-                held = self._ops.check(check, product.y, product.out, *rows, received)
+            received = None if product.sent is None else np.empty((product.rows, product.linear.outputs), np.uint32)
+            held = self._ops.check(check, product.y, product.out, *rows, received)
+            # Before anything that can go wrong: whoever fills a disk is not to hide a false product.
+            self._verification.add(self._operations[product.linear.index], product.rows, held=held)
+            if self._transcript is not None and product.sent is not None and received is not None:
                 self._transcript.add(product.linear, product.first_row, product.sent, received)
-            self._verification.add(self._operations[product.linear.index], held=held)
