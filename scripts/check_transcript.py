@@ -186,7 +186,7 @@ def falsehoods(evidence: dict, operations: list[tuple], passes: list[Pass], fals
         if not is_last or {"error": "IntegrityError", "layer": layer, "operation": operation} not in told:
             yield f"pass {number + 1}: a product is false: {operation}, layer {layer}"
     if told and not false:
-        yield "the evidence tells of a false product, and there is none"
+        yield "the evidence tells of a false product, and the transcript has none"
 
 
 def untiled(passes: list[Pass], products: list[Product], num_linears: int) -> Iterator[str]:

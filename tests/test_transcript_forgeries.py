@@ -63,7 +63,7 @@ def test_a_false_product_after_which_the_session_has_gone_on_fails(session):
 def test_a_false_product_that_is_told_and_not_there_fails(session):
     with changed_evidence(session) as evidence:
         evidence["session"]["failures"] = [{"error": "IntegrityError", "layer": 0, "operation": "qkv"}]
-    assert problems_of(session) == ["the evidence tells of a false product, and there is none"]
+    assert problems_of(session) == ["the evidence tells of a false product, and the transcript has none"]
 
 
 @pytest.mark.parametrize("kind", [2, 3], ids=["a product", "an end"])
