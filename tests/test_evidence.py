@@ -182,7 +182,7 @@ def failing_at(step: int, fault: TsqpError) -> Callable:
             def fail(chunks, take):
                 if next(count) == step:
                     raise fault
-                forward(chunks, take)
+                return forward(chunks, take)
 
             engine.forward = fail
             return engine

@@ -25,7 +25,7 @@ def test_a_value_does_not_open_before_the_checks_of_its_pass_have_ended():
     for early in (value, doubled):
         with pytest.raises(AssertionError, match="before the pass's checks had ended"):
             early.open()
-    verification.add(DOWN, held=True)
+    verification.add(DOWN, 1, held=True)
     with pytest.raises(AssertionError):
         value.open()
     verification.end()
@@ -44,7 +44,7 @@ def test_nothing_of_a_pass_opens_whose_check_failed_and_the_first_failure_is_tol
     value = Unverified("false", verification)
     for operation, held in ((HEAD, True), (DOWN, False), (HEAD, False)):
         verification.expect()
-        verification.add(operation, held=held)
+        verification.add(operation, 1, held=held)
     for _ in range(2):
         with pytest.raises(IntegrityError) as caught:
             verification.end()
@@ -64,7 +64,7 @@ def test_what_one_pass_has_computed_is_not_opened_by_another_ones_end():
 # Who may have one in hand, and what they may do with it.
 MAKERS = {"tee/verification.py", "tee/engine.py"}
 MAPS = {"tee/harvest.py", "tee/stepper.py"}
-OPENS = {"tee/harvest.py"}
+OPENS = {"tee/harvest.py", "tee/stepper.py"}
 
 
 @cache
@@ -90,7 +90,7 @@ def test_nobody_else_has_one_in_hand():
     assert holders == MAKERS | MAPS | OPENS
 
 
-def test_only_the_harvest_opens_one():
+def test_one_is_opened_where_its_pass_is_over():
     """`Unverified.open` is the one `open` that takes nothing, where one is at hand."""
     trees = sources()
     opening = {path for path in MAKERS | MAPS | OPENS if any(not call.args for call in calls(trees[path], "open"))}
@@ -106,6 +106,10 @@ def test_only_the_harvest_opens_one():
     forwards, brings = (calls(trees["tee/scheduler.py"], method) for method in ("forward", "bring_in"))
     assert [each.lineno for each in forwards + brings] == sorted(each.lineno for each in forwards + brings)
     assert len(forwards) == len(brings) == 1
+    # Logits that are asked for themselves: where the engine has returned.
+    (call,) = calls(trees["tee/stepper.py"], "open")
+    (forward,) = [each for each in calls(trees["tee/stepper.py"], "forward") if len(each.args) == 2]
+    assert forward.lineno < call.lineno
 
 
 def test_what_is_computed_of_one_is_so_by_named_functions_that_tell_nobody():
@@ -118,7 +122,7 @@ def test_what_is_computed_of_one_is_so_by_named_functions_that_tell_nobody():
     }
     assert mapped == {
         ("tee/harvest.py", "partial(self._read, first)"),
-        ("tee/stepper.py", "partial(self._copy, logits, position + first)"),
+        ("tee/stepper.py", "partial(self._copy, logits, at + first)"),
     }
 
 
