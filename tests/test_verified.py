@@ -12,9 +12,12 @@ from models import RandomModel, model_folder, random_token_ids
 from safetensors.torch import load_file, save_file
 from test_parity import CASES
 
-from tsqp_shm import LLM, SamplingParams
+from tsqp_shm import LLM, SamplingParams, _native
 from tsqp_shm.errors import ArenaMismatch, ConfigError, ModelFileError
+from tsqp_shm.model.network import Network
+from tsqp_shm.model.spec import ModelSpec
 
+FIELD = 2**31 - 1
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0)
 DRAWN = SamplingParams(max_tokens=12, ignore_eos=True, temperature=1.0, seed=5, logprobs=2, prompt_logprobs=1)
 # Longer than a step may be, of different lengths, and more than may run at once.
@@ -96,6 +99,37 @@ def test_another_gpu_process_goes_on_where_one_died(fast, model, params):
         # of them where it has more rows.
         assert llm.statistics.doorbells - submissions < 3 * 30
     assert sum("the gpu process is back" in line for line in said) == 3
+
+
+def test_vectors_are_of_the_field_and_drawn_anew_for_each_linear_and_each_gpu_process(fast, model, monkeypatch):
+    """Nobody can choose them, so what they are to be is looked at: uniform, as far as a few thousand words tell."""
+    drawn: list[np.ndarray] = []
+
+    class Seen(_native.FieldCheck):
+        def __init__(self, linear, vectors):
+            super().__init__(linear, vectors)
+            drawn.append(vectors.copy())
+
+    monkeypatch.setattr(_native, "FieldCheck", Seen)
+    deaths = [15]
+
+    def start_gpu(session):
+        fast.start_gpu(model, session, dies_at=deaths.pop() if deaths else 0)
+
+    with LLM(model, mode="verified", start_gpu=start_gpu, restart_gpu=1, timeout_s=30.0, **LIMITS) as llm:
+        llm.generate(PROMPTS, GREEDY)
+        assert llm.statistics.gpu_restarts == 1
+    network = Network.of(ModelSpec.from_folder(model))
+    assert [vectors.shape for vectors in drawn] == [(2, linear.outputs) for linear in network.linears] * 2
+    words = np.concatenate([vectors.ravel() for vectors in drawn])
+    assert words.max() < FIELD
+    # Of 8,000 words of 31 bits a few may be equal by chance.
+    assert len(np.unique(words)) > len(words) - 5
+    # Within 6 deviations.
+    deviation = FIELD / np.sqrt(12 * len(words))
+    assert abs(words.mean() - FIELD / 2) < 6 * deviation
+    ones = (words[:, None] >> np.arange(31, dtype=np.uint32) & 1).mean(axis=0)
+    assert np.abs(ones - 0.5).max() < 6 * 0.5 / np.sqrt(len(words))
 
 
 def test_files_that_have_changed_are_not_taken_for_another_gpu_process(fast, model, tmp_path):
