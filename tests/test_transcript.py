@@ -9,13 +9,15 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from commands import run
 from local_session import LocalGpus, with_device
-from models import RandomModel, model_folder, with_bytes_as_tokens
+from models import RandomModel, model_folder, random_token_ids, with_bytes_as_tokens
 from recorded import CHECKER, MODELS, Session, copied, files_in, problems_of, recorded, words_of
 from safetensors.torch import load_file, save_file
 
@@ -61,6 +63,30 @@ def test_a_session_whose_gpu_process_died_agrees(tmp_path, fast):
     evidence = json.loads(session.evidence.read_text())
     (part,) = evidence["requests"][0]["completions"]
     assert (part["passes"], part["rows"], evidence["session"]["failures"]) == (6, 8, [])
+
+
+def test_answers_that_end_in_every_way_agree(tmp_path, fast):
+    """By a stop token, at their length with the prompt scored, by a deadline at any moment, cancelled at any moment."""
+    model, files = model_folder(MODELS[0]), files_in(tmp_path)
+    limits = {"max_model_len": 96, "max_num_seqs": 3, "max_batch_tokens": 20, "block_rows": 8}
+    many = SamplingParams(max_tokens=40, temperature=1.0, ignore_eos=True)
+    with fast.llm(model, mode="verified", **limits, **files) as llm:
+        prompts = [random_token_ids(length, seed=length) for length in (3, 60, 17, 9)]
+        stopped = replace(many, stop_token_ids=range(128))
+        scored = replace(many, max_tokens=5, prompt_logprobs=2)
+        llm.generate(prompts, [stopped, scored, replace(many, deadline_s=0.02), replace(many, deadline_s=1e-6)])
+        pieces = llm.stream_completion(completion := llm.start(prompts[1], replace(many, max_tokens=30)))
+        cancelling = threading.Timer(0.02, lambda: llm.runtime.cancel([completion]))
+        cancelling.start()
+        list(pieces)
+        cancelling.join()
+    endings = {
+        part["finish_reason"]
+        for each in json.loads(files["evidence"].read_text())["requests"]
+        for part in each["completions"]
+    }
+    assert {"stop", "length", "deadline"} <= endings
+    assert problems_of(Session(model, **files)) == []
 
 
 @pytest.mark.slow
