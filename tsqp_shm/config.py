@@ -41,6 +41,8 @@ DEFAULT_MAX_MODEL_LEN = 4096
 # Each block of rows reads a layer's weights once. Where they are many, larger blocks win over more overlap
 # (docs/performance.md).
 BLOCK_ROWS = 384
+# Where every product comes back to be checked, a block's results are to stay near the core that reads them.
+CHECKED_BLOCK_ROWS = 128
 LARGE_LAYER_BLOCK_ROWS = 1024
 LARGE_LAYER_PARAMETERS = 8 << 20
 
@@ -161,7 +163,8 @@ class EngineConfig:
             length = min(max_positions, DEFAULT_MAX_MODEL_LEN)
         if length > max_positions:
             raise ConfigError("max_model_len", length, f"at most the model's {max_positions} positions")
-        block_rows = BLOCK_ROWS if layer_parameters <= LARGE_LAYER_PARAMETERS else LARGE_LAYER_BLOCK_ROWS
+        of_small_layers = CHECKED_BLOCK_ROWS if MODES[self.mode].num_vectors else BLOCK_ROWS
+        block_rows = of_small_layers if layer_parameters <= LARGE_LAYER_PARAMETERS else LARGE_LAYER_BLOCK_ROWS
         return self._limits(length, self.block_rows or block_rows)
 
     def _limits(self, max_model_len: int, block_rows: int) -> Limits:

@@ -51,9 +51,12 @@ void apply_linear(const FieldKernels& kernels, const FieldWeights& weights, cons
 void multiply_linear(const FieldKernels& kernels, const FieldWeights& weights, const std::uint32_t* m,
                      std::size_t rows, std::uint32_t* y) {
     const std::size_t inputs = weights.inputs(), outputs = weights.outputs();
-    const bool is_short = rows == 1 && weights.num_panels() * weights.panel_bytes() < kShortProductBytes;
+    // Of many rows there are other blocks in flight, and the TEE's thread is at work on one of them; of few, it
+    // sleeps while a long product lasts.
+    const bool has_core =
+        rows > kBlockRows || weights.num_panels() * weights.panel_bytes() < kShortProductBytes;
     multiply_rows(
-        kernels, weights, rows, kMaxDigits, is_short ? num_threads_beside_another() : get_num_threads(),
+        kernels, weights, rows, kMaxDigits, has_core ? num_threads_beside_another() : get_num_threads(),
         [&](std::size_t row, std::int32_t* integers) {
             return centre_row(kernels, m + row * inputs, inputs, integers);
         },

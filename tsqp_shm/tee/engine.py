@@ -46,6 +46,7 @@ class Ports:
             flight any more.
         check_arrived: the step breaks off; checks what has arrived of it, without waiting.
         keeps_caches: whether another engine of the same session finds the keys and values of this one's.
+        staggers_blocks: whether blocks begin one after the other, as one needs this side for long at one place.
     """
 
     embedding: EmbeddingPort
@@ -55,6 +56,7 @@ class Ports:
     begin: Callable[[Verification], None]
     check_arrived: Callable[[], None] = _nothing_to_check
     keeps_caches: bool = False
+    staggers_blocks: bool = False
 
 
 class Engine:
@@ -97,7 +99,8 @@ class Engine:
         try:
             interleave([ports.embedding.begin(step)], ports.wait)
             ports.attention.begin(step)
-            interleave([self._layers(step, block) for block in step.blocks], ports.wait)
+            layers = [self._layers(step, block) for block in step.blocks]
+            interleave(layers, ports.wait, staggered=ports.staggers_blocks)
             interleave([self._lm_head(step, take, verification)], ports.wait)
         except BaseException:
             try:

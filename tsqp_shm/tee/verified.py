@@ -91,6 +91,8 @@ class Verified:
             begin=linears.begin,
             check_arrived=linears.check_arrived,
             keeps_caches=True,
+            # Attention takes as long as all else of a layer here.
+            staggers_blocks=True,
         )
         return Engine(network, plan, ops, ports)
 
