@@ -82,7 +82,9 @@ def _command(name: str, folder: Path, options: LaunchOptions) -> list[str]:
         words = ["-m", "tsqp_shm", "launch", str(folder), "--mode", MODE_OF[name], "--quiet", "--prompt", PROMPT]
         words += ["--max-new-tokens", str(NEW_TOKENS)]
         if MODES[MODE_OF[name]].has_gpu_process:
-            words += ["--dtype", options.dtype, "--device", options.device]
+            words += ["--device", options.device]
+        if MODES[MODE_OF[name]].arithmetic is None:
+            words += ["--dtype", options.dtype]
     else:
         attention = name.removeprefix("transformers-")
         words = ["-m", "tsqp_shm.bench.transformers_once", str(folder), PROMPT, str(NEW_TOKENS)]
