@@ -28,8 +28,8 @@ from tsqp_shm.tee.ops import Operations
 from tsqp_shm.tee.statistics import Statistics
 
 
-@given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_size=1, max_size=5))
-def test_tasks_wait_for_their_submissions_in_ascending_order(programmes):
+@given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_size=1, max_size=5), st.booleans())
+def test_tasks_wait_for_their_submissions_in_ascending_order(programmes, staggered):
     submitted, waited, done = [0], [], []
 
     def task(number, steps):
@@ -41,14 +41,15 @@ def test_tasks_wait_for_their_submissions_in_ascending_order(programmes):
             assert waited[-1] == mine
         done.append(number)
 
-    interleave([task(number, steps) for number, steps in enumerate(programmes)], waited.append)
+    tasks = [task(number, steps) for number, steps in enumerate(programmes)]
+    interleave(tasks, waited.append, staggered=staggered)
     assert sorted(done) == list(range(len(programmes)))
     assert waited == sorted(waited)
     assert len(waited) == sum(len(steps) for steps in programmes)
 
 
-@given(st.integers(1, 6), st.integers(1, 5))
-def test_a_task_that_is_stuck_goes_on_after_the_one_before_it(tasks, layers):
+@given(st.integers(1, 6), st.integers(1, 5), st.booleans())
+def test_a_task_that_is_stuck_goes_on_after_the_one_before_it(tasks, layers, staggered):
     reached = [-1] * tasks
     order, sequence = [], [0]
 
@@ -61,10 +62,26 @@ def test_a_task_that_is_stuck_goes_on_after_the_one_before_it(tasks, layers):
             sequence[0] += 1
             yield sequence[0]
 
-    interleave([task(number) for number in range(tasks)], lambda _: None)
+    interleave([task(number) for number in range(tasks)], lambda _: None, staggered=staggered)
     for number in range(1, tasks):
         for layer in range(layers):
             assert order.index((layer, number - 1)) < order.index((layer, number))
+
+
+def test_staggered_tasks_of_one_shape_keep_apart():
+    """The first is never where the last is, though each wait has one of them go a step further."""
+    at, seen, sequence = {}, [], [0]
+
+    def task(number):
+        for step in range(9):
+            at[number] = step
+            sequence[0] += 1
+            yield sequence[0]
+        del at[number]
+
+    interleave([task(number) for number in range(3)], lambda _: seen.append(dict(at)), staggered=True)
+    begun = [each for each in seen if len(each) == 3]
+    assert begun and all(each[0] > each[2] for each in begun)
 
 
 class HereAlone:
