@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import tsqp_shm.console
-import tsqp_shm.gpu.worker
+import tsqp_shm.gpu.plain
 import tsqp_shm.roles.launch
 import tsqp_shm.roles.process
 from tsqp_shm import cli
@@ -290,7 +290,7 @@ def _doom(moment: Moment, marks: int) -> None:
             kind.complete = around(kind.complete, completes)  # type: ignore[method-assign]
         return
     owner_name, _, name = moment.step.rpartition(".")
-    owner: Any = OWNERS.get(owner_name, tsqp_shm.gpu.worker)
+    owner: Any = OWNERS.get(owner_name, tsqp_shm.gpu.plain)
     wrapped = around(getattr(owner, name), lambda *arguments, **keywords: True)
     is_bound = isinstance(inspect.getattr_static(owner, name), (classmethod, staticmethod))
     setattr(owner, name, staticmethod(wrapped) if is_bound else wrapped)

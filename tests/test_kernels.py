@@ -406,7 +406,7 @@ def test_softmax_of_nothing_takes_no_memory_for_its_columns(heads, rows):
         (IndexError, (0, 1, 2, BF16)),
         (IndexError, (2**63, 1, 2, BF16)),
         (IndexError, (SLOTS_OFFSET, 1, 2**63 + 1, BF16)),
-        (ValueError, (SLOTS_OFFSET, 1, 2, 4)),
+        (ValueError, (SLOTS_OFFSET, 1, 2, 5)),
     ],
 )
 def test_a_slot_outside_the_arena_is_refused(error, entry):

@@ -32,6 +32,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from tsqp_shm.errors import ProtocolError
+from tsqp_shm.modes import MODES
 from tsqp_shm.shm.plan import Operation, Plan, Slot
 
 NO_SLOT = 0xFFFF
@@ -135,7 +136,7 @@ def operands(plan: Plan) -> dict[Opcode, tuple[Operands | None, ...]]:
     operation."""
     return {
         Opcode.READY: (Operands(),),
-        **(_of_split_attention(plan) if plan.score_slots else {}),
+        **(_of_split_attention(plan) if MODES[plan.limits.mode].splits_attention else {}),
         Opcode.LINEAR: tuple(
             Operands((linear.slots[0],), (linear.slots[1],)) if linear.slots else None for linear in plan.linears
         ),
