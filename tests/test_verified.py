@@ -79,7 +79,7 @@ def test_what_it_says_does_not_depend_on_the_batch_or_on_where_a_prompt_is_cut(f
         assert answers(llm, DRAWN, prompts) == alone
 
 
-@pytest.mark.parametrize("params", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("params", [pytest.param(GREEDY, marks=pytest.mark.long), DRAWN], ids=["greedy", "drawn"])
 def test_another_gpu_process_goes_on_where_one_died(fast, model, params):
     with fast.llm(model, mode="verified", **LIMITS) as llm:
         expected = answers(llm, params)
