@@ -24,11 +24,11 @@ from tsqp_shm.errors import DeviceError, ProtocolError
 from tsqp_shm.gpu import _products, field_products, worker
 from tsqp_shm.gpu.device import Device
 from tsqp_shm.gpu.field_backends import Backend, Bfloat16Backend, Int8Backend, choose_backend
-from tsqp_shm.gpu.field_digits import DigitRows, P, digits_of_rows
+from tsqp_shm.gpu.field_digits import DigitRows, digits_of_rows
 from tsqp_shm.gpu.field_products import NativeFieldProducts, TorchFieldProducts
 from tsqp_shm.gpu.field_self_test import extreme_rows, extreme_weight, require_exact
 from tsqp_shm.model.digest import LinearsDigest
-from tsqp_shm.model.field_weights import load_field_linear
+from tsqp_shm.model.field_weights import FIELD, load_field_linear
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.weights import Checkpoint
@@ -36,7 +36,7 @@ from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record, SubmissionRules
 from tsqp_shm.shm.slots import slot_array
 
-HALF = P // 2
+HALF = FIELD // 2
 BACKENDS = {"int8": Int8Backend, "bfloat16": Bfloat16Backend}
 CAPABILITIES = {"int8": (9, 0), "bfloat16": (10, 3)}
 LIMITS = Limits("float32", 96, 3, 40, tile_rows=16, tiles_in_flight=2, mode="verified")
@@ -47,7 +47,7 @@ SMALL = {"max_model_len": 96, "max_num_seqs": 3, "max_batch_tokens": 32, "block_
 
 def reference(m: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Shapes: m [R, K] of any words; weight [N, K] of int8 -> [R, N] in [0, p). No sum reaches 2^55."""
-    result: np.ndarray = (m.astype(np.int64) % P) @ weight.astype(np.int64).T % P
+    result: np.ndarray = (m.astype(np.int64) % FIELD) @ weight.astype(np.int64).T % FIELD
     return result
 
 
@@ -70,9 +70,9 @@ def test_digits_of_any_rows_give_the_product_in_the_field(backend, rows, outputs
     random = np.random.default_rng(rows * inputs)
     weight = random.integers(-127, 128, (outputs, inputs)).astype(np.int8)
     bounds = random.choice([9, TWO_DIGITS, THREE_DIGITS, HALF], rows)
-    m = np.array([random.integers(-bound, bound + 1, inputs) for bound in bounds]) % P
+    m = np.array([random.integers(-bound, bound + 1, inputs) for bound in bounds]) % FIELD
     m = m.astype(np.uint32)
-    m[rows // 2 :: 5, 0] = [P, 2**31, 2**32 - 1][rows % 3]
+    m[rows // 2 :: 5, 0] = [FIELD, 2**31, 2**32 - 1][rows % 3]
     np.testing.assert_array_equal(multiply(backend, weight, m), reference(m, weight))
 
 
@@ -89,10 +89,10 @@ def test_the_largest_sums_of_digits_are_exact(backend, inputs):
 def test_a_row_takes_as_many_digits_as_its_largest_element_needs(largest, expected):
     m = np.zeros((3, 5), np.int64)
     m[0, 2], m[1, 4] = largest, -largest
-    assert digits_of_rows(torch.from_numpy((m % P).astype(np.uint32))) == [expected, expected, 2]
+    assert digits_of_rows(torch.from_numpy((m % FIELD).astype(np.uint32))) == [expected, expected, 2]
 
 
-@pytest.mark.parametrize(("word", "expected"), [(P, 2), (P + 1, 4), (2**31 + 5, 4), (2**32 - 1, 4)])
+@pytest.mark.parametrize(("word", "expected"), [(FIELD, 2), (FIELD + 1, 4), (2**31 + 5, 4), (2**32 - 1, 4)])
 def test_a_word_that_is_no_field_element_finds_digits_enough(word, expected):
     m = np.full((1, 3), 7, np.uint32)
     m[0, 1] = word
@@ -210,7 +210,7 @@ def test_every_linear_of_a_model_multiplies_its_rows_and_no_others(model, name, 
     for linear, weight in zip(network.linears, weights, strict=True):
         in_name, out_name = side.plan.linears[linear.index].slots
         m, y = side.arrays[in_name], side.arrays[out_name]
-        m[:] = random.integers(-TWO_DIGITS, TWO_DIGITS + 1, m.shape) % P
+        m[:] = random.integers(-TWO_DIGITS, TWO_DIGITS + 1, m.shape) % FIELD
         m[1], m[2] = THREE_DIGITS, HALF
         y[:] = 77
         rows = min(5, len(y) - 1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from callers import told_of
 from hostile_field import FieldGpu, Misbehaviour, Moment, play
 from safetensors.torch import load_file, save_file
 
@@ -122,16 +123,7 @@ def ask(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> list[list
     completions = [llm.start(prompt, replace(params)) for prompt in prompts]
     by_completion = dict(zip(completions, queues, strict=True))
     llm.runtime.add(completions, lambda update: by_completion[update.completion].put(update))
-    told = []
-    for completion, queue in by_completion.items():
-        mine: list[Update] = []
-        while not mine or not mine[-1].is_last:
-            try:
-                mine.append(llm.runtime.next_update(queue))
-            except TsqpError as error:
-                mine.append(Update(completion, error=error))
-        told.append(mine)
-    return told
+    return [told_of(llm, completion, queue) for completion, queue in by_completion.items()]
 
 
 def tokens_of(updates: list[Update]) -> list[int]:

@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
+from callers import told_of
 from hostile_gpu import FAULT_STEP
 from models import RandomModel, random_token_ids
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -60,15 +61,7 @@ def ask_for_all(llm: LLM) -> tuple[list[list[Update]], int]:
     completions = [llm.start(prompt, PARAMS) for prompt in PROMPTS]
     for completion, queue in zip(completions, told, strict=True):
         llm.runtime.add([completion], queue.put)
-    updates = []
-    for completion, queue in zip(completions, told, strict=True):
-        mine: list[Update] = []
-        while not mine or not mine[-1].is_last:
-            try:
-                mine.append(llm.runtime.next_update(queue))
-            except TsqpError as error:
-                mine.append(Update(completion, error=error))
-        updates.append(mine)
+    updates = [told_of(llm, completion, queue) for completion, queue in zip(completions, told, strict=True)]
     assert all(queue.empty() for queue in told)
     assert [completion.token_ids for completion in completions] == [
         [token for update in mine for token in update.token_ids] for mine in updates

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from tsqp_shm.config import (
     BLOCK_ROWS,
+    CHECKED_BLOCK_ROWS,
     DEFAULT_MAX_MODEL_LEN,
     DOORBELLS,
     DTYPES,
@@ -172,8 +173,8 @@ def arena_flags() -> Parser:
     model.add_argument("--tiles-in-flight", type=int, metavar="N", help=f"score slots ({defaults.tiles_in_flight})")
     model.add_argument(
         "--block-rows", type=int, metavar="N",
-        help=f"rows that go through the layers together ({BLOCK_ROWS}; {LARGE_LAYER_BLOCK_ROWS:,} where a layer has "
-        f"more than {LARGE_LAYER_PARAMETERS >> 20} Mi weights)",
+        help=f"rows that go through the layers together ({BLOCK_ROWS}; {CHECKED_BLOCK_ROWS} where products are "
+        f"checked; {LARGE_LAYER_BLOCK_ROWS:,} where a layer has more than {LARGE_LAYER_PARAMETERS >> 20} Mi weights)",
     )  # fmt: skip
     model.add_argument(
         "--tee-threads", type=int, metavar="N",

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-P = 2**31 - 1
+from tsqp_shm.model.field_weights import FIELD
+
 # What two digits hold, and three, whatever the signs: 127 in each.
 TWO_DIGITS, THREE_DIGITS = 32_639, 8_355_711
 _BASE_DIGITS, _MOST_DIGITS = 2, 4
@@ -27,7 +28,7 @@ def digits_of_rows(words: torch.Tensor) -> list[int]:
     """
     elements = words.view(torch.int32)
     # Of a word beyond the field that is negative, and so the smaller one.
-    magnitudes = torch.minimum(elements, P - elements)
+    magnitudes = torch.minimum(elements, FIELD - elements)
     smallest, largest = magnitudes.aminmax(dim=1)
     further = (largest > TWO_DIGITS).int() + (largest > THREE_DIGITS)
     further[smallest < 0] = _MOST_DIGITS - _BASE_DIGITS
@@ -38,8 +39,8 @@ def digits_of_rows(words: torch.Tensor) -> list[int]:
 def centred(words: torch.Tensor) -> torch.Tensor:
     """Shapes: words uint32, any -> int64 of the same shape, modulo p within +-(p - 1) / 2."""
     # Few operations know uint32; int32 has its bits.
-    elements = (words.view(torch.int32).to(torch.int64) & 0xFFFFFFFF) % P
-    return torch.where(elements > P // 2, elements - P, elements)
+    elements = (words.view(torch.int32).to(torch.int64) & 0xFFFFFFFF) % FIELD
+    return torch.where(elements > FIELD // 2, elements - FIELD, elements)
 
 
 def digit(integers: torch.Tensor, index: int) -> torch.Tensor:
@@ -85,4 +86,4 @@ class DigitRows:
             of_digit = sums[start : start + len(those)]
             y.index_add_(0, those, of_digit.to(torch.int64) << (8 * index))
             start += len(those)
-        return y.remainder(P)
+        return y.remainder(FIELD)

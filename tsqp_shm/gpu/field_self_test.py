@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsqp_shm.errors import DeviceError
-from tsqp_shm.gpu.field_digits import THREE_DIGITS, TWO_DIGITS, P
+from tsqp_shm.gpu.field_digits import THREE_DIGITS, TWO_DIGITS
+from tsqp_shm.model.field_weights import FIELD
 
 Multiply = Callable[[NDArray[np.int8], NDArray[np.uint32]], NDArray[np.uint32]]
 """weight [N, K], m [R, K] -> y [R, N]."""
@@ -18,7 +19,7 @@ Multiply = Callable[[NDArray[np.int8], NDArray[np.uint32]], NDArray[np.uint32]]
 
 def reference(weight: NDArray[np.int8], m: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """y = m W mod p. Numerics: sums below 2^55, for as many inputs as there may be."""
-    y: NDArray[np.uint32] = (m.astype(np.int64) % P @ weight.astype(np.int64).T % P).astype(np.uint32)
+    y: NDArray[np.uint32] = (m.astype(np.int64) % FIELD @ weight.astype(np.int64).T % FIELD).astype(np.uint32)
     return y
 
 
@@ -61,11 +62,11 @@ def extreme_rows(inputs: int) -> NDArray[np.uint32]:
 
     Shapes: [R, inputs]."""
     random = np.random.default_rng(inputs)
-    ends = (1, TWO_DIGITS, TWO_DIGITS + 1, 0x8080, THREE_DIGITS, THREE_DIGITS + 1, 0x808080, P // 2)
+    ends = (1, TWO_DIGITS, TWO_DIGITS + 1, 0x8080, THREE_DIGITS, THREE_DIGITS + 1, 0x808080, FIELD // 2)
     rows = [end * sign for end, sign in product(ends, _signs(inputs))]
-    rows += [random.integers(-bound, bound + 1, inputs) for bound in (TWO_DIGITS, THREE_DIGITS, P // 2)]
-    beyond = [np.full(inputs, word) for word in (P, 2**32 - 1)]
-    return np.concatenate([np.array(rows) % P, beyond]).astype(np.uint32)
+    rows += [random.integers(-bound, bound + 1, inputs) for bound in (TWO_DIGITS, THREE_DIGITS, FIELD // 2)]
+    beyond = [np.full(inputs, word) for word in (FIELD, 2**32 - 1)]
+    return np.concatenate([np.array(rows) % FIELD, beyond]).astype(np.uint32)
 
 
 def _signs(inputs: int) -> NDArray[np.int64]:

@@ -12,6 +12,8 @@ from tsqp_shm.errors import UnsupportedModel
 from tsqp_shm.model.network import Linear
 from tsqp_shm.model.weights import Checkpoint, Tensor
 
+# The order of the field in which products cross and are checked: a prime, for the checks.
+FIELD = 2**31 - 1
 # More inputs could wrap the sum of one digit's products.
 MAX_INPUTS = 66_311
 # Outputs and inputs are padded to whole panels of so many.

@@ -180,7 +180,7 @@ class SubmissionRules:
         self._accepted: dict[bytes, Record] = {}
         self._slots = plan.slots
         self._max_rows = plan.limits.max_batch_tokens
-        # None where nothing is segmented.
+        # 0 where the mode has no such table.
         self._max_segments = sum(slot.num_rows for slot in plan.shared_slots if slot.name == "segments")
         index = {slot.name: slot.index for slot in plan.shared_slots}
 

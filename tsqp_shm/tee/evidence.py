@@ -17,12 +17,12 @@ from tsqp_shm._version import __version__
 from tsqp_shm.config import Limits
 from tsqp_shm.errors import EvidenceError, IntegrityError, TsqpError
 from tsqp_shm.files import replace_file
+from tsqp_shm.model.field_weights import FIELD
 from tsqp_shm.model.network import Network
 from tsqp_shm.modes import MODES
 from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.receipts import Receipt, Receipts, canonical
-from tsqp_shm.tee.verified import FIELD
 
 SCHEMA = "tsqp-shm evidence 1"
 # Writing takes at most such a part of the time of a session that is never idle.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tsqp_shm import _native
 from tsqp_shm.errors import ModelFileError
 from tsqp_shm.model.digest import LinearsDigest, ModelDigest
-from tsqp_shm.model.field_weights import load_field_linear, require_finite
+from tsqp_shm.model.field_weights import FIELD, load_field_linear, require_finite
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.modes import MODES
@@ -28,7 +28,6 @@ from tsqp_shm.tee.transcript import Transcript
 
 # Of each Linear. A false product passes with one over the field's size to this power.
 NUM_VECTORS = MODES["verified"].num_vectors
-FIELD = 2**31 - 1
 
 
 class Verified:
