@@ -186,7 +186,7 @@ class Pads:
             "used": self._stock.used,
             "burned": self._stock.burned,
             "pads_per_s": (made - before) / (now_s - then_s) if now_s > then_s else 0.0,
-            "products_in_tee": self.products_in_tee,
+            "tee_products": self.products_in_tee,
             "fault": self._stock.fault,
         }
 
