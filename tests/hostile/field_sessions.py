@@ -1,5 +1,5 @@
-"""Sessions of modes with checked products whose GPU process plays on a thread of this one: they begin and end at once, and a test
-sees both sides."""
+"""Sessions of modes with checked products whose GPU process plays on a thread of this one: they begin and end at once,
+and a test sees both sides."""
 
 from __future__ import annotations
 
