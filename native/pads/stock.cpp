@@ -158,12 +158,11 @@ std::optional<std::string> PadStock::fault() const {
     return fault_;
 }
 
-void PadStock::give_back(std::size_t linear, std::uint64_t first, std::size_t rows, std::size_t used) {
+void PadStock::give_back(std::size_t linear, std::uint64_t first, std::size_t rows, std::size_t burned) {
     // A forked child has nothing to give: what it holds are zeros, and the slots are its parent's.
     if (!is_of_this_process()) return;
     Ring& to = ring_[linear];
-    num_used_.fetch_add(used, std::memory_order_relaxed);
-    num_burned_.fetch_add(rows - used, std::memory_order_relaxed);
+    num_burned_.fetch_add(burned, std::memory_order_relaxed);
     for (std::uint64_t row = first; row < first + rows; ++row) {
         // With the result that was made with it, it is the product of what was blinded.
         wipe(this->row(linear, row), linears_[linear].outputs * sizeof(std::uint32_t));

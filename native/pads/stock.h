@@ -96,7 +96,7 @@ class PadStock : public std::enable_shared_from_this<PadStock> {
     std::uint32_t* row(std::size_t linear, std::uint64_t row) const {
         return rings_.ring(linear) + row % capacity_ * linears_[linear].outputs;
     }
-    void give_back(std::size_t linear, std::uint64_t first, std::size_t rows, std::size_t used);
+    void give_back(std::size_t linear, std::uint64_t first, std::size_t rows, std::size_t burned);
     Ring& ring(std::size_t linear) const;
     std::size_t ready(const Ring& ring) const;
     std::size_t rows_to_make(const Ring& ring) const;
