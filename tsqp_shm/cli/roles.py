@@ -47,11 +47,13 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     if arguments.quiet:
         roles["gpu"].append("--quiet")
     report = reporter(arguments)
+    descriptors = {}
     with ExitStack() as stack:
         if arguments.trace is not None:
             trace = stack.enter_context(TraceFile(arguments.trace, tuple(roles), report))
             for role, words in roles.items():
                 words += trace.arguments(role)
+                descriptors[role] = trace.descriptor(role)
         code = launch(
             model_folder(arguments),
             config,
@@ -60,6 +62,7 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
             arguments.verbose,
             arguments.interactive,
             report,
+            descriptors,
         )
         if code:
             # A role has said why; that there is little to trace then is not to be said in its place.
