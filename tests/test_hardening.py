@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from arenas import arena_of
-from models import RandomModel
+from models import RandomModel, with_bytes_as_tokens
 
 from tsqp_shm.errors import TsqpError
 from tsqp_shm.hardening import examine, harden
@@ -176,6 +176,7 @@ import os, signal, subprocess, sys
 from pathlib import Path
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.hardening import harden
+from process_table import children
 
 harden()
 model, trace = sys.argv[1:]
@@ -188,6 +189,7 @@ def ids():
     return llm.generate([3, 4, 5], params)[0].outputs[0].token_ids
 
 with LLM(model, mode="verified", session="hidden", restart_gpu=1, trace=trace) as llm:
+    assert llm.generate("abc", params)
     expected = ids()
     gpu = llm.bring_up()["processes"]["gpu"]["pid"]
     try:
@@ -197,6 +199,13 @@ with LLM(model, mode="verified", session="hidden", restart_gpu=1, trace=trace) a
         assert b"Permission denied" in error.stderr
     else:
         raise AssertionError("it can be looked at")
+    for confined in children():
+        if b"confined" in Path(f"/proc/{confined}/cmdline").read_bytes():
+            looked = subprocess.run(["cat", f"/proc/{confined}/maps"], capture_output=True)
+            assert b"Permission denied" in looked.stderr
+            break
+    else:
+        raise AssertionError("no process reads the tokenizer")
     assert said("ps").splitlines()[1].split()[-2:] == [str(os.getpid()), str(gpu)], said("ps")
     assert "idle: nothing to complete" in said("top", "--once", "--interval", "0.3")
     os.kill(gpu, signal.SIGKILL)
@@ -210,9 +219,13 @@ with LLM(model, mode="verified", session="hidden", restart_gpu=1, trace=trace) a
 def test_a_session_whose_tee_process_lets_nobody_look_is_seen_restarted_and_traced(tmp_path):
     """Without the capabilities by which root may look at all processes."""
     trace = tmp_path / "trace.json"
-    words = [sys.executable, "-c", SESSION, str(RandomModel("llama").write(tmp_path / "model")), str(trace)]
+    model = with_bytes_as_tokens(RandomModel("llama").write(tmp_path / "model"))
     done = subprocess.run(
-        ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *words], capture_output=True, text=True, timeout=120
+        ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", SESSION, str(model), str(trace)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert set(re.findall(r"(TEE|GPU) process", trace.read_text())) == {"TEE", "GPU"}
