@@ -72,6 +72,7 @@ def extension(name: str, sources: list[Path]) -> Pybind11Extension:
     )
 
 
+PADS = sources("pads/aes.cpp", "pads/dispatch.cpp", "pads/pads_*.cpp", "cpu/*.cpp")
 FIELD = [path for path in sources("field/*.cpp", "cpu/*.cpp") if path.name != "bind_field.cpp"]
 
 ParallelCompile("NPY_NUM_BUILD_JOBS", default=2).install()
@@ -92,6 +93,7 @@ setup(
         extension("tsqp_shm.bench._round_trips", sources("bench/round_trips.cpp", "border/ring.cpp")),
         extension("tsqp_shm.bench._field_products", [*sources("bench/field_products.cpp", "bench/peak*.cpp"), *FIELD]),
         extension("tsqp_shm.bench._field_checks", [*sources("bench/field_checks.cpp"), *FIELD]),
+        extension("tsqp_shm.bench._pads", [*sources("bench/pads.cpp"), *PADS]),
     ],
     cmdclass={"build_ext": BuildWithIsaFlags},
 )
