@@ -31,6 +31,31 @@ IntegerRow centre_row(const FieldKernels& kernels, const std::uint32_t* m, std::
             .is_narrow = 127 * magnitudes.sum < kPrime};
 }
 
+// Puts a row's field elements where they belong in y.
+struct Residues {
+    const FieldKernels& kernels;
+    const FieldWeights& weights;
+    std::uint32_t* y;
+
+    void operator()(std::size_t first, const RowSums& sums) const {
+        ResidueArgs args{.digits = {},
+                         .num_digits = sums.of_row.digits,
+                         .column_sums = weights.column_sums() + sums.output,
+                         .is_narrow = sums.of_row.is_narrow,
+                         .out = y + (first + sums.row) * weights.outputs() + sums.output,
+                         .columns = sums.columns};
+        std::copy_n(sums.digits, kMaxDigits, args.digits);
+        kernels.residue(args);
+    }
+
+    void operator()(std::size_t first, const PairRun& run) const {
+        PairsArgs args = run.args;
+        args.out = y + (first + run.row) * weights.outputs() + run.output;
+        args.out_stride = weights.outputs();
+        kernels.multiply_pairs(args);
+    }
+};
+
 }  // namespace
 
 void apply_linear(const FieldKernels& kernels, const FieldWeights& weights, const float* x, std::size_t rows,
@@ -50,7 +75,7 @@ void apply_linear(const FieldKernels& kernels, const FieldWeights& weights, cons
 
 void multiply_linear(const FieldKernels& kernels, const FieldWeights& weights, const std::uint32_t* m,
                      std::size_t rows, std::uint32_t* y) {
-    const std::size_t inputs = weights.inputs(), outputs = weights.outputs();
+    const std::size_t inputs = weights.inputs();
     // Of many rows there are other blocks in flight, and the TEE's thread is at work on one of them; of few, it
     // sleeps while a long product lasts.
     const bool has_core =
@@ -60,16 +85,7 @@ void multiply_linear(const FieldKernels& kernels, const FieldWeights& weights, c
         [&](std::size_t row, std::int32_t* integers) {
             return centre_row(kernels, m + row * inputs, inputs, integers);
         },
-        [&](std::size_t first, const RowSums& sums) {
-            ResidueArgs args{.digits = {},
-                             .num_digits = sums.of_row.digits,
-                             .column_sums = weights.column_sums() + sums.output,
-                             .is_narrow = sums.of_row.is_narrow,
-                             .out = y + (first + sums.row) * outputs + sums.output,
-                             .columns = sums.columns};
-            std::copy_n(sums.digits, kMaxDigits, args.digits);
-            kernels.residue(args);
-        });
+        Residues{kernels, weights, y});
 }
 
 void multiply_blocks(const FieldKernels& kernels, const FieldWeights& weights, const DigitRows& digit_rows,
