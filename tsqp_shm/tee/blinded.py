@@ -65,6 +65,14 @@ class Blinded(Verified):
     def wait_until_ready(self, report: Callable[[str], None], look: Callable[[], None]) -> None:
         self._pads.wait_until_ready(report, look)
 
+    def meet(self, device: str) -> None:
+        """A GPU process is ready, with this device, as it says."""
+        self._pads.meet(device)
+
+    def work(self, is_busy: bool) -> None:
+        """Steps are computed from here on, or none is for the moment."""
+        self._pads.work(is_busy)
+
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "pads": self._pads.describe()}
 
