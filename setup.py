@@ -72,8 +72,13 @@ def extension(name: str, sources: list[Path]) -> Pybind11Extension:
     )
 
 
+# What is measured of the field and of pads, without Python's side of it.
+FIELD = [
+    path
+    for path in sources("field/*.cpp", "pads/*.cpp", "kernels/*.cpp", "cpu/*.cpp")
+    if not path.name.startswith("bind_")
+]
 PADS = sources("pads/aes.cpp", "pads/dispatch.cpp", "pads/pads_*.cpp", "cpu/*.cpp")
-FIELD = [path for path in sources("field/*.cpp", "cpu/*.cpp") if path.name != "bind_field.cpp"]
 
 ParallelCompile("NPY_NUM_BUILD_JOBS", default=2).install()
 setup(
