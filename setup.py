@@ -72,7 +72,7 @@ def extension(name: str, sources: list[Path]) -> Pybind11Extension:
     )
 
 
-# What is measured of the field and of its pads, without Python's side of it.
+# What is measured of the field and of pads, without Python's side of it.
 FIELD = [
     path
     for path in sources("field/*.cpp", "pads/*.cpp", "kernels/*.cpp", "cpu/*.cpp")
