@@ -198,7 +198,7 @@ void test_made(const PadKernels& kernels, const AesSchedule& schedule, std::uint
                    [&](const MaskArgs& args) { kernels.mask({&schedule, row}, args); });
 }
 
-// Rows of the counted key in which one word is p, as a search of 2^34.5 words found them: what it is replaced by is the
+// Rows of the counted key in which one word is p, as a search through 2^34 words has found them: what it is replaced by is the
 // first word behind the row, which a longer row shows.
 void test_words_of_p_in_streams(const PadKernels& kernels) {
     const AesSchedule schedule = counted_key();
