@@ -75,8 +75,8 @@ def own_memory(memory: BinaryIO, needles: dict[str, bytes]) -> dict[str, list[st
     """What this process's memory holds, read through a descriptor from before it was hardened.
 
     Returns:
-        What lies where pages are locked, left out of cores and wiped in a forked child; and of `SOUGHT`, as the memory is
-        large, what lies elsewhere.
+        What lies where pages are locked, left out of cores and wiped in a forked child; and of `SOUGHT`, as there is
+        much of it, what lies elsewhere.
     """
     sought = {name: needles[name] for name in SOUGHT}
     secret, other, first, end = set(), set(), 0, 0
@@ -154,7 +154,7 @@ def test_what_is_left_of_a_process_that_aborts_holds_none_of_its_secrets(fast, t
         assert line, (folder / "output").read_text()
         facts = json.loads(line)
         needles = {name: bytes.fromhex(needle) for name, needle in facts["needles"].items()}
-        # The search finds what is there. Where keys are kept there are they alone: the seed, which a test has given, was
+        # The search finds what is there. Where keys are kept they are alone: the seed, which this test has given, was
         # wiped when they were made of it.
         assert facts["other"] == sorted(SOUGHT)
         assert facts["secret"] == ["key of lm_head", "key of qkv"]
