@@ -174,7 +174,11 @@ READERS = {"plain": PlainReader, "verified": VerifiedReader}
 
 
 class EmbeddingTable:
-    """The model's embedding rows as the first Linear would see them: weighted by its norm, of length one."""
+    """The model's embedding rows as the first Linear would see them: weighted by its norm, of length one.
+
+    Attributes:
+        directions: [V, C].
+    """
 
     def __init__(self, model: Path, network: Network) -> None:
         first_norm = network.layers[0].attention_norm
@@ -185,14 +189,14 @@ class EmbeddingTable:
                 for name, shape in part.tensors()
             )
         scale = np.sqrt(np.mean(rows * rows, axis=1, keepdims=True) + first_norm.eps)
-        self._rows = rows / scale * weight
-        self._rows /= np.linalg.norm(self._rows, axis=1, keepdims=True) + 1e-30
+        self.directions = rows / scale * weight
+        self.directions /= np.linalg.norm(self.directions, axis=1, keepdims=True) + 1e-30
 
     def nearest(self, activations: Rows) -> list[int]:
         """The token of each row. Shapes: activations [T, C]."""
         found: list[int] = []
         for first in range(0, len(activations), COMPARED_AT_ONCE):
-            found += np.argmax(activations[first : first + COMPARED_AT_ONCE] @ self._rows.T, axis=1).tolist()
+            found += np.argmax(activations[first : first + COMPARED_AT_ONCE] @ self.directions.T, axis=1).tolist()
         return found
 
 

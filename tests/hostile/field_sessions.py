@@ -100,6 +100,7 @@ def against(
     Args:
         dies: of the first one.
         play_by: who plays them.
+        config: of the session, over mode `verified` and `LIMITS`.
     """
     transport = LocalTransport()
     started: list[HostileThread] = []
@@ -111,9 +112,8 @@ def against(
         )
         return started[-1]
 
-    with LLM(
-        model, mode="verified", transport=transport, start_gpu=start, **{"timeout_s": 20.0, **LIMITS, **config}
-    ) as llm:
+    config = {"mode": "verified", "timeout_s": 20.0, **LIMITS, **config}
+    with LLM(model, transport=transport, start_gpu=start, **config) as llm:
         yield llm, started
 
 
