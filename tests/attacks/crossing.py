@@ -128,10 +128,7 @@ def watched(model: Path, mode: str, prompts: Sequence[Sequence[int]], params: Sa
     """What crosses while a mode answers prompts, all of them at once; the answer is the first one's."""
     if mode == "plain":
         return _watched_in_plain(model, prompts, params, **config)
-    if mode == "blinded":
-        # Every row crosses: none is computed in the TEE process for want of pads.
-        config = {"mode": mode, "pads_out": "wait", **config}
-    with against(model, misbehaviour("none"), play_by=FieldWatcher, **config) as (llm, (gpu,)):
+    with against(model, misbehaviour("none"), play_by=FieldWatcher, mode=mode, **config) as (llm, (gpu,)):
         outputs = llm.generate([list(prompt) for prompt in prompts], params, use_tqdm=False)
     return _seen(outputs[0].outputs[0].token_ids, gpu.gpu)
 
