@@ -32,6 +32,7 @@ PARENT_SPEAKS_FIRST_S = 2.0
 
 def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     with blocked_interrupts():
+        from tsqp_shm.hardening import harden
         from tsqp_shm.roles.launch import launch
         from tsqp_shm.trace.file import TraceFile
 
@@ -40,6 +41,9 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     if not MODES[config.mode].has_gpu_process:
         return _complete_alone(arguments, config)
     require_resources(sum(config.threads()))
+    if MODES[config.mode].has_pads:
+        # It reads the prompt, and starts the GPU process as its own user.
+        harden()
     if not arguments.interactive:
         # Here, where the descriptors are that a path may name, and before there is a GPU process that could look on.
         arguments.prompt, arguments.prompt_file = prompt_text(arguments), None
@@ -47,11 +51,13 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     if arguments.quiet:
         roles["gpu"].append("--quiet")
     report = reporter(arguments)
+    descriptors = {}
     with ExitStack() as stack:
         if arguments.trace is not None:
             trace = stack.enter_context(TraceFile(arguments.trace, tuple(roles), report))
             for role, words in roles.items():
                 words += trace.arguments(role)
+                descriptors[role] = trace.descriptor(role)
         code = launch(
             model_folder(arguments),
             config,
@@ -60,6 +66,7 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
             arguments.verbose,
             arguments.interactive,
             report,
+            descriptors,
         )
         if code:
             # A role has said why; that there is little to trace then is not to be said in its place.
