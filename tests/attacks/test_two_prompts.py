@@ -26,7 +26,7 @@ PROMPTS = ([3, 50], [200, 7])
 PARAMS = SamplingParams(max_tokens=1, ignore_eos=True, temperature=0)
 MODEL = RandomModel("llama", {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16})
 AT_ONCE = 64
-LIMITS = {"max_num_seqs": AT_ONCE, "max_batch_tokens": 2 * AT_ONCE, "max_model_len": 16}
+LIMITS = {"max_num_seqs": AT_ONCE, "max_batch_tokens": 2 * AT_ONCE}
 # A pair lies so many deviations from guessing with probability 1e-6.
 DEVIATIONS = 4.892
 EPOCHS, AT_A_TIME, HIDDEN = 12, 50, 32
