@@ -54,8 +54,8 @@ def test_of_blinded_a_reader_outside_has_uniform_words_and_finds_in_them_what_ch
     report, found = read_beside(demo_model, "read-blinded", *flags)
     assert "token ids: do not cross" in report
     # Of 334 tokens some are met by chance in a text of that length, in its order: a few.
-    assert found["activations"] < 5
-    assert found["random words in their place"] < 5
+    assert found["activations"] < 10
+    assert found["random words in their place"] < 10
     assert "as uniform ones are" in report
 
 

@@ -27,8 +27,8 @@ PARAMS = SamplingParams(max_tokens=1, ignore_eos=True, temperature=0)
 MODEL = RandomModel("llama", {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16})
 AT_ONCE = 64
 LIMITS = {"max_num_seqs": AT_ONCE, "max_batch_tokens": 2 * AT_ONCE}
-# A pair lies so many deviations from guessing with probability 1e-6.
-DEVIATIONS = 4.892
+# One of four areas lies so many deviations from guessing with probability 1e-6.
+DEVIATIONS = 5.158
 EPOCHS, AT_A_TIME, HIDDEN = 12, 50, 32
 
 Conversations = npt.NDArray[np.uint32]
@@ -86,8 +86,8 @@ def judged(first: Conversations, second: Conversations) -> list[float]:
 
 
 def simulated(like: Conversations) -> Conversations:
-    """By who knows lengths alone."""
-    return np.random.default_rng(6).integers(0, FIELD, like.shape, np.uint32)
+    """By who knows lengths alone: drawn anew each time, as words of a seed could lie to one side of the others."""
+    return np.random.default_rng().integers(0, FIELD, like.shape, np.uint32)
 
 
 def assert_guesses(areas: list[float], pairs: int) -> None:

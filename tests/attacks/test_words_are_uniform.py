@@ -28,14 +28,15 @@ def differences(words: npt.NDArray[np.int64], axis: int) -> npt.NDArray[np.int64
     return np.diff(words, axis=axis) % FIELD
 
 
-def smallest(words: npt.NDArray[np.generic]) -> float:
-    """The smallest p-value of all, each of which is below alpha by chance with probability alpha. Shapes: [T, K]."""
-    words = words.astype(np.int64)
-    of = {"words": words, "rows": differences(words, 0), "neighbours": differences(words, 1)}
-    found = {f"{test} of {name}": p for name, view in of.items() for test, p in p_values(view).items()}
-    least = min(found, key=lambda test: found[test])
-    print(f"{words.size:,} words, smallest of {len(found)} p-values: {found[least]:.2g} ({least})")
-    return found[least]
+def smallest(*rows: npt.NDArray[np.generic]) -> float:
+    """The p-value of all tests of all rows together: the smallest, times how many there are. Shapes: [T, K] each."""
+    found: list[tuple[float, str]] = []
+    for words in (each.astype(np.int64) for each in rows):
+        of = {"words": words, "rows": differences(words, 0), "neighbours": differences(words, 1)}
+        found += [(p, f"{test} of {name}") for name, view in of.items() for test, p in p_values(view).items()]
+    p, test = min(found)
+    print(f"{sum(each.size for each in rows):,} words, smallest of {len(found)} p-values: {p:.2g} ({test})")
+    return min(1.0, p * len(found))
 
 
 def rows_of(kind: str, random: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -84,8 +85,7 @@ def test_words_of_the_same_rows_are_not_in_verified(kind):
 
 def test_words_of_a_conversation_are_uniform_in_blinded():
     """Of each Linear, prompt and answer: the rows of one are of one width."""
-    for words in conversation("blinded").inputs.values():
-        assert smallest(words) > ALPHA
+    assert smallest(*conversation("blinded").inputs.values()) > ALPHA
 
 
 def test_words_of_the_same_conversation_are_not_in_verified():
