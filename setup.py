@@ -72,13 +72,13 @@ def extension(name: str, sources: list[Path]) -> Pybind11Extension:
     )
 
 
-PADS = sources("pads/aes.cpp", "pads/dispatch.cpp", "pads/pads_*.cpp", "cpu/*.cpp")
-# What is measured of the field, without Python's side of it.
+# What is measured of the field and of its pads, without Python's side of it.
 FIELD = [
     path
     for path in sources("field/*.cpp", "pads/*.cpp", "kernels/*.cpp", "cpu/*.cpp")
     if not path.name.startswith("bind_")
 ]
+PADS = sources("pads/aes.cpp", "pads/dispatch.cpp", "pads/pads_*.cpp", "cpu/*.cpp")
 
 ParallelCompile("NPY_NUM_BUILD_JOBS", default=2).install()
 setup(

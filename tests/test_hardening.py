@@ -175,10 +175,8 @@ SESSION = """
 import os, signal, subprocess, sys
 from pathlib import Path
 from tsqp_shm import LLM, SamplingParams
-from tsqp_shm.hardening import harden
 from process_table import children
 
-harden()
 model, trace = sys.argv[1:]
 params = SamplingParams(max_tokens=20, ignore_eos=True, temperature=0)
 
@@ -188,7 +186,7 @@ def said(*words):
 def ids():
     return llm.generate([3, 4, 5], params)[0].outputs[0].token_ids
 
-with LLM(model, mode="verified", session="hidden", restart_gpu=1, trace=trace) as llm:
+with LLM(model, mode="blinded", session="hidden", restart_gpu=1, trace=trace, pad_ready=64, pad_stock=300) as llm:
     assert llm.generate("abc", params)
     expected = ids()
     gpu = llm.bring_up()["processes"]["gpu"]["pid"]
@@ -207,7 +205,9 @@ with LLM(model, mode="verified", session="hidden", restart_gpu=1, trace=trace) a
     else:
         raise AssertionError("no process reads the tokenizer")
     assert said("ps").splitlines()[1].split()[-2:] == [str(os.getpid()), str(gpu)], said("ps")
-    assert "idle: nothing to complete" in said("top", "--once", "--interval", "0.3")
+    shown = said("top", "--once", "--interval", "0.3")
+    assert "idle: nothing to complete" in shown
+    assert "rows in stock" in shown
     os.kill(gpu, signal.SIGKILL)
     assert ids() == expected
     assert llm.statistics.gpu_restarts == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from models import RandomModel, model_folder
 
 from tsqp_shm import _native
 from tsqp_shm.shm.plan import Plan
@@ -71,3 +72,14 @@ def test_what_the_limit_has_no_room_for_is_named_with_the_limit(
         )
 
     forked(run).join()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is above the limit")
+def test_a_session_says_what_of_it_is_locked_where_that_is_asked_for(fast):
+    model = model_folder(RandomModel("llama"))
+    limits = {"pad_stock": 64, "max_model_len": 64, "max_num_seqs": 1}
+    with fast.llm(model, mode="blinded", lock_memory=True, **limits) as llm:
+        locks = llm.bring_up()["pads"]["locks"]
+    assert locks == {"keys": True, "stock": True, "slots": True, "caches": True, "reason": None}
+    with fast.llm(model, mode="blinded", **limits) as llm:
+        assert llm.bring_up()["pads"]["locks"] is None

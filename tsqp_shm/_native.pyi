@@ -378,6 +378,8 @@ class PadStock:
         """The next rows of a Linear, which nobody is given again; None where there are not so many."""
     def wait(self, linear: int, rows: int, timeout_s: float) -> bool:
         """Whether there are so many by then. They are made before all others."""
+    def rest(self, is_asked: bool) -> None:
+        """Whether the threads are to rest until they are told otherwise; for who waits they work."""
     def available_of(self, linear: int) -> int: ...
     def close(self) -> None:
         """Ends the threads. Rows that were taken stay what they are until they are dropped."""

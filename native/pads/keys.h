@@ -22,7 +22,7 @@ namespace tsqp {
 class PadKeys {
   public:
     // seed: 32 bytes, or null: of the system's generator. Raises system_error where the memory for it cannot be
-    // had, invalid_argument for no Linear, or for a session or digest of 64 KiB.
+    // had, invalid_argument for no Linear or 2^32 of them, or for a session or digest of 64 KiB.
     PadKeys(std::string_view session, std::string_view model_digest, std::uint64_t key_epoch,
             std::size_t num_linears, const std::uint8_t* seed);
 
@@ -38,6 +38,7 @@ class PadKeys {
   private:
     struct Secrets;
     Secrets& secrets() const;
+    void derive(const std::string& context, const std::uint8_t* seed);
     const AesSchedule& schedule(std::size_t linear) const;
 
     std::size_t num_linears_;

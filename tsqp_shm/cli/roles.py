@@ -32,7 +32,6 @@ PARENT_SPEAKS_FIRST_S = 2.0
 
 def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     with blocked_interrupts():
-        from tsqp_shm.hardening import harden
         from tsqp_shm.roles.launch import launch
         from tsqp_shm.trace.file import TraceFile
 
@@ -41,9 +40,7 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     if not MODES[config.mode].has_gpu_process:
         return _complete_alone(arguments, config)
     require_resources(sum(config.threads()))
-    if MODES[config.mode].has_pads:
-        # It reads the prompt, and starts the GPU process as its own user.
-        harden()
+    _keep_to_itself(config)
     if not arguments.interactive:
         # Here, where the descriptors are that a path may name, and before there is a GPU process that could look on.
         arguments.prompt, arguments.prompt_file = prompt_text(arguments), None
@@ -112,14 +109,15 @@ def _complete_alone(arguments: argparse.Namespace, config: EngineConfig) -> int:
 
 
 def play_tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
+    config = engine_config(arguments)
+    _require_two_roles(config)
+    _keep_to_itself(config)
     with blocked_interrupts():
         from tsqp_shm.console import run_prompts
         from tsqp_shm.llm import LLM
 
         signal.signal(signal.SIGINT, _interrupt_once)
 
-    config = engine_config(arguments)
-    _require_two_roles(config)
     require_sane(arguments)
     # Whom it waits for is of interest to a person at this terminal, not to a supervisor that starts both.
     report = _silent if lifeline.has_parent else reporter(arguments)
@@ -184,6 +182,14 @@ def play_gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
         use_threads(config.threads().gpu)
         serve(model, PosixTransport(config.session), config, reporter(arguments), lifeline.ready, recorder)
     return 0
+
+
+def _keep_to_itself(config: EngineConfig) -> None:
+    """A process that has the prompt, where the GPU process is to learn nothing of it and runs as the same user."""
+    if MODES[config.mode].has_pads:
+        from tsqp_shm.hardening import harden
+
+        harden()
 
 
 def _require_two_roles(config: EngineConfig) -> None:

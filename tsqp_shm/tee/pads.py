@@ -155,6 +155,11 @@ class Pads:
             elif time.monotonic() - made_s > self._config.timeout_s:
                 raise PadsExhausted(rows, self._stock.available, f"none was made in {self._config.timeout_s:.0f} s")
 
+    @property
+    def is_locked(self) -> bool:
+        """Whether the stock is kept in memory; keys always are."""
+        return self._stock.is_locked
+
     def describe(self) -> dict[str, Any]:
         """What belongs to the bring-up report, as plain values."""
         return {
@@ -166,7 +171,7 @@ class Pads:
             "threads": self._config.pad_threads,
             "out": self._config.pads_out,
             "prefill": self._config.prefill,
-            "locked": self._stock.is_locked,
+            "locked": self.is_locked,
             "hardening": dict(self._hardening),
         }
 
