@@ -30,10 +30,9 @@ class Case:
     new_tokens: int
     sequences: tuple[int, ...] = (1,)
 
-    @property
-    def per(self) -> str:
-        """What the numbers of a row are for one of."""
-        return "token" if self.new_tokens else "prefill"
+    def turns(self, tokens: int) -> tuple[Turn, ...]:
+        """With prompts of so many tokens."""
+        return tuple(Turn(self.name, count, tokens, self.new_tokens) for count in self.sequences)
 
 
 CASES = {
@@ -59,10 +58,27 @@ def contenders_of(modes: tuple[str, ...]) -> list[str]:
 
 @dataclass(frozen=True)
 class Turn:
-    """One repetition's input: so many sequences, each with a prompt of so many tokens."""
+    """One repetition's input: so many sequences, each with a prompt of so many tokens, decoding so many new ones.
 
+    Attributes:
+        case: whose it is.
+        new_tokens: as in `Case`.
+    """
+
+    case: str
     sequences: int
     tokens: int
+    new_tokens: int = 0
+
+    @property
+    def per(self) -> str:
+        """What its numbers are for one of."""
+        return "token" if self.new_tokens else "prefill"
+
+    @property
+    def positions(self) -> int:
+        """What a sequence needs: a batch that is prefilled in steps decodes meanwhile."""
+        return self.tokens + 2 * (self.new_tokens + self.sequences) + self.sequences * self.tokens // 1024
 
     def prompts(self, vocab_size: int) -> list[list[int]]:
         """Random token ids, the same for every contender and repetition."""
@@ -77,7 +93,6 @@ class Job:
 
     Attributes:
         turns: every input that it will be given.
-        new_tokens: as in `Case`.
         threads: of each process that computes.
         timeout_s: longest wait for another process of the same contender.
         settings: fields of `EngineConfig`, for tsqp-shm alone.
@@ -86,7 +101,6 @@ class Job:
     contender: str
     model: str
     turns: tuple[Turn, ...]
-    new_tokens: int
     threads: int
     dtype: str
     device: str
@@ -103,10 +117,8 @@ class Job:
         return max(turn.sequences for turn in self.turns)
 
     @property
-    def total_tokens(self) -> int:
-        """The positions that a sequence needs: a batch that is prefilled in steps decodes meanwhile."""
-        tokens, sequences = max(turn.tokens for turn in self.turns), self.max_sequences
-        return tokens + 2 * (self.new_tokens + sequences) + sequences * tokens // 1024
+    def max_positions(self) -> int:
+        return max(turn.positions for turn in self.turns)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

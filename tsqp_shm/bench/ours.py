@@ -35,7 +35,7 @@ class Ours:
             LLM(
                 job.model,
                 mode=mode.name,
-                max_model_len=job.total_tokens,
+                max_model_len=job.max_positions,
                 max_num_seqs=job.max_sequences,
                 **settings,
             )

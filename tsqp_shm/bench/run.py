@@ -95,7 +95,7 @@ def run_bench(options: BenchOptions, demo_model: Callable[[], Path]) -> int:
         "dtype": options.dtype,
         "devices": {contender.name: contender.device for contender in running},
     }
-    document = {"environment": facts, "settings": settings, "rows": make_rows(case, answers, flops)}
+    document = {"environment": facts, "settings": settings, "rows": make_rows(answers, flops)}
     _report(document, options)
     return 0
 
@@ -154,8 +154,7 @@ def _jobs(options: BenchOptions, case: Case, tokens: tuple[int, ...], folder: Pa
             contender=name,
             # A contender may have another working folder.
             model=str(folder.absolute()),
-            turns=tuple(Turn(count, length) for length in tokens for count in case.sequences),
-            new_tokens=case.new_tokens,
+            turns=tuple(turn for length in tokens for turn in case.turns(length)),
             threads=options.threads or len(os.sched_getaffinity(0)),
             dtype=options.dtype,
             device=options.device,
@@ -166,7 +165,7 @@ def _jobs(options: BenchOptions, case: Case, tokens: tuple[int, ...], folder: Pa
         for settings in (_combinations(options) if name in MODE_OF else [{}])
     ]
     positions = ModelSpec.from_folder(folder).max_positions
-    needed = jobs[0].total_tokens
+    needed = jobs[0].max_positions
     if needed > positions:
         most = max(tokens) - (needed - positions)
         raise ConfigError(
