@@ -36,6 +36,7 @@ class Alone:
     """
 
     num_lent = 0
+    pads = None
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ class Connection(Protocol):
         engine: over them.
         progress: what is to be seen from outside.
         num_lent: of slots, the runs of rows that the other end has.
+        pads: what has become of the session's pads so far; None in a mode without.
     """
 
     @property
@@ -31,6 +32,8 @@ class Connection(Protocol):
     def progress(self) -> ProgressWriter: ...
     @property
     def num_lent(self) -> int: ...
+    @property
+    def pads(self) -> dict[str, Any] | None: ...
 
     def begin(self) -> None:
         """Something is about to be computed."""

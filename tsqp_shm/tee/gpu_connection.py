@@ -16,6 +16,7 @@ from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig, Limits
 from tsqp_shm.errors import PeerTimeout, TsqpError
 from tsqp_shm.model.network import Network
+from tsqp_shm.modes import MODES
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
 from tsqp_shm.shm.invitation import Invitation
@@ -192,7 +193,8 @@ class GpuConnection:
             queue = make_queue(slots, doorbell, watch, arena.epoch, config.timeout_s, statistics)
             connection = cls(
                 session, arena, slots, queue, doorbell, config.doorbell, session.endpoint, statistics,
-                ProgressWriter(partial(store_in, arena), statistics), gpu_process, watch,
+                ProgressWriter(partial(store_in, arena), statistics, tells_times=not MODES[limits.mode].has_pads),
+                gpu_process, watch,
                 loaded.make_engine(slots, queue, statistics), loaded,
             )  # fmt: skip
             stack.callback(connection._stop_gpu)
@@ -231,6 +233,11 @@ class GpuConnection:
     @property
     def num_lent(self) -> int:
         return self.slots.num_lent
+
+    @property
+    def pads(self) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self.loaded.facts().get("pads")
+        return found
 
     def begin(self) -> None:
         self.arena.renew_guard()
@@ -278,11 +285,12 @@ class GpuConnection:
             },
             "device": self.gpu_device,
             "transfer": self.gpu_transfer,
-            **self.loaded.facts,
+            **self.loaded.describe(),
         }
 
     def facts(self, *, asks: bool) -> dict[str, Any]:
         facts = self.describe()
+        facts.update(self.loaded.facts())
         statistics = self.statistics
         # What the GPU process says its peak memory is; for display.
         facts["processes"]["gpu"]["peak_rss_bytes"] = self.queue.call(Opcode.STATUS).value if asks else 0

@@ -19,9 +19,13 @@ PERCENTILES_INTERVAL_NS = 250_000_000
 class ProgressWriter:
     """Args:
     publish: takes what there is to be seen from outside.
+    tells_times: whether moments and durations are part of it; else only counts are.
     """
 
-    def __init__(self, publish: Callable[[Progress], None], statistics: Statistics) -> None:
+    def __init__(
+        self, publish: Callable[[Progress], None], statistics: Statistics, *, tells_times: bool = True
+    ) -> None:
+        self._tells_times = tells_times
         self._publish = publish
         self._statistics = statistics
         self._progress = Progress()
@@ -32,7 +36,7 @@ class ProgressWriter:
 
     def step_ends(self, running: int, waiting: int) -> None:
         now_ns = time.perf_counter_ns()
-        if now_ns - self._sorted_ns > PERCENTILES_INTERVAL_NS:
+        if self._tells_times and now_ns - self._sorted_ns > PERCENTILES_INTERVAL_NS:
             self._sorted_ns = now_ns
             ordered = sorted(self._statistics.submissions.newest_round_trips(NEWEST_ROUND_TRIPS))
             if ordered:
@@ -49,7 +53,7 @@ class ProgressWriter:
             doorbells=statistics.doorbells,
             running=running,
             waiting=waiting,
-            **moment,
+            **(moment if self._tells_times else {}),
         )
         self._publish(self._progress)
 
