@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -63,12 +64,16 @@ class Turn:
     Attributes:
         case: whose it is.
         new_tokens: as in `Case`.
+        lead_tokens: decoded before these, not timed; of a prefill, the same one goes before, where there are any.
+        stocked_rows: pads of mode blinded that are to be ready first, for so many rows.
     """
 
     case: str
     sequences: int
     tokens: int
     new_tokens: int = 0
+    lead_tokens: int = 0
+    stocked_rows: int = 0
 
     @property
     def per(self) -> str:
@@ -78,7 +83,8 @@ class Turn:
     @property
     def positions(self) -> int:
         """What a sequence needs: a batch that is prefilled in steps decodes meanwhile."""
-        return self.tokens + 2 * (self.new_tokens + self.sequences) + self.sequences * self.tokens // 1024
+        decoded = self.lead_tokens + self.new_tokens
+        return self.tokens + 2 * (decoded + self.sequences) + self.sequences * self.tokens // 1024
 
     def prompts(self, vocab_size: int) -> list[list[int]]:
         """Random token ids, the same for every contender and repetition."""
@@ -96,6 +102,8 @@ class Job:
         threads: of each process that computes.
         timeout_s: longest wait for another process of the same contender.
         settings: fields of `EngineConfig`, for tsqp-shm alone.
+        label: what tells it from others of its kind, where that is not its settings.
+        sleeps: all its processes are stopped but in its own turn.
     """
 
     contender: str
@@ -105,12 +113,15 @@ class Job:
     dtype: str
     device: str
     timeout_s: float
-    settings: dict[str, int] = field(default_factory=dict)
+    settings: Mapping[str, int | str] = field(default_factory=dict)
+    label: str = ""
+    sleeps: bool = False
 
     @property
     def name(self) -> str:
         """The contender's, with the settings that tell it from others of its kind."""
-        return " ".join([self.contender, *(f"{name.replace('_', '-')}={n}" for name, n in self.settings.items())])
+        own = [self.label] if self.label else [f"{name.replace('_', '-')}={n}" for name, n in self.settings.items()]
+        return " ".join([self.contender, *own])
 
     @property
     def max_sequences(self) -> int:

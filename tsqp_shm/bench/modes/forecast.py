@@ -160,6 +160,11 @@ class Work:
         of_layers = sum(count * sum(sizes) for sizes, count in shape.linears)
         return self.rows * of_layers + self.head_rows * sum(shape.lm_head)
 
+    def attention_operations(self, shape: ModelShape) -> float:
+        """Of a prompt: scores and context, a multiplication and an addition each, for every pair of a row and a key
+        that it sees."""
+        return 4 * shape.q_width * self.rows * (self.rows + 1) / 2
+
 
 class Forecast(NamedTuple):
     """Seconds that a pass takes; infinite where the model does not fit the GPU.
@@ -214,9 +219,7 @@ def forecast(shape: ModelShape, machine: Machine, measured: Costs, work: Work) -
 def _attention_s(shape: ModelShape, machine: Machine, costs: Costs, work: Work, cores: int) -> float:
     """A prompt's by its arithmetic, a token's by the keys and values that are read."""
     if work.is_prompt:
-        # Scores and context, a multiplication and an addition each, for every pair of a row and a key it sees.
-        operations = 4 * shape.q_width * work.rows * (work.rows + 1) / 2
-        return operations / (cores * costs.attention_flops_per_s)
+        return work.attention_operations(shape) / (cores * costs.attention_flops_per_s)
     return _CACHE_BYTES * work.rows * work.context * shape.kv_width / machine.memory_bytes_per_s
 
 
