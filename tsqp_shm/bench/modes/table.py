@@ -109,7 +109,8 @@ def _print_here(outlook: dict[str, Any], out: TextIO) -> None:
         f"{costs['digit_macs_per_s'] / 1e9:,.0f} G/s of one int8 digit, {costs['pad_macs_per_s'] / 1e9:.1f} G/s of a "
         f"pad ({1e9 / costs['pad_macs_per_s']:.4f} ns each), checks {costs['check_ns']:.2f} ns a word "
         f"({costs['lone_check_ns']:.2f} where a row is alone), draws and masks {costs['pad_ns']:.2f} ns more, "
-        f"attention {costs['attention_flops_per_s'] / 1e9:.0f} GFLOP/s; GPU process {here['gpu_bytes_per_s'] / 1e9:.0f} GB/s and "
+        f"attention {costs['attention_flops_per_s'] / 1e9:.0f} GFLOP/s; "
+        f"GPU process {here['gpu_bytes_per_s'] / 1e9:.0f} GB/s and "
         f"{here['gpu_macs_per_s'] / 1e9:,.0f} G/s, round trip {here['round_trip_s'] * 1e6:.1f} us",
         out,
     )
