@@ -83,7 +83,7 @@ setup(
                 "module.cpp",
                 *(
                     f"{part}/*.cpp"
-                    for part in ("border", "kernels", "elementary", "attention", "sampler", "field", "cpu")
+                    for part in ("border", "kernels", "elementary", "attention", "sampler", "field", "pads", "cpu")
                 ),
             ),
         ),

@@ -12,5 +12,6 @@ void bind_kernels(pybind11::module_& module);      // bind_kernels.cpp: slot tab
 void bind_attention(pybind11::module_& module);    // bind_attention.cpp: private KV cache, attention
 void bind_sampler(pybind11::module_& module);      // bind_sampler.cpp: drawing tokens, log probabilities
 void bind_field(pybind11::module_& module);        // bind_field.cpp: Linears of w8
+void bind_pads(pybind11::module_& module);         // bind_pads.cpp: keys of pads
 
 }  // namespace tsqp

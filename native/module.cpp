@@ -9,4 +9,5 @@ PYBIND11_MODULE(_native, module) {
     tsqp::bind_attention(module);
     tsqp::bind_sampler(module);
     tsqp::bind_field(module);
+    tsqp::bind_pads(module);
 }

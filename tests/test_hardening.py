@@ -63,7 +63,7 @@ def test_a_system_that_refuses_is_one_line(forked, monkeypatch):
     monkeypatch.setattr(resource, "setrlimit", refuse)
 
     def run():
-        with pytest.raises(TsqpError, match="makes no keys: .*Operation not permitted"):
+        with pytest.raises(TsqpError, match=r"makes no keys: .*Operation not permitted"):
             harden()
 
     forked(run).join()

@@ -7,11 +7,13 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -22,12 +24,17 @@ from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.observer import Observer
 from tsqp_shm.shm.plan import Operation
+from tsqp_shm.shm.posix.folder import sessions_folder
 from tsqp_shm.shm.posix.objects import arena_name
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.posix.transport import PosixTransport
-from tsqp_shm.shm.progress import Progress
+from tsqp_shm.shm.progress import STATS_SOCKET, TIMES, Progress
 from tsqp_shm.shm.protocol import Opcode
+from tsqp_shm.tee import gpu_connection
+from tsqp_shm.tee.progress import store_in
+from tsqp_shm.tee.telling import Telling
 from tsqp_shm.top.summary import Summary
+from tsqp_shm.top.told import Pads, Told
 
 COMMAND = [sys.executable, "-m", "tsqp_shm", "top"]
 
@@ -138,6 +145,63 @@ def test_a_stopped_gpu_process_is_seen_with_what_it_has_not_done(llm):
         assert not facts["tee"]["is_silent"]
         queue.wait(sequence)
         facts_until(summary, observer, lambda facts: facts["gpu"]["doing"].endswith("waits for a submission"))
+
+
+@pytest.fixture
+def without_times(monkeypatch) -> None:
+    """The arena of a session as a mode with pads has it: counts, and no times."""
+    monkeypatch.setattr(gpu_connection, "store_in", lambda arena, progress: store_in(arena, progress.without_times()))
+
+
+PADS = Pads(700, 4096, made=91_000, used=12_345, burned=6, pads_per_s=321.5, tee_products=42, fault=None)
+
+
+def test_what_the_arena_does_not_say_the_session_tells(without_times, llm):
+    """Stock and rate of pads, and the times by which a step and the time between two are told apart."""
+    llm.generate([3, 4, 5], SamplingParams(max_tokens=7, ignore_eos=True, temperature=0))
+    ended_ns = time.perf_counter_ns() - 5_000_000_000
+    times = {"step_began_ns": ended_ns - 1000, "step_ended_ns": ended_ns}
+    times |= {"round_trip_p50_ns": 2000, "round_trip_p99_ns": 9000}
+    with closing(observer_of(session_of(llm))) as observer:
+        assert not any(observer.look().progress.times().values())
+    with closing(Telling(sessions_folder() / session_of(llm), lambda: {"pads": PADS._asdict(), "times": times})):
+        facts = json.loads(seen(llm, "--interval", "0.1", "--json"))
+        shown = seen(llm, "--interval", "0.1")
+    assert facts["pads"] == PADS._asdict()
+    assert (facts["round_trip_p50_us"], facts["round_trip_p99_us"]) == (2, 9)
+    assert facts["tee"]["doing"] == "idle: nothing to complete"
+    assert facts["tee"]["since_s"] >= 5
+    assert facts["totals"]["generated"] == 7
+    assert "700 of 4,096 rows in stock, 321.5 pads/s; 12,345 used, 6 burned, 42 products in the TEE" in shown
+
+
+def test_a_session_that_does_not_answer_is_shown_all_the_same(llm):
+    with socket.socket(socket.AF_UNIX) as silent:
+        path = sessions_folder() / session_of(llm) / STATS_SOCKET
+        silent.bind(str(path))
+        silent.listen()
+        assert "the session does not tell" in seen(llm, "--interval", "0.1")
+
+
+def test_the_tees_state_without_times_is_what_its_counts_say(llm):
+    with closing(observer_of(session_of(llm))) as observer:
+        idle = observer.look()
+
+        def doing(told: dict[str, int] | None = None, **progress: int) -> str:
+            summary = Summary(observer)
+            summary.take(replace(idle, progress=idle.progress.without_times()._replace(**progress)))
+            if told is not None:
+                summary.hear(Told(PADS, {**dict.fromkeys(TIMES, 0), **told}))
+            facts = summary.facts()
+            assert ("pads" in facts) == (told is not None)
+            return facts["tee"]["doing"]
+
+        assert doing() == "idle: nothing to complete"
+        assert doing(running=2) == doing(running=2, told={}) == "at work, 2 sequences"
+        now_ns = time.perf_counter_ns()
+        assert doing(running=2, told={"step_began_ns": now_ns}) == "computes, 2 sequences in this step"
+        times = {"step_began_ns": now_ns - 1, "step_ended_ns": now_ns}
+        assert doing(running=2, told=times) == "between two steps"
 
 
 def descriptors_of(session: str) -> set[int]:

@@ -1,7 +1,7 @@
 """Native core: rings, kernels on the slots of an arena, attention over a private cache, and the sampler.
 
 Contracts: native/border/ring.h, native/border/submissions.h, native/kernels/kernels.h, native/attention/attention.h,
-native/sampler/sampler.h.
+native/sampler/sampler.h, native/field/field.h, native/field/check.h, native/pads/keys.h.
 """
 
 from collections.abc import Callable, Sequence
@@ -292,3 +292,34 @@ def quantise_rows(
     x: npt.NDArray[np.float32], linear: FieldLinear
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int32]]: ...
 def field_instruction_set() -> str: ...
+
+class PadKeys:
+    """The keys of a session's pads, one for each Linear (native/pads/keys.h). No key and no pad comes to Python.
+
+    Args:
+        seed: 32 bytes, for tests; of the system's generator where it is None.
+    Raises:
+        OSError: the memory for them cannot be had or locked; the message says how much it is, and the limit.
+        ValueError: no Linears; a session or a digest of 64 KiB; a seed of another size.
+    """
+
+    def __init__(
+        self, session: bytes, model_digest: bytes, key_epoch: int, num_linears: int, seed: bytes | None = None
+    ) -> None: ...
+    @property
+    def num_linears(self) -> int: ...
+    @property
+    def key_id(self) -> str: ...
+
+def draw_pads(key: bytes, row: int, inputs: int) -> npt.NDArray[np.uint32]:
+    """The pads of one row of a key that is known (native/pads/pad_kernels.h), as its known answers are asked for."""
+
+def pads_of_stream(stream: bytes, inputs: int) -> npt.NDArray[np.uint32]:
+    """The pads that these bytes of a stream give.
+
+    Raises:
+        ValueError: fewer than `inputs` words of them are in the field.
+    """
+
+def hkdf_sha256(salt: bytes, ikm: bytes, info: bytes, size: int) -> bytes: ...
+def pads_instruction_set() -> str: ...

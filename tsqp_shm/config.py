@@ -144,6 +144,9 @@ class EngineConfig:
     lock_memory: bool = False
 
     def __post_init__(self) -> None:
+        if whole(self.pad_stock) is not None:
+            # A number of rows, as Python says it.
+            object.__setattr__(self, "pad_stock", str(self.pad_stock))
         for field in fields(self):
             object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), str(field.type)))
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):

@@ -252,7 +252,7 @@ def _print_what_crossed(stats: dict[str, Any], out: TextIO) -> None:
         print(
             f"pads used {pads['used']:,}, burned {pads['burned']:,}, made {pads['made']:,} ({pads['made_per_s']:,}/s); "
             f"stock {pads['stock_rows']:,} of {pads['capacity_rows']:,} rows; rows of products computed in the TEE "
-            f"{pads['products_in_tee']:,}",
+            f"{pads['tee_products']:,}",
             file=out,
         )
     print(

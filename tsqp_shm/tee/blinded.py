@@ -72,4 +72,5 @@ class Blinded(Verified):
         return {"pads": self._pads.facts()}
 
     def _linears(self, of_gpu: FieldLinears, queue: SubmissionQueue, ops: Operations) -> CheckedLinears:
-        return BlindedLinears(of_gpu, LocalLinears(self.weights, ops, queue.look), self._pads, queue.look)
+        local = LocalLinears(self.weights, ops, queue.look)
+        return BlindedLinears(of_gpu, local, self._pads, queue.look, self._transcript)

@@ -29,7 +29,7 @@ SCHEMA = "tsqp-shm evidence 1"
 # What has become of the session's pads so far; None in a mode without.
 LookAtPads = Callable[[], "dict[str, Any] | None"]
 _OF_PADS = (
-    "key_id", "capacity_rows", "stock_rows", "made", "made_per_s", "used", "burned", "products_in_tee"
+    "key_id", "capacity_rows", "stock_rows", "made", "made_per_s", "used", "burned", "tee_products"
 )  # fmt: skip
 # Writing takes at most such a part of the time of a session that is never idle.
 _SHARE_OF_TIME = 1 / 20

@@ -9,19 +9,19 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol
 
 from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig, Limits
 from tsqp_shm.errors import PeerTimeout, TsqpError
 from tsqp_shm.model.network import Network
-from tsqp_shm.modes import MODES
+from tsqp_shm.modes import MODES, Mode
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
 from tsqp_shm.shm.invitation import Invitation
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, LOOK_INTERVAL_S, PeerWatch
 from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.progress import Progress
 from tsqp_shm.shm.protocol import Opcode, unpack_identity
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.transport import Hold
@@ -32,6 +32,7 @@ from tsqp_shm.tee.modes import Loaded
 from tsqp_shm.tee.progress import ProgressWriter, store_in
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
+from tsqp_shm.tee.telling import Telling
 from tsqp_shm.trace.doorbell import SubmittingDoorbell
 from tsqp_shm.trace.recorder import Recorder
 
@@ -193,11 +194,12 @@ class GpuConnection:
             queue = make_queue(slots, doorbell, watch, arena.epoch, config.timeout_s, statistics)
             connection = cls(
                 session, arena, slots, queue, doorbell, config.doorbell, session.endpoint, statistics,
-                ProgressWriter(partial(store_in, arena), statistics, tells_times=not MODES[limits.mode].has_pads),
-                gpu_process, watch,
+                ProgressWriter(_publish_in(arena, MODES[limits.mode]), statistics), gpu_process, watch,
                 loaded.make_engine(slots, queue, statistics), loaded,
             )  # fmt: skip
             stack.callback(connection._stop_gpu)
+            if session.folder is not None and MODES[limits.mode].has_pads:
+                stack.callback(Telling(session.folder, connection._tell).close)
             timeout_s = config.timeout_s if ready_timeout_s is None else ready_timeout_s
             if gpu_process is None:
                 command = " ".join(("tsqp-shm gpu MODEL", *session.gpu_flags))
@@ -211,6 +213,10 @@ class GpuConnection:
                 gpu_process.came_up()
             connection._stack = stack.pop_all()
         return connection
+
+    def _tell(self) -> dict[str, Any]:
+        """What the arena says nothing of, for who watches the session."""
+        return {"pads": self.pads, "times": self.progress.progress.times()}
 
     def _stop_gpu(self) -> None:
         """Tells the GPU process to end, if it still listens."""
@@ -308,3 +314,10 @@ class GpuConnection:
             "serialised": 0,
         }
         return facts
+
+
+def _publish_in(arena: Arena, mode: Mode) -> Callable[[Progress], None]:
+    if not mode.has_pads:
+        return lambda progress: store_in(arena, progress)
+    # Whoever controls the GPU process reads them: they follow from lengths alone.
+    return lambda progress: store_in(arena, progress.without_times())

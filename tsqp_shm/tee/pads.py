@@ -68,7 +68,8 @@ class Pads:
             stock = _native.PadStock(keys, list(weights), self._rows, config.pad_threads, config.lock_memory)
         except OSError as error:
             raise LimitError("memory", str(error)) from error
-        self._keys, self._stock, self._row_bytes = keys, stock, row_bytes
+        # Whose keys are its own from here on, and end with it.
+        self._stock, self._key_id, self._row_bytes = stock, keys.key_id, row_bytes
         # When it was looked at, and how many pads had been made.
         self._began_s = time.monotonic()
         self._looks = deque([(self._began_s, 0)])
@@ -158,7 +159,7 @@ class Pads:
         """What belongs to the bring-up report, as plain values."""
         return {
             "maker": MAKER,
-            "key_id": self._keys.key_id,
+            "key_id": self._key_id,
             "capacity_rows": self._rows,
             "bytes": self._stock.num_bytes,
             "row_bytes": self._row_bytes,
@@ -178,7 +179,7 @@ class Pads:
         then_s, before = self._looks[0]
         return {
             "maker": MAKER,
-            "key_id": self._keys.key_id,
+            "key_id": self._key_id,
             "stock_rows": self._stock.available,
             "capacity_rows": self._rows,
             "made": made,
@@ -186,11 +187,10 @@ class Pads:
             "used": self._stock.used,
             "burned": self._stock.burned,
             "pads_per_s": (made - before) / (now_s - then_s) if now_s > then_s else 0.0,
-            "products_in_tee": self.products_in_tee,
+            "tee_products": self.products_in_tee,
             "fault": self._stock.fault,
         }
 
     def close(self) -> None:
         """Ends the threads that make them, and wipes keys and stock. Closing twice does nothing."""
         self._stock.close()
-        self._keys.close()

@@ -162,10 +162,12 @@ class Scheduler:
         if not batch:
             return
         harvest = Harvest(batch, self._statistics, are_own=self._are_own)
-        self._witness.begin_pass(batch)
+        # Rows that only look like a prompt's are nobody's.
+        told = [(None if chunk.is_surplus else completion, chunk) for completion, chunk in batch]
+        self._witness.begin_pass(told)
         products = self._engine.forward([chunk for _, chunk in batch], harvest.take)
         harvest.bring_in()
-        self._witness.end_pass(batch, products)
+        self._witness.end_pass(told, products)
         self._statistics.steps += 1
         for completion, chunk in batch:
             if chunk.is_surplus:
