@@ -72,7 +72,12 @@ def extension(name: str, sources: list[Path]) -> Pybind11Extension:
     )
 
 
-FIELD = [path for path in sources("field/*.cpp", "cpu/*.cpp") if path.name != "bind_field.cpp"]
+# What is measured of the field, without Python's side of it.
+FIELD = [
+    path
+    for path in sources("field/*.cpp", "pads/*.cpp", "kernels/*.cpp", "cpu/*.cpp")
+    if not path.name.startswith("bind_")
+]
 
 ParallelCompile("NPY_NUM_BUILD_JOBS", default=2).install()
 setup(

@@ -13,5 +13,6 @@ void bind_attention(pybind11::module_& module);    // bind_attention.cpp: privat
 void bind_sampler(pybind11::module_& module);      // bind_sampler.cpp: drawing tokens, log probabilities
 void bind_field(pybind11::module_& module);        // bind_field.cpp: Linears of w8
 void bind_pads(pybind11::module_& module);         // bind_pads.cpp: keys of pads
+void bind_pad_stock(pybind11::module_& module);    // bind_pad_stock.cpp: pads made ahead
 
 }  // namespace tsqp

@@ -10,4 +10,5 @@ PYBIND11_MODULE(_native, module) {
     tsqp::bind_sampler(module);
     tsqp::bind_field(module);
     tsqp::bind_pads(module);
+    tsqp::bind_pad_stock(module);
 }

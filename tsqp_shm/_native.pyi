@@ -268,10 +268,17 @@ class FieldCheck:
         first_row: int,
         rows: int,
         copy: npt.NDArray[np.uint32] | None = None,
+        pads: PadRows | None = None,
     ) -> None:
-        """Writes m = xq mod p of rows x, to `copy` too.
+        """Writes m = xq mod p of rows x, to `copy` too; with pads, m = xq - r mod p.
+
+        The pads are kept until `finish` has used them; with a check that nobody holds any more they are burned.
 
         Shapes:   x [rows, inputs] f32, private; m [rows, inputs] u32, written by whole words.
+        Raises:
+            ValueError: the pads are of another number of rows, of a Linear with other weights, or have blinded
+                something.
+            RuntimeError: they are those of the process that this one was forked from.
         """
     def finish(
         self,
@@ -282,7 +289,7 @@ class FieldCheck:
         rows: int,
         copy: npt.NDArray[np.uint32] | None = None,
     ) -> bool:
-        """Whether y is m W mod p, as far as the vectors tell. `copy` gets y too.
+        """Whether y is m W mod p, as far as the vectors tell. `copy` gets y too. Rows that are blinded lose their pads.
 
         Shapes:   y [rows, outputs] u32, each word read once; out [rows, outputs] f32, private.
         Numerics: out has the bits of FieldLinear.apply; where the check fails it is unspecified.
@@ -323,3 +330,69 @@ def pads_of_stream(stream: bytes, inputs: int) -> npt.NDArray[np.uint32]:
 
 def hkdf_sha256(salt: bytes, ikm: bytes, info: bytes, size: int) -> bytes: ...
 def pads_instruction_set() -> str: ...
+
+class PadRows:
+    """Rows of a stock that were taken. When nobody holds them any more, they are wiped, and their slots free."""
+
+    @property
+    def linear(self) -> int: ...
+    @property
+    def first_row(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+
+class PadStock:
+    """Pads that are made ahead, for each Linear rows from 0 on (native/pads/stock.h).
+
+    Threads that run when nobody else wants the core fill it, the Linear with the fewest rows first, and sleep when it
+    is full. One thread takes.
+
+    Args:
+        linears: whose weights cannot be set until it is closed.
+        capacity_rows: of each Linear.
+        num_threads: 0: none are made.
+        lock: in memory, as far as the system allows.
+    Attributes:
+        available: rows that can be taken of every Linear.
+        made, used, burned: rows of one Linear, of all Linears together: made; a product of theirs was finished; taken
+            and dropped without.
+        fault: what a thread has died of; then nothing can be taken.
+    Raises:
+        ValueError: no rows, too many threads, another number of Linears than keys.
+        RuntimeError: the process was forked from the one that made it.
+    """
+
+    def __init__(
+        self,
+        keys: PadKeys,
+        linears: Sequence[FieldLinear],
+        capacity_rows: int,
+        num_threads: int,
+        lock: bool = False,
+    ) -> None: ...
+    @staticmethod
+    def row_bytes(linears: Sequence[FieldLinear]) -> int:
+        """Of a row of every Linear."""
+    def take(self, linear: int, rows: int) -> PadRows | None:
+        """The next rows of a Linear, which nobody is given again; None where there are not so many."""
+    def wait(self, linear: int, rows: int, timeout_s: float) -> bool:
+        """Whether there are so many by then. They are made before all others."""
+    def available_of(self, linear: int) -> int: ...
+    def close(self) -> None:
+        """Ends the threads. Rows that were taken stay what they are until they are dropped."""
+    @property
+    def available(self) -> int: ...
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def num_bytes(self) -> int: ...
+    @property
+    def is_locked(self) -> bool: ...
+    @property
+    def made(self) -> int: ...
+    @property
+    def used(self) -> int: ...
+    @property
+    def burned(self) -> int: ...
+    @property
+    def fault(self) -> str | None: ...

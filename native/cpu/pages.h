@@ -35,6 +35,16 @@ class Pages {
         if (base_ != nullptr) munmap(base_, size_bytes_);
     }
 
+    // Neither a core file nor a forked child gets it: for what a secret could be told from. Where the system
+    // refuses, they do.
+    Pages withheld() && {
+        if (base_ != nullptr) {
+            madvise(base_, size_bytes_, MADV_DONTDUMP);
+            madvise(base_, size_bytes_, MADV_WIPEONFORK);
+        }
+        return std::move(*this);
+    }
+
     T* data() const { return static_cast<T*>(base_); }
     std::size_t size() const { return size_bytes_ / sizeof(T); }
 

@@ -4,14 +4,23 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "pads/rows.h"
 
 namespace tsqp {
 
 class BegunRows {
     enum class State : std::uint8_t { none, taken, begun };
+    // What blinds a row: one of those that were taken; or nothing.
+    struct Pad {
+        std::shared_ptr<PadRows> rows;
+        std::size_t index;
+    };
 
   public:
     explicit BegunRows(std::size_t num_vectors) : num_vectors_(num_vectors) {}
@@ -61,8 +70,11 @@ class BegunRows {
       public:
         Beginning(BegunRows& rows, std::size_t first, std::size_t count)
             : Claim(rows, first, count, State::none) {}
-        void done() {
+        // pads: of these rows, or null.
+        void done(const std::shared_ptr<PadRows>& pads) {
             rows_.keep(first_, *this);
+            if (pads)
+                for (std::size_t row = 0; row < count_; ++row) rows_.pads_[first_ + row] = {pads, row};
             after_ = State::begun;
         }
     };
@@ -72,18 +84,39 @@ class BegunRows {
         Finishing(BegunRows& rows, std::size_t first, std::size_t count)
             : Claim(rows, first, count, State::begun) {
             rows_.copy(first_, *this);
+            for (std::size_t row = 0; row < count; ++row)
+                if (const Pad& pad = rows.pads_[first + row]; pad.rows) {
+                    pad.rows->stock().require_this_process();
+                    products_.resize(count);
+                    products_[row] = pad.rows->product(pad.index);
+                }
         }
-        void done() { after_ = State::none; }
+        // rW of each row that is blinded; null where none is.
+        const std::uint32_t* const* products() const {
+            return products_.empty() ? nullptr : products_.data();
+        }
+        // The rows' pads are used, and no longer held here.
+        void done() {
+            if (!products_.empty())
+                for (std::size_t row = first_; row < first_ + count_; ++row)
+                    if (const Pad pad = std::exchange(rows_.pads_[row], {}); pad.rows) pad.rows->count_used();
+            after_ = State::none;
+        }
+
+      private:
+        std::vector<const std::uint32_t*> products_;
     };
 
     std::size_t num_bytes() const {
-        return states_.size() * (sizeof(State) + sizeof(float) + num_vectors_ * sizeof(std::uint32_t));
+        return states_.size() *
+               (sizeof(State) + sizeof(float) + sizeof(Pad) + num_vectors_ * sizeof(std::uint32_t));
     }
 
   private:
     void grow(std::size_t rows) {
         scales_.resize(rows);
         sums_.resize(rows * num_vectors_);
+        pads_.resize(rows);
         states_.resize(rows, State::none);
     }
     auto scales_of(std::size_t row) { return scales_.begin() + static_cast<std::ptrdiff_t>(row); }
@@ -101,6 +134,7 @@ class BegunRows {
     std::vector<State> states_;
     std::vector<float> scales_;
     std::vector<std::uint32_t> sums_;  // [rows, num_vectors]
+    std::vector<Pad> pads_;
 };
 
 }  // namespace tsqp

@@ -61,6 +61,7 @@ FieldCheck::FieldCheck(const CheckKernels& kernels, const FieldWeights& weights,
       padded_inputs_(weights.depth()),
       padded_outputs_(weights.num_panels() * kPanelOutputs),
       squares_limit_(squares_limit(weights.squares())),
+      fingerprint_(weights.fingerprint()),
       scales_(weights.scales(), weights.scales() + padded_outputs_),
       vectors_(num_vectors * padded_outputs_),
       products_(num_vectors * padded_inputs_) {
@@ -94,10 +95,10 @@ void FieldCheck::fetch() const {
 
 void FieldCheck::begin(const FieldKernels& field, const CheckKernels& kernels, const float* x,
                        std::size_t rows, std::uint32_t* m, float* scales, std::uint32_t* sums,
-                       std::uint32_t* copy) const {
+                       std::uint32_t* copy, const PadsOfRows* pads) const {
     const std::size_t num_threads = get_num_threads(), group = kCheckRows * padded_inputs_;
     if (scratch.integers.size() < num_threads * group)
-        scratch.integers = Pages<std::int32_t>(num_threads * group, true);
+        scratch.integers = Pages<std::int32_t>(num_threads * group, true).withheld();
     std::int32_t* const all_integers = scratch.integers.data();
     if (rows <= kCheckRows)
         for (std::size_t v = 0; v < num_vectors_; ++v)
@@ -109,9 +110,15 @@ void FieldCheck::begin(const FieldKernels& field, const CheckKernels& kernels, c
             const std::size_t at = (first + row) * inputs_;
             scales[first + row] = quantise_row(field, x + at, inputs_, squares_limit_, to).scale;
             std::fill(to + inputs_, to + padded_inputs_, 0);
+            std::uint32_t* const copy_at = copy == nullptr ? nullptr : copy + at;
+            if (pads != nullptr) {
+                // SAFETY: it throws in a forked child only, where rows of pads cannot be spent.
+                pads->keys.mask(pads->linear, pads->first_row + first + row, inputs_, to, m + at, copy_at);
+                continue;
+            }
             kernels.write_residues(to, inputs_, m + at);
-            if (copy != nullptr)
-                std::transform(to, to + inputs_, copy + at, [](std::int32_t integer) {
+            if (copy_at != nullptr)
+                std::transform(to, to + inputs_, copy_at, [](std::int32_t integer) {
                     return static_cast<std::uint32_t>(integer) + (integer < 0 ? kPrime : 0);
                 });
         }
@@ -160,8 +167,10 @@ std::uint32_t FieldCheck::finish_words(const CheckKernels& kernels, const Rows& 
                 from = words;
                 if (rows.copy != nullptr) std::copy_n(words, size, rows.copy + at);
             }
+            const std::uint32_t* const pads = rows.pads == nullptr ? nullptr : rows.pads[row];
             largest = std::max(largest, kernels.take({.words = from,
                                                       .size = size,
+                                                      .pads = pads == nullptr ? nullptr : pads + first,
                                                       .scales = scales_.data() + first,
                                                       .bias = bias_.empty() ? nullptr : bias_.data() + first,
                                                       .scale = rows.scales[row],
@@ -182,8 +191,8 @@ std::uint32_t FieldCheck::finish_words(const CheckKernels& kernels, const Rows& 
 }
 
 bool FieldCheck::finish(const CheckKernels& kernels, const std::uint32_t* y, std::size_t rows,
-                        const float* scales, const std::uint32_t* sums, float* out,
-                        std::uint32_t* copy) const {
+                        const float* scales, const std::uint32_t* sums, float* out, std::uint32_t* copy,
+                        const std::uint32_t* const* pads) const {
     const std::size_t num_threads = get_num_threads(), groups = ceil_div(rows, kCheckRows);
     // Few rows are cut into pieces, of whole runs.
     std::size_t pieces = 1;
@@ -209,7 +218,8 @@ bool FieldCheck::finish(const CheckKernels& kernels, const std::uint32_t* y, std
                                .y = y + first * outputs_,
                                .scales = scales + first,
                                .out = out + first * outputs_,
-                               .copy = copy == nullptr ? nullptr : copy + first * outputs_},
+                               .copy = copy == nullptr ? nullptr : copy + first * outputs_,
+                               .pads = pads == nullptr ? nullptr : pads + first},
                               from, std::min(outputs_, from + piece_words), wide + unit * of_unit);
                       }
                   });

@@ -11,10 +11,18 @@
 
 #include "field/check_kernels.h"
 #include "field/weights.h"
+#include "pads/keys.h"
 
 namespace tsqp {
 
 inline constexpr std::size_t kMaxVectors = 16;
+
+// Which pads blind the rows of a call: those of a Linear's rows from the first on.
+struct PadsOfRows {
+    const PadKeys& keys;
+    std::size_t linear;
+    std::uint64_t first_row;
+};
 
 class FieldCheck {
   public:
@@ -28,6 +36,8 @@ class FieldCheck {
     std::size_t outputs() const { return outputs_; }
     std::size_t num_vectors() const { return num_vectors_; }
     std::size_t num_bytes() const;
+    // FieldWeights::fingerprint.
+    std::uint64_t fingerprint() const { return fingerprint_; }
 
     // Asks for what begin and finish will read besides their rows: for who waits anyway, as with few rows these
     // reads take longer than all the rest.
@@ -36,15 +46,18 @@ class FieldCheck {
     // x [rows, inputs] f32, private  ->  m = xq mod p [rows, inputs], memory of the other side, written by
     // whole words: rows are of an even width. What `finish` needs: scales [rows], sums [rows, num_vectors],
     // <m, Ws> in [0, p). A row with a NaN or an infinity is zeros, and its scale NaN. `copy` gets m too, or
-    // is null.
+    // is null. With pads, m = xq - r mod p; null: nothing blinds them.
     void begin(const FieldKernels& field, const CheckKernels& kernels, const float* x, std::size_t rows,
-               std::uint32_t* m, float* scales, std::uint32_t* sums, std::uint32_t* copy) const;
+               std::uint32_t* m, float* scales, std::uint32_t* sums, std::uint32_t* copy,
+               const PadsOfRows* pads = nullptr) const;
 
     // y [rows, outputs], memory of the other side, backed up to the end of its last word of 8 bytes  ->  out
     // [rows, outputs] f32, private. True where every word is below p and every row's sums hold; else out is
-    // unspecified. `copy` gets y too, or is null.
+    // unspecified. `copy` gets y too, or is null. pads [rows]: rW [outputs] of each row that was blinded, null
+    // for one that was not; or null.
     bool finish(const CheckKernels& kernels, const std::uint32_t* y, std::size_t rows, const float* scales,
-                const std::uint32_t* sums, float* out, std::uint32_t* copy) const;
+                const std::uint32_t* sums, float* out, std::uint32_t* copy,
+                const std::uint32_t* const* pads = nullptr) const;
 
   private:
     // Some rows of one call, at most kCheckRows.
@@ -55,6 +68,7 @@ class FieldCheck {
         const float* scales;
         float* out;
         std::uint32_t* copy;
+        const std::uint32_t* const* pads;
     };
     // Their words [begin, end); begin is whole runs. Adds to sums [count, num_vectors], returns the largest
     // word.
@@ -64,7 +78,7 @@ class FieldCheck {
 
     std::size_t inputs_, outputs_, num_vectors_;
     std::size_t padded_inputs_, padded_outputs_;
-    std::uint64_t squares_limit_;
+    std::uint64_t squares_limit_, fingerprint_;
     std::vector<float> scales_, bias_;
     std::vector<std::int32_t> vectors_;   // [num_vectors, padded_outputs], centred
     std::vector<std::int32_t> products_;  // Ws [num_vectors, padded_inputs], centred

@@ -41,6 +41,8 @@ struct Avx2Check {
         const Integers is_lower = _mm256_cmpeq_epi32(_mm256_min_epu32(words, half), words);
         return _mm256_sub_epi32(words, _mm256_andnot_si256(is_lower, prime()));
     }
+    // As field.h has it.
+    static Integers reduced(Integers x) { return _mm256_min_epu32(x, _mm256_sub_epi32(x, prime())); }
     static Integers residues(Integers integers) {
         return _mm256_add_epi32(integers, _mm256_and_si256(_mm256_srai_epi32(integers, 31), prime()));
     }

@@ -39,6 +39,8 @@ struct Avx512Check {
         const __mmask16 is_upper = _mm512_cmpgt_epu32_mask(words, _mm512_set1_epi32(kPrime / 2));
         return _mm512_mask_sub_epi32(words, is_upper, words, prime());
     }
+    // As field.h has it.
+    static Integers reduced(Integers x) { return _mm512_min_epu32(x, _mm512_sub_epi32(x, prime())); }
     static Integers residues(Integers integers) {
         return _mm512_mask_add_epi32(integers, _mm512_movepi32_mask(integers), integers, prime());
     }

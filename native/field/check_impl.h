@@ -43,34 +43,41 @@ struct Checks {
         write_words(to + i, words, (size - i) * sizeof *words);
     }
 
-    template <bool Bias>
+    template <bool Bias, bool Pads>
     struct Taking {
         Floats scale;
         Integers largest;
 
-        [[gnu::always_inline]] Floats add(const TakeArgs& args, std::size_t i, Integers words) {
+        // pads: of the words, unread without Pads.
+        [[gnu::always_inline]] Floats add(const TakeArgs& args, std::size_t i, Integers words,
+                                          const std::uint32_t* pads) {
             largest = L::max(largest, words);
-            const Integers integers = L::centred(words);
+            Integers integers = L::centred(words);
             L::store(args.integers + i, integers);
+            if constexpr (Pads)
+                integers = L::centred(
+                    L::reduced(L::add(words, L::load(reinterpret_cast<const std::int32_t*>(pads)))));
             Floats result = L::mul(L::to_floats(integers), L::div(L::load(args.scales + i), scale));
             if constexpr (Bias) result = L::add(result, L::load(args.bias + i));
             return L::one_nan(result);
         }
     };
 
-    template <bool Bias>
+    template <bool Bias, bool Pads>
     static std::uint32_t take_words(const TakeArgs& args) {
-        Taking<Bias> taking{L::set(args.scale), L::zero()};
+        Taking<Bias, Pads> taking{L::set(args.scale), L::zero()};
         std::size_t i = 0;
         // UNTRUSTED: the only read of these words, into registers; what a caller sees are the private copies.
         for (; args.size - i >= kWidth; i += kWidth)
-            L::store(args.out + i, taking.add(args, i, L::read(args.words + i)));
+            L::store(args.out + i, taking.add(args, i, L::read(args.words + i), args.pads + i));
         if (i < args.size) {
             // UNTRUSTED: as above.
             std::uint32_t rest[kWidth] = {};
             read_words(rest, args.words + i, (args.size - i) * sizeof *rest);
+            std::uint32_t pads[kWidth] = {};
+            if constexpr (Pads) __builtin_memcpy(pads, args.pads + i, (args.size - i) * sizeof *pads);
             float out[kWidth];
-            L::store(out, taking.add(args, i, L::load(reinterpret_cast<const std::int32_t*>(rest))));
+            L::store(out, taking.add(args, i, L::load(reinterpret_cast<const std::int32_t*>(rest)), pads));
             __builtin_memcpy(args.out + i, out, (args.size - i) * sizeof *out);
             i += kWidth;
         }
@@ -82,7 +89,9 @@ struct Checks {
     }
 
     static std::uint32_t take(const TakeArgs& args) noexcept {
-        return args.bias == nullptr ? take_words<false>(args) : take_words<true>(args);
+        if (args.pads != nullptr)
+            return args.bias == nullptr ? take_words<false, true>(args) : take_words<true, true>(args);
+        return args.bias == nullptr ? take_words<false, false>(args) : take_words<true, false>(args);
     }
 
     template <std::size_t Vectors, std::size_t Rows>

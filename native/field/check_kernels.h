@@ -40,12 +40,14 @@ constexpr std::uint32_t residue(std::int64_t number) {
 //
 //   Shapes:   words [size]: memory of the other side, backed up to the end of its last word of 8 bytes, which
 //             the first begins; integers [padded_to_step(size)]; scales, bias [padded_to_step(size)], bias or
-//             null; out [size].
+//             null; pads [size], private and in [0, p), or null; out [size].
 //   Numerics: as ResultArgs: out = f32(integer) * (scales / scale) + bias, each rounded once; a NaN is
-//             always the quiet NaN 0x7FC00000.
+//             always the quiet NaN 0x7FC00000. With pads, out is made of word + pad mod p, centred, instead of
+//             the integer, which is the word's own as without; unspecified for a word that is not below p.
 struct TakeArgs {
     const std::uint32_t* words;
     std::size_t size;
+    const std::uint32_t* pads;
     const float* scales;
     const float* bias;
     float scale;

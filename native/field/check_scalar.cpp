@@ -24,7 +24,9 @@ std::uint32_t take(const TakeArgs& args) noexcept {
             largest = pair[j] > largest ? pair[j] : largest;
             const std::int32_t integer = centred(pair[j]);
             args.integers[i + j] = integer;
-            float result = static_cast<float>(integer) * (args.scales[i + j] / args.scale);
+            const std::int32_t product =
+                args.pads == nullptr ? integer : centred(reduced(pair[j] + args.pads[i + j]));
+            float result = static_cast<float>(product) * (args.scales[i + j] / args.scale);
             if (args.bias != nullptr) result = result + args.bias[i + j];
             args.out[i + j] = result != result ? __builtin_bit_cast(float, 0x7FC00000) : result;
         }

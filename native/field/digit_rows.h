@@ -37,7 +37,7 @@ class DigitRows {
         depth_ = depth, base_ = base;
         block_bytes_ = kBlockRows * most * depth;
         if (digits_.size() < num_blocks * block_bytes_)
-            digits_ = Pages<std::uint8_t>(num_blocks * block_bytes_, true);
+            digits_ = Pages<std::uint8_t>(num_blocks * block_bytes_, true).withheld();
         if (blocks_.size() < num_blocks) blocks_ = Pages<DigitBlock>(num_blocks, false);
     }
 

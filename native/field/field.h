@@ -45,6 +45,16 @@ inline constexpr std::uint32_t kTwoDigits = 32'639, kThreeDigits = 8'355'711;
 inline constexpr std::uint32_t kSumLimit = (1u << 30) - 1;
 inline constexpr std::uint32_t kPrime = (1u << 31) - 1;
 
+namespace {  // kernels of several instruction sets compile it: see kernels/lanes.h
+
+// x mod p of x < 2 p: the difference wraps where x is less than p.
+constexpr std::uint32_t reduced(std::uint32_t x) {
+    const std::uint32_t less = x - kPrime;
+    return less < x ? less : x;
+}
+
+}  // namespace
+
 // What is added to integers of so many digits, so that none is negative.
 constexpr std::uint32_t digit_offset(std::size_t digits) { return std::uint32_t{1} << (8 * digits - 1); }
 

@@ -57,12 +57,6 @@ Magnitudes quantise(const float* x, std::size_t size, float scale, std::int32_t*
     return {static_cast<std::uint32_t>(largest), sum};
 }
 
-// x mod p of x < 2 p: the difference wraps where x is less than p.
-inline std::uint32_t reduced(std::uint32_t x) {
-    const std::uint32_t less = x - kPrime;
-    return less < x ? less : x;
-}
-
 Magnitudes centre(const std::uint32_t* m, std::size_t size, std::int32_t* integers) noexcept {
     // Sums of this many fit 32 bits while none is above kThreeDigits.
     constexpr std::size_t kBlock = 256;

@@ -1,6 +1,7 @@
 // `_native.FieldCheck`: checks its arguments while Python's lock is held, then works without it.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -22,7 +23,7 @@ class HeldCheck {
     void fetch() const { check_.fetch(); }
 
     void begin(HeldSlots& slots, Index x_slot, Index m_slot, Index first_row, Index rows,
-               const std::optional<py::array>& copy) {
+               const std::optional<py::array>& copy, const std::shared_ptr<PadRows>& pads) {
         const std::size_t first = not_negative("first_row", first_row), count = not_negative("rows", rows);
         const Rows x = own_rows(slots, "x_slot", x_slot, first, count, check_.inputs());
         const Rows m = field_rows(slots, "m_slot", m_slot, first, count, check_.inputs());
@@ -33,18 +34,24 @@ class HeldCheck {
         const std::string_view name = active_kernels().name;
         const FieldKernels& field = field_kernels_of(name);
         const CheckKernels& kernels = check_kernels_of(name);
+        if (pads) require_fit(*pads, count);
         BegunRows::Beginning claim(begun_, first, count);
+        std::optional<PadsOfRows> of_rows;
+        if (pads) {
+            pads->spend();
+            of_rows.emplace(pads->stock().keys(), pads->linear(), pads->first_row());
+        }
         {
             const HeldSlots::Running running(slots);
             const py::gil_scoped_release unlocked;
             // SAFETY: slots begin at a page, and rows of f32 and u32 keep to their alignment.
             check_.begin(field, kernels, reinterpret_cast<const float*>(x.data), count,
-                         reinterpret_cast<std::uint32_t*>(m.data), claim.scales.data(), claim.sums.data(),
-                         to);
+                         reinterpret_cast<std::uint32_t*>(m.data), claim.scales.data(), claim.sums.data(), to,
+                         of_rows ? &*of_rows : nullptr);
         }
         // UNTRUSTED: what was written to an arena that is gone is nowhere.
         slots.require_intact();
-        claim.done();
+        claim.done(pads);
     }
 
     bool finish(HeldSlots& slots, Index y_slot, Index out_slot, Index first_row, Index rows,
@@ -60,9 +67,9 @@ class HeldCheck {
             const HeldSlots::Running running(slots);
             const py::gil_scoped_release unlocked;
             // SAFETY: as above.
-            holds =
-                check_.finish(kernels, reinterpret_cast<const std::uint32_t*>(y.data), count,
-                              claim.scales.data(), claim.sums.data(), reinterpret_cast<float*>(out.data), to);
+            holds = check_.finish(kernels, reinterpret_cast<const std::uint32_t*>(y.data), count,
+                                  claim.scales.data(), claim.sums.data(), reinterpret_cast<float*>(out.data),
+                                  to, claim.products());
         }
         claim.done();
         // UNTRUSTED: what was read of an arena that is gone is nobody's result.
@@ -71,6 +78,15 @@ class HeldCheck {
     }
 
   private:
+    void require_fit(const PadRows& pads, std::size_t count) const {
+        if (pads.rows() != count)
+            throw py::value_error("pads: got those of " + std::to_string(pads.rows()) + " rows, expected " +
+                                  std::to_string(count));
+        if (pads.stock().fingerprint(pads.linear()) != check_.fingerprint())
+            throw py::value_error("pads: of Linear " + std::to_string(pads.linear()) +
+                                  " of their stock, whose weights are not this check's");
+    }
+
     static FieldCheck make(const FieldWeights& weights, const py::array& vectors) {
         const auto* words =
             data_of<const std::uint32_t>(vectors, "vectors", {-1, static_cast<Index>(weights.outputs())});

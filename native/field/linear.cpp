@@ -50,7 +50,7 @@ void apply_linear(const FieldKernels& kernels, const FieldWeights& weights, cons
 
 void multiply_linear(const FieldKernels& kernels, const FieldWeights& weights, const std::uint32_t* m,
                      std::size_t rows, std::uint32_t* y) {
-    const std::size_t inputs = weights.inputs(), outputs = weights.outputs();
+    const std::size_t inputs = weights.inputs();
     // Of many rows there are other blocks in flight, and the TEE's thread is at work on one of them; of few, it
     // sleeps while a long product lasts.
     const bool has_core =
@@ -61,14 +61,7 @@ void multiply_linear(const FieldKernels& kernels, const FieldWeights& weights, c
             return centre_row(kernels, m + row * inputs, inputs, integers);
         },
         [&](std::size_t first, const RowSums& sums) {
-            ResidueArgs args{.digits = {},
-                             .num_digits = sums.of_row.digits,
-                             .column_sums = weights.column_sums() + sums.output,
-                             .is_narrow = sums.of_row.is_narrow,
-                             .out = y + (first + sums.row) * outputs + sums.output,
-                             .columns = sums.columns};
-            std::copy_n(sums.digits, kMaxDigits, args.digits);
-            kernels.residue(args);
+            put_residues(kernels, weights, sums, y + first * weights.outputs());
         });
 }
 

@@ -19,6 +19,18 @@ std::size_t blocks_of_a_run(std::size_t depth, std::size_t base) {
     return std::max<std::size_t>(1, kDigitBytes / (kBlockRows * base * depth));
 }
 
+void put_residues(const FieldKernels& kernels, const FieldWeights& weights, const RowSums& sums,
+                  std::uint32_t* run) {
+    ResidueArgs args{.digits = {},
+                     .num_digits = sums.of_row.digits,
+                     .column_sums = weights.column_sums() + sums.output,
+                     .is_narrow = sums.of_row.is_narrow,
+                     .out = run + sums.row * weights.outputs() + sums.output,
+                     .columns = sums.columns};
+    std::copy_n(sums.digits, kMaxDigits, args.digits);
+    kernels.residue(args);
+}
+
 std::size_t tasks_of_a_run(const FieldWeights& weights, std::size_t num_blocks, std::size_t num_threads) {
     const std::size_t panels = weights.num_panels(), size_bytes = panels * weights.panel_bytes();
     // A panel with a block of many rows is work enough.

@@ -33,7 +33,7 @@ struct RunScratch {
 
 template <class T>
 T* reserved(Pages<T>& pages, std::size_t elements) {
-    if (pages.size() < elements) pages = Pages<T>(elements, true);
+    if (pages.size() < elements) pages = Pages<T>(elements, true).withheld();
     return pages.data();
 }
 
@@ -42,6 +42,10 @@ constexpr std::size_t blocks_of_rows(std::size_t rows) { return (rows + kBlockRo
 // Rows are taken in runs of so many blocks, whose digits stay in the second-level cache while the panels go
 // over them.
 std::size_t blocks_of_a_run(std::size_t depth, std::size_t base);
+
+// Puts a row's field elements where they belong in the rows [rows of the run, outputs) of a run.
+void put_residues(const FieldKernels& kernels, const FieldWeights& weights, const RowSums& sums,
+                  std::uint32_t* run);
 
 // In how many tasks the panels go over the blocks.
 std::size_t tasks_of_a_run(const FieldWeights& weights, std::size_t num_blocks, std::size_t num_threads);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -103,6 +104,19 @@ std::size_t FieldWeights::num_bytes() const {
     const std::size_t an_output =
         sizeof(float) * (bias_.empty() ? 1 : 2) + sizeof(std::int32_t) + sizeof(std::uint32_t);
     return num_panels() * panel_bytes() + scales_.size() * an_output;
+}
+
+std::uint64_t FieldWeights::fingerprint() const {
+    std::uint64_t hash = inputs_;
+    const auto add = [&hash](std::uint32_t word) {
+        hash = (hash ^ word) * 0x9E3779B97F4A7C15;
+        hash ^= hash >> 32;
+    };
+    for (std::size_t output = 0; output < outputs_; ++output) {
+        add(std::bit_cast<std::uint32_t>(scales_[output]));
+        add(static_cast<std::uint32_t>(column_sums_[output]));
+    }
+    return hash;
 }
 
 void FieldWeights::require_outputs(std::size_t first, std::size_t rows) const {

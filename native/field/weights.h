@@ -42,6 +42,8 @@ class FieldWeights {
     // The largest sum Wq^2 of an output.
     std::uint32_t squares() const { return largest_squares_; }
     std::size_t num_bytes() const;
+    // Of scales and column sums: tells Linears of a model apart, though not from one made to be mistaken.
+    std::uint64_t fingerprint() const;
 
   private:
     template <class E>
