@@ -78,6 +78,7 @@ FIELD = [
     for path in sources("field/*.cpp", "pads/*.cpp", "kernels/*.cpp", "cpu/*.cpp")
     if not path.name.startswith("bind_")
 ]
+PADS = sources("pads/aes.cpp", "pads/dispatch.cpp", "pads/pads_*.cpp", "cpu/*.cpp")
 
 ParallelCompile("NPY_NUM_BUILD_JOBS", default=2).install()
 setup(
@@ -97,6 +98,7 @@ setup(
         extension("tsqp_shm.bench._round_trips", sources("bench/round_trips.cpp", "border/ring.cpp")),
         extension("tsqp_shm.bench._field_products", [*sources("bench/field_products.cpp", "bench/peak*.cpp"), *FIELD]),
         extension("tsqp_shm.bench._field_checks", [*sources("bench/field_checks.cpp"), *FIELD]),
+        extension("tsqp_shm.bench._pads", [*sources("bench/pads.cpp"), *PADS]),
     ],
     cmdclass={"build_ext": BuildWithIsaFlags},
 )

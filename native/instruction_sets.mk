@@ -5,9 +5,11 @@
 # Scalar is the oracle: one element at a time, as it is written.
 isa.any.scalar := -fno-tree-vectorize -fno-tree-slp-vectorize
 isa.x86_64.avx2 := -mavx2 -mfma
+isa.x86_64.avx2aes := -mavx2 -maes
 isa.x86_64.avx512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512
 isa.x86_64.avx512bf16 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512 -mavx512bf16
 isa.x86_64.avx512vnni := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512 -mavx512vnni
+isa.x86_64.avx512vaes := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512 -maes -mvaes
 isa.x86_64.amx := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512 -mavx512bf16 -mamx-tile -mamx-bf16 -mamx-int8
 
 machine := $(patsubst amd64,x86_64,$(shell uname -m))

@@ -67,6 +67,22 @@ bool has_integer_tiles() {
 #endif
 }
 
+bool has_aes() {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("aes");
+#else
+    return false;
+#endif
+}
+
+bool has_vaes() {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("vaes");
+#else
+    return false;
+#endif
+}
+
 void require_instruction_set(std::string_view name, std::string_view asked_by) {
     const std::vector<std::string_view> names = instruction_sets();
     if (std::find(names.begin(), names.end(), name) != names.end()) return;

@@ -15,6 +15,10 @@ std::vector<std::string_view> instruction_sets();
 bool has_vnni();
 bool has_integer_tiles();
 
+// What AES is made with: blocks one by one, and four in a register, which a machine may lack that has AVX-512.
+bool has_aes();
+bool has_vaes();
+
 // Raises invalid_argument, with the names of those that there are, unless `name` is one of them; `asked_by`
 // is in the message.
 void require_instruction_set(std::string_view name, std::string_view asked_by);

@@ -13,8 +13,14 @@ std::vector<const PadKernels*> supported_pad_kernels() {
 }
 
 const PadKernels& pad_kernels_of(std::string_view instruction_set) {
-    if (instruction_set.empty()) return kScalarPads;
+#if defined(__x86_64__)
+    if (instruction_set == "scalar" || !has_aes()) return kScalarPads;
+    if (instruction_set == "avx2" || !has_vaes()) return kAvx2AesPads;
+    return kAvx512VaesPads;
+#else
+    (void)instruction_set;
     return kScalarPads;
+#endif
 }
 
 }  // namespace tsqp
