@@ -83,8 +83,10 @@ class Turn:
     @property
     def positions(self) -> int:
         """What a sequence needs: a batch that is prefilled in steps decodes meanwhile."""
-        decoded = self.lead_tokens + self.new_tokens
-        return self.tokens + 2 * (decoded + self.sequences) + self.sequences * self.tokens // 1024
+        decoded = self.tokens + self.lead_tokens + self.new_tokens + 1
+        if self.sequences == 1:
+            return decoded
+        return decoded + self.new_tokens + 2 * self.sequences + self.sequences * self.tokens // 1024
 
     def prompts(self, vocab_size: int) -> list[list[int]]:
         """Random token ids, the same for every contender and repetition."""

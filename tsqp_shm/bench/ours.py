@@ -61,7 +61,7 @@ class Ours:
         before = self._pads()
         answer = self._repeat(turn)
         after = self._pads()
-        counts = {name: after[name] - before[name] for name in ("made", "used", "burned", "products_in_tee")}
+        counts = {name: after[name] - before[name] for name in ("made", "used", "burned", "tee_products")}
         return {**answer, "pads": {"filling": filling, **counts}}
 
     def _repeat(self, turn: Turn) -> Answer:

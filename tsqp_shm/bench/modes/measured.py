@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tsqp_shm import _native
-from tsqp_shm.bench import _field_checks, _field_products
+from tsqp_shm.bench import _field_checks, _field_products, _pads
 from tsqp_shm.bench.modes.forecast import Costs, Machine, ModelShape, Work
 from tsqp_shm.errors import TsqpError
 
@@ -60,7 +61,7 @@ def calibrate(cores: int) -> Calibration:
         digit_macs_per_s=multiplications / many_s / cores,
         check_ns=_check_ns(_ROWS),
         lone_check_ns=_check_ns(1),
-        pad_ns=0.0,
+        pad_ns=_pad_ns(),
         pad_macs_per_s=_pad_macs_per_s(cores),
     )
 
@@ -70,6 +71,13 @@ def _check_ns(rows: int) -> float:
     checks = _field_checks.FieldChecks(_WIDTH, _WIDTH, _VECTORS, rows, _COPIES, _BYTES_BETWEEN)
     seconds = [np.add(*checks.seconds(rows == 1)) for _ in range(2 * _ROUNDS)]
     return float(np.median(seconds)) * 1e9 / rows / (2 * _WIDTH)
+
+
+def _pad_ns() -> float:
+    """A word of m drawn and masked, spread over one of y, to which its pad's product is added as it is read."""
+    rows = _pads.PadRows(_pads.kernel_names()[-1], _WIDTH, _ROWS)
+    masked_s = statistics.median(rows.mask(1) for _ in range(2 * _ROUNDS)) / _ROWS
+    return masked_s * 1e9 / (2 * _WIDTH)
 
 
 def _pad_macs_per_s(cores: int) -> float:

@@ -32,7 +32,7 @@ _NO_PADS: Row = {"pads": None, "pads_per_s": None, "cpu_s_per_token_with_pads": 
 
 def _of_pads(row: Row, turn: Turn, answers: list[dict[str, Any]], num_linears: int) -> Row:
     counts = [answer["pads"] for answer in answers]
-    names = ("made", "used", "burned", "products_in_tee")
+    names = ("made", "used", "burned", "tee_products")
     found: Row = {"pads": {name: sum(count[name] for count in counts) / len(counts) for name in names}}
     filled = [count["filling"] for count in counts if count["filling"] and count["filling"]["pads"]]
     if not filled:

@@ -32,13 +32,13 @@ from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.modes import MODES
 from tsqp_shm.progress import Progress
 from tsqp_shm.shm.posix.folder import swept_afterwards
+from tsqp_shm.shm.tiling import MAX_BLOCKS
 
 STOCKED, SUSTAINED = "stocked", "sustained"
 # The cases, each with its sequences, in the order of --tokens.
 _MEASURED = (("prefill", 1), ("decode", 1), ("batch", 8))
-# Where pads are made while they are waited for: of all Linears the largest block has room in a stock of two.
+# Of sustained: small blocks of rows, as all pads of one are waited for together.
 _SUSTAINED_BLOCK_ROWS = 128
-_SUSTAINED_ROWS = 2 * _SUSTAINED_BLOCK_ROWS
 # A stock is not filled to the last row: pads are made in batches.
 _MORE_ROWS = 256
 
@@ -180,16 +180,20 @@ def _stocked(job: Job, pad_threads: int) -> Job:
 def _sustained(job: Job, pad_threads: int) -> Job:
     """Without a stock to begin with: as many rows as it holds go before, and as many are timed, so that it is as full
     at the end as at the beginning."""
+    block_rows = min(_SUSTAINED_BLOCK_ROWS, max(turn.tokens for turn in job.turns))
+    batch_rows = MAX_BLOCKS * block_rows
+    stock_rows = min(batch_rows, block_rows + EngineConfig.tile_rows)
     turns = []
     for turn in job.turns:
-        each = -(-_SUSTAINED_ROWS // turn.sequences)
+        each = -(-stock_rows // turn.sequences)
         turns.append(replace(turn, lead_tokens=each, new_tokens=each if turn.new_tokens else 0))
     settings: Mapping[str, int | str] = {
-        "pad_stock": str(_SUSTAINED_ROWS),
+        "pad_stock": str(stock_rows),
         "pad_threads": pad_threads,
         "pads_out": "wait",
         "prefill": "gpu",
-        "block_rows": _SUSTAINED_BLOCK_ROWS,
+        "block_rows": block_rows,
+        "max_batch_tokens": batch_rows,
     }
     return replace(job, turns=tuple(turns), settings=settings, label=SUSTAINED)
 
@@ -204,8 +208,7 @@ def _settings(
         "runs": options.runs,
         "threads": jobs[0].threads,
         "pad_threads": options.pad_threads or cores,
-        "stocked_rows": max(turn.stocked_rows for job in jobs for turn in job.turns),
-        "sustained_rows": _SUSTAINED_ROWS,
+        "pad_stock": {job.label: int(job.settings["pad_stock"]) for job in jobs if job.label},
         "dtype": options.dtype,
         "devices": {contender.name: contender.device for contender in running},
     }

@@ -14,15 +14,15 @@ _CASES = {
     "batch": "a token of {sequences} sequences together, each at context {tokens:,}",
 }
 _LEGEND = """\
-MB: over the border, both ways. CPU: milliseconds of all processes of the session, its GPU process on a CPU included;
-+ pads: with what the pads took that were made before. pads/s: of one row of one Linear each, made while the stock was
-filled, or used. / verified, / tee-only: of the time."""
+Of a token: MB over the border, both ways; CPU milliseconds of all processes of the session, its GPU process on a CPU
+included; +pads, with what making its pads took before. pads/s: pads of one row of one Linear, made while the stock was
+filled, or used. /verified, /tee-only: of the time."""
 _FORECAST = """\
 Where each mode pays: a forecast by tsqp_shm/bench/modes/forecast.py, not a measurement, and a bound from below for
 times. Machines' figures are assumptions (published peaks); the cores' work a word is as measured here. Tokens/s,
-context 512; of a prompt of 1,024 tokens seconds. Of blinded and tee-only, which both hide activations, the faster one
-is named and how many times as fast it is: with a pad in stock for every row, and without stock (pads made meanwhile by
-the TEE's cores)."""
+context 512; of a prompt of 1,024 tokens seconds. Last, of
+blinded and tee-only, which both hide activations, the one that takes less time, and how many times less: with a pad in
+stock for every row, and without stock, when the TEE's cores make pads meanwhile."""
 
 
 def print_tables(document: dict[str, Any], out: TextIO) -> None:
@@ -61,8 +61,8 @@ def _print_case(rows: list[dict[str, Any]], out: TextIO) -> None:
     title = _CASES[rows[0]["case"]].format(tokens=rows[0]["prompt_tokens"], sequences=rows[0]["sequences"])
     print(f"\n{title}", file=out)
     print(
-        f"{'':<18}{'median':>10}{'spread':>8}{'tokens/s':>10}{'/ verified':>11}{'/ tee-only':>11}{'MB/token':>9}"
-        f"{'CPU/token':>10}{'+ pads':>6}{'pads/s':>7}",
+        f"{'':<18}{'median':>10}{'spread':>8}{'tokens/s':>10}{'/verified':>11}{'/tee-only':>11}{'MB':>8}"
+        f"{'CPU':>8}{'+pads':>8}{'pads/s':>8}",
         file=out,
     )
     medians = {row["label"]: row["median_s"] for row in rows}
@@ -75,9 +75,9 @@ def _print_case(rows: list[dict[str, Any]], out: TextIO) -> None:
         with_pads = row["cpu_s_per_token_with_pads"]
         print(
             f"{row['label']:<18}{duration(row['median_s']):>10}{row['spread']:>8.0%}{row['tokens_per_s']:>10,.1f}"
-            f"{_or_dash(ratios[0], '.2f'):>11}{_or_dash(ratios[1], '.2f'):>11}{_or_dash(crossed, '.3f'):>9}"
-            f"{1e3 * row['cpu_s_per_token']:>10.2f}{_or_dash(with_pads and 1e3 * with_pads, '.2f'):>6}"
-            f"{_thousands(row['pads_per_s']):>7}",
+            f"{_or_dash(ratios[0], '.2f'):>11}{_or_dash(ratios[1], '.2f'):>11}{_or_dash(crossed, '.3f'):>8}"
+            f"{1e3 * row['cpu_s_per_token']:>8.2f}{_or_dash(with_pads and 1e3 * with_pads, '.2f'):>8}"
+            f"{_thousands(row['pads_per_s']):>8}",
             file=out,
         )
 
@@ -90,13 +90,13 @@ def _print_modes(settings: dict[str, Any], rows: list[dict[str, Any]], out: Text
     if stocked:
         meanwhile = ", ".join(f"{row['pads']['made']:,.0f} ({row['case']})" for row in stocked)
         _say(
-            f"blinded stocked: {settings['stocked_rows']:,} rows of pads are ready before each run, more than it takes,"
-            f" and no maker works when it begins; pads made again while it lasts: {meanwhile}",
+            f"blinded stocked: a stock of {settings['pad_stock']['stocked']:,} rows is full before each run, which "
+            f"takes fewer, and no maker works when it begins; pads made again while it lasts: {meanwhile}",
             out,
         )
         _say(
-            f"blinded sustained: {settings['sustained_rows']:,} rows at most, as empty at the beginning as at the end; "
-            "what has no pad waits for one",
+            f"blinded sustained: a stock of {settings['pad_stock']['sustained']:,} rows, as empty at the beginning as "
+            "at the end; what has no pad waits for one",
             out,
         )
 
@@ -132,7 +132,7 @@ def _print_forecast(outlook: dict[str, Any], out: TextIO) -> None:
         print("", file=out)
         _say(f"{machine['name']}: {machine['in_words']}", out)
         print(
-            f"{'':<32}{'tee-only':>9}{'verified':>9}{'stocked':>9}{'no stock':>9}  faster of blinded and tee-only",
+            f"{'':<32}{'tee-only':>9}{'verified':>9}{'stocked':>9}{'no stock':>9}  with stock / without",
             file=out,
         )
         for row in machine["rows"]:
@@ -148,12 +148,11 @@ def winner(seconds: dict[str, float | None]) -> str:
         return "tee-only; does not fit the GPU"
     alone = seconds["tee_only"]
     assert alone is not None
-    with_stock, without = (alone / seconds[name] for name in ("stocked", "sustained"))  # type: ignore[operator]
-    if with_stock >= 1 and without >= 1:
-        return f"blinded {with_stock:.1f}x, without {without:.1f}x"
-    if with_stock >= 1:
-        return f"blinded {with_stock:.1f}x; tee-only {1 / without:.1f}x"
-    return f"tee-only {1 / with_stock:.1f}x, {1 / without:.1f}x"
+    return " / ".join(_faster(alone, seconds[name] or alone) for name in ("stocked", "sustained"))
+
+
+def _faster(tee_only: float, blinded: float) -> str:
+    return f"blinded {tee_only / blinded:.1f}x" if blinded <= tee_only else f"tee-only {blinded / tee_only:.1f}x"
 
 
 def _speed(row: dict[str, Any], mode: str) -> str:
