@@ -22,9 +22,10 @@ import numpy as np
 
 P = 2**31 - 1
 VECTORS = 2
-COUNTS = ["passes", "rows", "wanted_rows", "products", "products_checked"]
+COUNTS = ["passes", "rows", "wanted_rows", "products", "products_checked", "products_in_tee"]
 ROLES = ["qkv", "o", "gate_up", "down"]
-BEGIN, PRODUCT, END = 1, 2, 3
+BEGIN, PRODUCT, END, KEPT = 1, 2, 3, 4
+MODES = ["verified", "blinded"]
 # Beside weights, what decides a model's answers, in the order of its digest.
 FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 FILES += ["special_tokens_map.json", "added_tokens.json", "chat_template.jinja"]
@@ -100,13 +101,15 @@ def model_digest(folder: Path, layers: int, tensors: dict[str, np.ndarray], line
 
 
 class Product(NamedTuple):
-    """Of pass `number`: m [rows, inputs] and y [rows, outputs] of a Linear, from a row of the pass on."""
+    """Of pass `number`: m [rows, inputs] and y [rows, outputs] of a Linear, from a row of the pass on; None where the
+    TEE has computed it itself."""
 
     number: int
     linear: int
     first_row: int
-    m: np.ndarray
-    y: np.ndarray
+    rows: int
+    m: np.ndarray | None = None
+    y: np.ndarray | None = None
 
 
 class Pass(NamedTuple):
@@ -133,18 +136,19 @@ def read_records(words: np.ndarray, linears: list[np.ndarray]) -> tuple[list[Pas
 
     while at < len(words):
         kind = int(take(1)[0])
-        if kind in (PRODUCT, END) and (not passes or passes[-1].has_ended):
+        if kind in (PRODUCT, END, KEPT) and (not passes or passes[-1].has_ended):
             raise ValueError(f"word {at - 1:,} begins a record that belongs to no pass")
         if kind == BEGIN:
             passes.append(Pass(take(5 * int(take(1)[0])).reshape(-1, 5), False))
-        elif kind == PRODUCT:
+        elif kind in (PRODUCT, KEPT):
             linear, first_row, rows = (int(word) for word in take(3))
             if linear >= len(linears) or rows == 0:
                 raise ValueError(f"word {at - 3:,} names rows of no Linear")
-            outputs, inputs = linears[linear].shape
-            m = take(rows * inputs).reshape(rows, inputs)
-            y = take(rows * outputs).reshape(rows, outputs)
-            products.append(Product(len(passes) - 1, linear, first_row, m, y))
+            product = Product(len(passes) - 1, linear, first_row, rows)
+            if kind == PRODUCT:
+                m, y = (take(rows * width).reshape(rows, width) for width in reversed(linears[linear].shape))
+                product = product._replace(m=m, y=y)
+            products.append(product)
         elif kind == END:
             passes[-1] = Pass(passes[-1].parts, True)
         else:
@@ -167,10 +171,10 @@ def false_products(linears: list[np.ndarray], products: list[Product]) -> list[P
     """In their order."""
     found = []
     for linear, weight in enumerate(linears):
-        numbers = [number for number, product in enumerate(products) if product.linear == linear]
+        numbers = [n for n, product in enumerate(products) if product.linear == linear and product.m is not None]
         if numbers:
             m, y = (np.concatenate([getattr(products[number], name) for number in numbers]) for name in "my")
-            of_row = np.repeat(numbers, [len(products[number].m) for number in numbers])
+            of_row = np.repeat(numbers, [products[number].rows for number in numbers])
             found += np.unique(of_row[false_rows(weight, m, y)]).tolist()
     return [products[number] for number in sorted(found)]
 
@@ -194,7 +198,7 @@ def untiled(passes: list[Pass], products: list[Product], num_linears: int) -> It
     in pieces of one size but for the last."""
     runs_of: defaultdict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for product in products:
-        runs_of[product.number, product.linear].append((product.first_row, len(product.m)))
+        runs_of[product.number, product.linear].append((product.first_row, product.rows))
     for number, (parts, has_ended) in enumerate(passes):
         most, most_wanted = int(parts[:, 3].sum()), int(parts[:, 4].sum())
         agrees = bool((parts[:, 3] > 0).all() and (parts[:, 4] <= parts[:, 3]).all())
@@ -213,12 +217,30 @@ def untiled(passes: list[Pass], products: list[Product], num_linears: int) -> It
             yield f"pass {number + 1}: not every row went through every Linear once"
 
 
-def count(passes: list[Pass], num_linears: int) -> tuple[dict[tuple[int, int], Counter[str]], list[str]]:
+def kept_rows(passes: list[Pass], products: list[Product], num_linears: int) -> list[Counter[int]]:
+    """Of each pass, by its parts' numbers, how many rows of products the TEE has computed itself."""
+    found: list[Counter[int]] = [Counter() for _ in passes]
+    wanted: Counter[int] = Counter()
+    for product in products:
+        column, first = 3, product.first_row
+        if product.linear == num_linears - 1:
+            column, first = 4, wanted[product.number]
+            wanted[product.number] += product.rows
+        begin = 0
+        for part, rows in enumerate(passes[product.number].parts[:, column].tolist() if product.m is None else []):
+            found[product.number][part] += max(0, min(begin + rows, first + product.rows) - max(begin, first))
+            begin += rows
+    return found
+
+
+def count(
+    passes: list[Pass], kept: list[Counter[int]], num_linears: int
+) -> tuple[dict[tuple[int, int], Counter[str]], list[str]]:
     """What each completion had in the passes that ended, and in which pass it did not go on where it was."""
     counts: defaultdict[tuple[int, int], Counter[str]] = defaultdict(Counter)
     problems = []
     for number, (parts, has_ended) in enumerate(passes):
-        for request, completion, position, rows, wanted in parts.tolist():
+        for part, (request, completion, position, rows, wanted) in enumerate(parts.tolist()):
             # Request 0 is of logits that were asked for without one, of any number of sequences.
             if request == 0:
                 continue
@@ -228,7 +250,8 @@ def count(passes: list[Pass], num_linears: int) -> tuple[dict[tuple[int, int], C
                 problems.append(f"pass {number + 1}: request {request}, completion {completion} is at another position")
             if has_ended:
                 products = rows * (num_linears - 1) + wanted
-                of_it.update(passes=1, rows=rows, wanted_rows=wanted, products=products, products_checked=products)
+                of_it.update(passes=1, rows=rows, wanted_rows=wanted, products=products)
+                of_it.update(products_checked=products - kept[number][part], products_in_tee=kept[number][part])
     return counts, problems
 
 
@@ -270,7 +293,7 @@ def check(folder: Path, evidence: dict, transcript: bytes) -> tuple[list[str], i
     linears, digest = quantised_linears(layers, tensors)
     expected = {
         "schema": "tsqp-shm evidence 1",
-        "mode": "verified",
+        "mode": evidence["session"]["mode"] if evidence["session"]["mode"] in MODES else " or ".join(MODES),
         "field": P,
         "vectors": VECTORS,
         "linears_digest": digest,
@@ -293,13 +316,13 @@ def check(folder: Path, evidence: dict, transcript: bytes) -> tuple[list[str], i
     except ValueError as error:
         return [f"the transcript is damaged: {error}"], 0
     problems = []
-    if not products:
+    if all(product.m is None for product in products):
         problems.append("there was nothing to check: the transcript has no product")
     problems += falsehoods(evidence, operations, passes, false_products(linears, products))
     problems += untiled(passes, products, len(linears))
-    counts, misplaced = count(passes, len(linears))
+    counts, misplaced = count(passes, kept_rows(passes, products, len(linears)), len(linears))
     problems += [*misplaced, *miscounted(evidence, counts)]
-    return problems, sum(len(product.m) for product in products)
+    return problems, sum(product.rows for product in products if product.m is not None)
 
 
 def main() -> int:

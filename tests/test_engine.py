@@ -183,7 +183,7 @@ def test_a_mode_is_a_set_of_ports_and_needs_no_other_process(model):
         here = HereAlone(network, checkpoint, slots)
         ops = Operations(network, NormWeights.load(network, checkpoint), slots, Statistics())
     attention = SimpleNamespace(begin=lambda step: None, run=here.run)
-    ports = Ports(embedding=here, attention=attention, linears=here, wait=pytest.fail, begin=lambda verification: None)
+    ports = Ports(embedding=here, attention=attention, linears=here, wait=pytest.fail, begin=lambda *_: None)
     engine = Engine(network, plan, ops, ports)
     first, second = random_token_ids(60), random_token_ids(19, seed=1)
     logits = forward(engine, [Chunk(0, 0, first[:50], 50), Chunk(1, 0, second, 19)])

@@ -16,6 +16,8 @@ from tsqp_shm.errors import ConfigError, ForeignCause, PeerDied, ProtocolError, 
 
 # One of each class, by what its constructor takes.
 FACTS = {
+    "needed": 5,
+    "available": 2,
     "name": "arena",
     "path": "/some/where",
     "field": "a_field",

@@ -414,6 +414,9 @@ class EndlessEngine:
         self._look = look
         self.begun = 0
 
+    def lacks_pads(self, chunks: Sequence[Chunk]) -> None:
+        return None
+
     def forward(self, chunks: Sequence[Chunk], take: Callable[[int, np.ndarray], None]) -> None:
         self.begun += 1
         while True:
@@ -450,6 +453,9 @@ def test_closing_ends_a_step(endless):
 def test_a_fault_in_a_step_is_an_equal_error_for_each_caller(model, monkeypatch):
     def fail(slots, look, statistics):
         class Failing:
+            def lacks_pads(self, chunks):
+                return None
+
             def forward(self, chunks, take):
                 raise MemoryError("no room")
 

@@ -7,11 +7,13 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -22,12 +24,14 @@ from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.shm import layout
 from tsqp_shm.shm.observer import Observer
 from tsqp_shm.shm.plan import Operation
+from tsqp_shm.shm.posix.folder import sessions_folder
 from tsqp_shm.shm.posix.objects import arena_name
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.posix.transport import PosixTransport
-from tsqp_shm.shm.progress import Progress
+from tsqp_shm.shm.progress import STATS_SOCKET, TIMES, Progress
 from tsqp_shm.shm.protocol import Opcode
 from tsqp_shm.top.summary import Summary
+from tsqp_shm.top.told import Pads, Told
 
 COMMAND = [sys.executable, "-m", "tsqp_shm", "top"]
 
@@ -138,6 +142,57 @@ def test_a_stopped_gpu_process_is_seen_with_what_it_has_not_done(llm):
         assert not facts["tee"]["is_silent"]
         queue.wait(sequence)
         facts_until(summary, observer, lambda facts: facts["gpu"]["doing"].endswith("waits for a submission"))
+
+
+def test_what_the_arena_of_a_blinded_session_does_not_say_it_tells(fast):
+    """Stock and rate of pads, and the times by which a step and the time between two are told apart."""
+    settings = {"pad_stock": 300, "pad_ready": 100, "max_model_len": 256, "max_num_seqs": 2}
+    with fast.llm(model_folder(RandomModel("llama")), mode="blinded", **settings) as llm:
+        llm.generate([3, 4, 5], SamplingParams(max_tokens=7, ignore_eos=True, temperature=0))
+        with closing(observer_of(session_of(llm))) as observer:
+            assert not any(observer.look().progress.times().values())
+        facts = json.loads(seen(llm, "--interval", "0.3", "--json"))
+        shown = seen(llm, "--interval", "0.3")
+        pads = llm.stats()["pads"]
+    assert facts["pads"].items() >= {name: pads[name] for name in ("used", "burned", "tee_products", "fault")}.items()
+    assert (facts["pads"]["capacity_rows"], facts["totals"]["generated"]) == (300, 7)
+    assert facts["round_trip_p99_us"] >= facts["round_trip_p50_us"] > 0
+    assert facts["tee"]["doing"] == "idle: nothing to complete"
+    assert facts["tee"]["since_s"] > 0.3
+    assert " of 300 rows in stock, " in shown
+    assert f"{pads['used']:,} used, {pads['burned']:,} burned, {pads['tee_products']:,} products in the TEE" in shown
+
+
+def test_a_session_that_does_not_answer_is_shown_all_the_same(llm):
+    with socket.socket(socket.AF_UNIX) as silent:
+        path = sessions_folder() / session_of(llm) / STATS_SOCKET
+        silent.bind(str(path))
+        silent.listen()
+        assert "the session does not tell" in seen(llm, "--interval", "0.1")
+
+
+PADS = Pads(700, 4096, made=91_000, used=12_345, burned=6, pads_per_s=321.5, tee_products=42, fault=None)
+
+
+def test_the_tees_state_without_times_is_what_its_counts_say(llm):
+    with closing(observer_of(session_of(llm))) as observer:
+        idle = observer.look()
+
+        def doing(told: dict[str, int] | None = None, **progress: int) -> str:
+            summary = Summary(observer)
+            summary.take(replace(idle, progress=idle.progress.without_times()._replace(**progress)))
+            if told is not None:
+                summary.hear(Told(PADS, {**dict.fromkeys(TIMES, 0), **told}))
+            facts = summary.facts()
+            assert ("pads" in facts) == (told is not None)
+            return facts["tee"]["doing"]
+
+        assert doing() == "idle: nothing to complete"
+        assert doing(running=2) == doing(running=2, told={}) == "at work, 2 sequences"
+        now_ns = time.perf_counter_ns()
+        assert doing(running=2, told={"step_began_ns": now_ns}) == "computes, 2 sequences in this step"
+        times = {"step_began_ns": now_ns - 1, "step_ended_ns": now_ns}
+        assert doing(running=2, told=times) == "between two steps"
 
 
 def descriptors_of(session: str) -> set[int]:

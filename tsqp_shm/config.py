@@ -14,12 +14,23 @@ from typing import Any, NamedTuple
 from tsqp_shm.arguments import refuse_unknown
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.modes import MODES
+from tsqp_shm.pad_stock import Stock
 from tsqp_shm.scalars import flag, real, text, whole
 
 DTYPES = ("bfloat16", "float32")
 PINNINGS = ("auto", "registered", "staged", "pageable")
 DOORBELLS = ("adaptive", "zmq", "spin")
-CHOICES = {"mode": tuple(MODES), "pinning": PINNINGS, "dtype": DTYPES, "doorbell": DOORBELLS}
+# Where a product is computed for which there is no pad, and where prompts are.
+PADS_OUT = ("tee", "wait", "refuse")
+PREFILLS = ("auto", "gpu", "tee")
+CHOICES = {
+    "mode": tuple(MODES),
+    "pinning": PINNINGS,
+    "dtype": DTYPES,
+    "doorbell": DOORBELLS,
+    "pads_out": PADS_OUT,
+    "prefill": PREFILLS,
+}
 # What vLLM, transformers and llama.cpp call a setting.
 NAMES_HERE = {
     "max_num_batched_tokens": "max_batch_tokens",
@@ -124,8 +135,18 @@ class EngineConfig:
     gpu_threads: int | None = None
     check_finite: bool = False
     model_digest: str | None = None
+    pad_stock: str | None = None
+    pad_threads: int = 1
+    pad_ready: int = 0
+    pads_out: str = "tee"
+    prefill: str = "auto"
+    pad_prompt_to: int = 0
+    lock_memory: bool = False
 
     def __post_init__(self) -> None:
+        if whole(self.pad_stock) is not None:
+            # A number of rows, as Python says it.
+            object.__setattr__(self, "pad_stock", str(self.pad_stock))
         for field in fields(self):
             object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), str(field.type)))
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
@@ -150,7 +171,18 @@ class EngineConfig:
             raise ConfigError("model_digest", self.model_digest, expected)
         if self.endpoint is not None:
             require_endpoint(self.endpoint)
+        self._require_pads()
         self._limits(self.max_model_len or 1, self.block_rows or BLOCK_ROWS)
+
+    def _require_pads(self) -> None:
+        if self.pad_stock is not None:
+            Stock.parse(self.pad_stock)
+        require_range("pad_threads", self.pad_threads, 0, MAX_THREADS)
+        require_range("pad_ready", self.pad_ready, 0, 1 << 20)
+        require_range("pad_prompt_to", self.pad_prompt_to, 0, 1 << 20)
+        for name, chosen in (("pad_ready", self.pad_ready > 0), ("pads_out", self.pads_out == "wait")):
+            if chosen and self.pad_threads == 0:
+                raise ConfigError("pad_threads", 0, f"1 or more, as {name} waits for pads that somebody makes")
 
     def limits(self, max_positions: int, layer_parameters: int) -> Limits:
         """The limits for a model of so many positions, and of so many weights in a layer.

@@ -174,12 +174,41 @@ def _rows_of_two(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("pages", f"{arena['pages']:,} of 4 KiB, all backed and mapped, {locked}"),
         ("doorbell", f"{doorbell['mode']}, {doorbell['endpoint']}"),
         *([("checks", _checks(facts["checks"]))] if "checks" in facts else []),
+        *(_pads(facts["pads"]) if "pads" in facts else []),
     ]
 
 
-def _checks(checks: dict[str, int]) -> str:
+def _checks(checks: dict[str, Any]) -> str:
     """What the TEE process keeps of the model's Linears."""
-    return f"{checks['vectors']} secret vectors a Linear, {checks['bytes']:,} bytes here, and no Linear's weights"
+    weights = "the Linears' weights beside them" if checks["has_weights"] else "no Linear's weights"
+    return f"{checks['vectors']} secret vectors a Linear, {checks['bytes']:,} bytes here, and {weights}"
+
+
+_WITHOUT_PADS = {
+    "tee": "what has none is computed here",
+    "wait": "what has none waits for one",
+    "refuse": "what has none is refused",
+}
+
+
+def _pads(pads: dict[str, Any]) -> list[tuple[str, str]]:
+    threads, rows = pads["threads"], pads["capacity_rows"]
+    makers = f"{threads} thread{'s' * (threads != 1)} at idle"
+    locked = "locked" if pads["locked"] else "not locked"
+    return [
+        (
+            "pads",
+            f"stock of {rows:,} rows, {pads['bytes']:,} bytes, {locked}; maker {pads['maker']}, {makers}; "
+            f"{_WITHOUT_PADS[pads['out']]}, prefill {pads['prefill']}",
+        ),
+        ("keys", f"key {pads['key_id'][:16]}, locked; no core dumps, and no other process of this user looks in"),
+        *([("locked", _locks(pads["locks"]))] if pads["locks"] else []),
+    ]
+
+
+def _locks(locks: dict[str, Any]) -> str:
+    kinds = ", ".join(kind for kind, is_locked in locks.items() if is_locked is True)
+    return f"{kinds}; {locks['reason']}" if locks["reason"] else kinds
 
 
 def _rows_of_one(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -225,6 +254,13 @@ def _print_what_crossed(stats: dict[str, Any], out: TextIO) -> None:
         f"p99 {_us(doorbell['round_trip_p99_us'])}, waited {doorbell['waiting_s']:.3f} s",
         file=out,
     )
+    if pads := stats.get("pads"):
+        print(
+            f"pads used {pads['used']:,}, burned {pads['burned']:,}, made {pads['made']:,} ({pads['made_per_s']:,}/s); "
+            f"stock {pads['stock_rows']:,} of {pads['capacity_rows']:,} rows; rows of products computed in the TEE "
+            f"{pads['tee_products']:,}",
+            file=out,
+        )
     print(
         f"bytes in slots: to the GPU process {moved['to_gpu']:,}, to the TEE {moved['to_tee']:,}; "
         f"serialised {moved['serialised']}",

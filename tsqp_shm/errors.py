@@ -286,6 +286,23 @@ class IntegrityError(TsqpError):
         super().__init__(f"a result of the gpu process is false: {where}")
 
 
+class PadsExhausted(TsqpError):
+    """There is no pad for what a request would send to the GPU process, and it is not to be computed here.
+
+    Attributes:
+        needed: rows.
+        available: rows that there are pads for.
+    """
+
+    def __init__(self, needed: int, available: int, reason: str = "") -> None:
+        self.needed, self.available = needed, available
+        why = f" ({reason})" if reason else ""
+        super().__init__(
+            f"pads are needed for {needed} rows, and there are {available}{why}; raise --pad-stock or --pad-threads, "
+            "or have the TEE compute what has none by --pads-out tee"
+        )
+
+
 class PeerDied(TsqpError):
     """The other process is gone.
 

@@ -17,6 +17,8 @@ _OF_TWO_PROCESSES = frozenset(
 )  # fmt: skip
 # Of attention whose tiles go to and fro, and of floating-point results that come from there.
 _OF_SPLIT_ATTENTION = frozenset({"tile_rows", "tiles_in_flight", "check_finite"})
+# Of pads: how many are kept ready and by whom they are made, and where a product is computed that has none.
+_OF_PADS = frozenset({"pad_stock", "pad_threads", "pad_ready", "pads_out", "prefill", "pad_prompt_to", "lock_memory"})
 # Of modes that compute with weights in int8, whose digest this is.
 _OF_INT8_WEIGHTS = frozenset({"model_digest"})
 
@@ -29,6 +31,7 @@ class Mode:
     arithmetic: what products and cache are computed in; None: as the setting `dtype` says.
     has_gpu_process: whether there is one; without it there is no arena, no doorbell and no torch either.
     num_vectors: secret ones by which each row of each product of the GPU process is checked; 0: none is.
+    has_pads: whether what crosses is blinded by one-time pads.
     splits_attention: whether the caches of keys and values lie with the GPU process, and tiles of scores cross.
     """
 
@@ -39,6 +42,7 @@ class Mode:
     has_gpu_process: bool = True
     splits_attention: bool = False
     num_vectors: int = 0
+    has_pads: bool = False
 
     @property
     def line(self) -> str:
@@ -50,6 +54,8 @@ class Mode:
             return f"none, as mode {self.name} has no GPU process"
         if not self.splits_attention and setting in _OF_SPLIT_ATTENTION:
             return f"none, as mode {self.name} keeps attention in the TEE process"
+        if not self.has_pads and setting in _OF_PADS:
+            return f"none, as mode {self.name} has no pads"
         if self.arithmetic is not None and setting == "dtype":
             return f"none, as mode {self.name} computes in {self.arithmetic}"
         if self.arithmetic is None and setting in _OF_INT8_WEIGHTS:
@@ -75,6 +81,16 @@ MODES = {
             "a GPU process multiplies and is checked; it sees all activations",
             arithmetic="w8, cache bf16",
             num_vectors=2,
+        ),
+        Mode(
+            "blinded",
+            "every product of the GPU process is checked, and what crosses is blinded with one-time pads: lengths, "
+            "batches and times can be seen there, prompt, answer and activations cannot. It protects nothing from "
+            "whoever controls the TEE process, or its machine where that is no enclave.",
+            "a GPU process multiplies and is checked; it sees lengths and uniform words",
+            arithmetic="w8, cache bf16",
+            num_vectors=2,
+            has_pads=True,
         ),
         Mode(
             "tee-only",

@@ -41,7 +41,8 @@ class TellingMaker : public PadMaker {
         : outputs_(std::move(outputs)), fails_at_(fails_at), is_at_work_(outputs_.size()) {}
 
     std::size_t batch_rows() const override { return 7; }
-    void make(std::size_t linear, std::uint64_t first, std::size_t rows, std::uint32_t* products) override {
+    void make(std::size_t linear, std::uint64_t first, std::size_t rows, std::uint32_t* products,
+              const Rest& rest) override {
         CHECK(rows >= 1 && rows <= batch_rows());
         CHECK(!is_at_work_[linear].exchange(true));
         if (first + rows > fails_at_) throw std::runtime_error("the maker is told to fail");

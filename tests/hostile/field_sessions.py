@@ -1,5 +1,5 @@
-"""Sessions of mode `verified` whose GPU process plays on a thread of this one: they begin and end at once, and a test
-sees both sides."""
+"""Sessions of modes with checked products whose GPU process plays on a thread of this one: they begin and end at once,
+and a test sees both sides."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.errors import PeerDied, TsqpError
+from tsqp_shm.modes import MODES
 from tsqp_shm.shm.local import LocalTransport
 from tsqp_shm.shm.progress import Progress
 from tsqp_shm.shm.transport import Hold
@@ -93,6 +94,7 @@ def against(
     *scripts: tuple[Moment, Misbehaviour],
     dies: Callable[[], bool] = never_dies,
     play_by: type[FieldGpu] = FieldGpu,
+    mode: str = "verified",
     **config: Any,
 ) -> Iterator[tuple[LLM, list[HostileThread]]]:
     """An LLM, and its GPU processes: the first plays the first script, and so on.
@@ -111,9 +113,10 @@ def against(
         )
         return started[-1]
 
-    with LLM(
-        model, mode="verified", transport=transport, start_gpu=start, **{"timeout_s": 20.0, **LIMITS, **config}
-    ) as llm:
+    # In `blinded` everything crosses, so that a false product has the place that it has in `verified`.
+    pads = {"pads_out": "wait", "prefill": "gpu"} if MODES[mode].has_pads else {}
+    settings = {"timeout_s": 20.0, **LIMITS, **pads, **config}
+    with LLM(model, mode=mode, transport=transport, start_gpu=start, **settings) as llm:
         yield llm, started
 
 

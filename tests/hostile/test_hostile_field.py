@@ -1,9 +1,11 @@
-"""What a GPU process can do to mode `verified` by false products: end the session, and say nothing to anybody."""
+"""What a GPU process can do to modes `verified` and `blinded` by false products: end the session, and say nothing to
+anybody."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from tsqp_shm.errors import IntegrityError, NumericsError
 PROMPTS = [[token for token in random_token_ids(length, seed=length) if token != OVERFLOWING] for length in (270, 9)]
 PARAMS = SamplingParams(max_tokens=6, ignore_eos=True, temperature=0)
 NEVER = misbehaviour("none")
+MODES = ("verified", "blinded")
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +39,10 @@ def layer_of(role: str) -> int | None:
     return None if role == "lm_head" else LAYERS[role]
 
 
-def end_by_a_false_product(model: Path, tampering: str, role: str, threads: int) -> list[Asked]:
+def end_by_a_false_product(model: Path, tampering: str, role: str, threads: int, mode: str) -> list[Asked]:
     """Both callers have the tokens of the passes before, and an error each that names the Linear; so has who comes
     after."""
-    with against(model, misbehaviour(f"{tampering}:{role}"), tee_threads=threads) as (llm, (gpu,)):
+    with against(model, misbehaviour(f"{tampering}:{role}"), mode=mode, tee_threads=threads) as (llm, (gpu,)):
         told = ask(llm, PROMPTS, PARAMS)
         for mine, honest in zip(told, honest_tokens(model), strict=True):
             error = mine[-1].error
@@ -54,29 +57,29 @@ def end_by_a_false_product(model: Path, tampering: str, role: str, threads: int)
     return gpu.gpu.asked
 
 
-def test_with_true_products_the_tokens_are_those_of_the_tee_alone(model):
-    with against(model, NEVER) as (llm, _):
+@pytest.mark.parametrize("mode", MODES)
+def test_with_true_products_the_tokens_are_those_of_the_tee_alone(model, mode):
+    with against(model, NEVER, mode=mode) as (llm, _):
         assert [tokens_of(mine) for mine in ask(llm, PROMPTS, PARAMS)] == honest_tokens(model)
 
 
 def cases() -> list[pytest.ParameterSet]:
-    """All of them in a long run; in every run each class once, over the Linears and threads in turn."""
+    """All of them in a long run; in every run each class once, over the Linears, threads and modes in turn."""
     roles = list(LAYERS)
 
-    def is_turn(number: int, role: str, threads: int) -> bool:
-        return (role, threads) == (roles[number % len(roles)], 1 + number % 2)
+    def is_turn(number: int, *case: object) -> bool:
+        return case == (roles[number % len(roles)], 1 + number % 2, MODES[number // 2 % 2])
 
     return [
-        pytest.param(tampering, role, threads, marks=() if is_turn(number, role, threads) else pytest.mark.long)
+        pytest.param(tampering, *case, marks=() if is_turn(number, *case) else pytest.mark.long)
         for number, tampering in enumerate(TAMPERINGS)
-        for role in roles
-        for threads in (1, 2)
+        for case in product(roles, (1, 2), MODES)
     ]
 
 
-@pytest.mark.parametrize(("tampering", "role", "threads"), cases())
-def test_a_false_product_is_found_and_no_token_of_its_pass_comes_out(model, tampering, role, threads):
-    end_by_a_false_product(model, tampering, role, threads)
+@pytest.mark.parametrize(("tampering", "role", "threads", "mode"), cases())
+def test_a_false_product_is_found_and_no_token_of_its_pass_comes_out(model, tampering, role, threads, mode):
+    end_by_a_false_product(model, tampering, role, threads, mode)
 
 
 # What the GPU process sees of being found out.
@@ -105,25 +108,28 @@ def asked_of_an_honest_one(overflowing) -> list[Asked]:
 
 
 @pytest.mark.parametrize(
-    ("name", "step", "overflows"),
+    ("name", "step", "mode", "overflows"),
     [
-        ("huge:gate_up", 1, True),
-        ("huge:gate_up", FAULT_STEP, True),
-        ("plus-one:qkv", 1, False),
-        pytest.param("word-of-ones:o", FAULT_STEP, False, marks=pytest.mark.long),
+        ("huge:gate_up", 1, "verified", True),
+        ("huge:gate_up", FAULT_STEP, "verified", True),
+        ("huge:gate_up", FAULT_STEP, "blinded", False),
+        ("plus-one:qkv", 1, "verified", False),
+        pytest.param("word-of-ones:o", FAULT_STEP, "verified", False, marks=pytest.mark.long),
+        pytest.param("word-of-ones:o", FAULT_STEP, "blinded", False, marks=pytest.mark.long),
     ],
 )
 def test_a_pass_with_a_false_product_makes_the_submissions_of_an_honest_one(
-    overflowing, asked_of_an_honest_one, name, step, overflows
+    overflowing, asked_of_an_honest_one, name, step, mode, overflows
 ):
-    """Also where the false product is legal, and so large that later rows are no numbers."""
-    with against(overflowing, misbehaviour(f"{name}:{step}")) as (llm, (cheat,)):
+    """Also where the false product is legal, and so large that later rows are no numbers; they are those of the other
+    mode too."""
+    with against(overflowing, misbehaviour(f"{name}:{step}"), mode=mode) as (llm, (cheat,)):
         assert all(type(mine[-1].error) is IntegrityError for mine in ask(llm, PROMPTS, PARAMS))
     expected, seen = steps_of(asked_of_an_honest_one), steps_of(cheat.gpu.asked)
     # As many passes, each with the same submissions in the same order, byte for byte but for the epoch.
     assert seen == {number: records for number, records in expected.items() if number <= step}
     assert cheat.gpu.asked[-1].record == expected[step][-1]
-    # A row that is no number crosses as zeros.
+    # A row that is no number crosses as zeros, or as its pad.
     assert any(any(each.is_zero) for each in cheat.gpu.asked) == overflows
 
 

@@ -14,7 +14,9 @@ from tsqp_shm.config import (
     DTYPES,
     LARGE_LAYER_BLOCK_ROWS,
     LARGE_LAYER_PARAMETERS,
+    PADS_OUT,
     PINNINGS,
+    PREFILLS,
     EngineConfig,
 )
 from tsqp_shm.errors import ConfigError
@@ -72,7 +74,7 @@ def gpu_flags() -> Parser:
 
 
 def tee_flags() -> Parser:
-    parser = Parser(add_help=False, parents=[prompt_flags(), arena_flags(), doorbell_flags(), json_flag()])
+    parser = Parser(add_help=False, parents=[prompt_flags(), arena_flags(), pad_flags(), doorbell_flags(), json_flag()])
     # None and not False where it is not given, as the environment may say so.
     parser.add_argument(
         "--check-finite", action="store_true", default=None,
@@ -183,6 +185,46 @@ def arena_flags() -> Parser:
     model.add_argument(
         "--restart-gpu", type=int, metavar="N",
         help=f"go on with another GPU process where one dies, up to N times ({defaults.restart_gpu})",
+    )  # fmt: skip
+    return parser
+
+
+def pad_flags() -> Parser:
+    defaults = EngineConfig()
+    parser = Parser(add_help=False)
+    pads = parser.add_argument_group("pads of mode blinded, of which each row that crosses takes one and burns it")
+    pads.add_argument(
+        "--pad-stock", metavar="ROWS|SIZE",
+        help="how many are kept ready: 4096 for so many rows through the model, 2GiB for what goes there (as many as "
+        "the longest sequence has rows, at most a quarter of the memory that is free)",
+    )  # fmt: skip
+    pads.add_argument(
+        "--pad-threads", type=int, metavar="N",
+        help=f"threads that make them while nobody else wants the core ({defaults.pad_threads})",
+    )  # fmt: skip
+    pads.add_argument(
+        "--pad-ready",
+        type=int,
+        metavar="ROWS",
+        help=f"how many to wait for before a first prompt ({defaults.pad_ready})",
+    )
+    pads.add_argument(
+        "--pads-out", metavar="|".join(PADS_OUT),
+        help="what has no pad: computed in the TEE process, waits for pads, or is refused; the text is the same "
+        f"({defaults.pads_out})",
+    )  # fmt: skip
+    pads.add_argument(
+        "--prefill", metavar="|".join(PREFILLS),
+        help="where prompts are computed; auto: by the GPU process where the stock covers them "
+        f"({defaults.prefill})",
+    )  # fmt: skip
+    pads.add_argument(
+        "--pad-prompt-to", type=int, metavar="N",
+        help="have prompts look as if their length were the next multiple of N tokens, at the cost of these (0: off)",
+    )  # fmt: skip
+    pads.add_argument(
+        "--lock-memory", action="store_true", default=None,
+        help="keep stock, slots and caches from being swapped too, as far as ulimit -l goes; keys always are",
     )  # fmt: skip
     return parser
 

@@ -14,6 +14,7 @@ from tsqp_shm.cli.flags import (
     gpu_flags,
     json_flag,
     model_argument,
+    pad_flags,
     tee_flags,
     verbose_flag,
 )
@@ -53,7 +54,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"tsqp-shm {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     shared = [model_argument(), common_flags()]
-    examined = [examined_model_argument(), gpu_flags(), arena_flags(), doorbell_flags(), json_flag()]
+    examined = [examined_model_argument(), gpu_flags(), arena_flags(), pad_flags(), doorbell_flags(), json_flag()]
     tee, gpu, verbose = tee_flags(), gpu_flags(), verbose_flag()
     traced, recorded = trace_flag(False), trace_flag(True)
     for name, run, parents, text in (

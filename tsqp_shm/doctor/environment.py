@@ -18,13 +18,12 @@ from tsqp_shm._version import __version__
 from tsqp_shm.config import EngineConfig, environment_variable
 from tsqp_shm.doctor.enclave import confidential_vm
 from tsqp_shm.doctor.finding import mib
-from tsqp_shm.doctor.limits import available_bytes
 from tsqp_shm.doctor.shared_memory import mount_of
 from tsqp_shm.doctor.system import cgroup_cores, cgroup_limit, container, cpuinfo, read_text
 from tsqp_shm.doctor.versions import package_versions
 from tsqp_shm.modes import MODES
 from tsqp_shm.printable import shown
-from tsqp_shm.roles.resources import ISA_VARIABLE
+from tsqp_shm.roles.resources import ISA_VARIABLE, available_bytes
 from tsqp_shm.shm.posix.objects import SHM_FOLDER
 
 LIMITS = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC, "memlock": resource.RLIMIT_MEMLOCK}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Iterator
 
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding, mib
-from tsqp_shm.doctor.system import cgroup_limit, container, read_text
+from tsqp_shm.doctor.system import cgroup_limit, container
 from tsqp_shm.errors import LimitError
 from tsqp_shm.modes import MODES
 from tsqp_shm.roles.resources import (
     NEEDED_DESCRIPTORS,
     NEEDED_THREADS,
+    available_bytes,
     num_open_descriptors,
     require_descriptors,
     require_threads,
@@ -68,10 +68,3 @@ def _threads(config: EngineConfig) -> Finding:
         return Finding("thread limit", BAD, error.reason, "a start is refused", "ulimit -u, docker run --pids-limit")
     beside = "" if pids is None else f"; the cgroup allows {pids:,} in all"
     return Finding("thread limit", GOOD, f"{needed} started at once{beside}")
-
-
-def available_bytes() -> int:
-    for line in read_text("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,5 @@
-"""Mode `verified`: of every Linear y = m W mod p, p = 2^31 - 1, exactly; the TEE checks each and does all the rest.
+"""Modes `verified` and `blinded`: of every Linear y = m W mod p, p = 2^31 - 1, exactly; the TEE checks each
+and does all the rest.
 
 m and y cross as uint32. How many digits a row of m takes is found by centring it.
 """

@@ -8,4 +8,6 @@ from tsqp_shm.gpu.loading import ModeLoader
 LOADERS: dict[str, ModeLoader] = {
     "plain": ModeLoader(plain.memory, plain.load),
     "verified": ModeLoader(field_products.memory, field_products.load),
+    # What it is sent looks otherwise, and is multiplied as there.
+    "blinded": ModeLoader(field_products.memory, field_products.load),
 }

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import resource
 import threading
+from contextlib import suppress
+from pathlib import Path
 
 from tsqp_shm.errors import ConfigError, LimitError
 
@@ -99,3 +101,18 @@ def num_open_descriptors() -> int:
     except OSError:
         # Without a descriptor to spare the list cannot be read either.
         return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def available_bytes() -> int:
+    """Of memory, what the system says is free or can be made so; a cgroup may grant less."""
+    with suppress(OSError, ValueError, IndexError), Path("/proc/meminfo").open(encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def lockable_bytes() -> int | None:
+    """Of memory, what this process may lock in all; None: the system sets no limit."""
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    return None if limit == resource.RLIM_INFINITY else limit

@@ -11,6 +11,7 @@ import mmap
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 from tsqp_shm.errors import ArenaError, ArenaMismatch, ArenaNotReady, SessionBusy
 from tsqp_shm.shm import layout
@@ -103,6 +104,7 @@ class LocalHold:
 
     def __init__(self) -> None:
         self.name = NAME
+        self.folder: Path | None = None
         self.gpu_flags: tuple[str, ...] = ()
         self.endpoint = ""
         self.has_ended = False

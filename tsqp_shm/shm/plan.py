@@ -349,5 +349,5 @@ def _logit_rows(limits: Limits) -> int:
     return max(limits.max_num_seqs, min(limits.max_batch_tokens, 32))
 
 
-_OF_MODE = {"plain": _split_slots, "verified": _field_slots, "tee-only": _own_slots}
-_LINEARS_OF_MODE = {"plain": _SPLIT_LINEARS, "verified": _FIELD_LINEARS}
+_OF_MODE = {"plain": _split_slots, "verified": _field_slots, "blinded": _field_slots, "tee-only": _own_slots}
+_LINEARS_OF_MODE = {"plain": _SPLIT_LINEARS, "verified": _FIELD_LINEARS, "blinded": _FIELD_LINEARS}

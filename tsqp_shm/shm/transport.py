@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from tsqp_shm.errors import TsqpError
@@ -84,10 +85,13 @@ class Hold(Protocol):
         name: the session's, as a GPU process is told it.
         gpu_flags: the words by which `tsqp-shm gpu MODEL` finds this session; none where no other process can.
         endpoint: where the waker of the memory made last meets, as the invitation says it; "" where that is not said.
+        folder: of the session, in which it may lay what this user's processes alone are to find; None: it has none.
     """
 
     @property
     def name(self) -> str: ...
+    @property
+    def folder(self) -> Path | None: ...
     @property
     def gpu_flags(self) -> tuple[str, ...]: ...
     @property

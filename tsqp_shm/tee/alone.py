@@ -36,6 +36,7 @@ class Alone:
     """
 
     num_lent = 0
+    pads = None
 
     def __init__(
         self,
@@ -89,6 +90,9 @@ class Alone:
 
     def begin(self) -> None:
         """Nothing has to be made ready."""
+
+    def rest(self) -> None:
+        """Nobody waits for it."""
 
     def settle(self) -> None:
         """Nothing is in flight between two operations."""

@@ -25,12 +25,21 @@ class Chunk:
         position: position of the first token; everything before it is in the cache.
         token_ids: at least one.
         num_logits: of how many of the last tokens logits are wanted.
+        pending: how many tokens of the sequence are to follow that are known already.
+        is_surplus: whether these are no tokens of anybody's: they make a prompt look longer from outside.
     """
 
     sequence: int
     position: int
     token_ids: Sequence[int]
     num_logits: int = 1
+    pending: int = 0
+    is_surplus: bool = False
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it belongs to a prompt: what was drawn enters token by token."""
+        return self.pending + len(self.token_ids) > 1
 
     @property
     def wanted_positions(self) -> range:
@@ -45,6 +54,7 @@ class Step(NamedTuple):
     Shapes: token_ids, positions [T] i32; wanted [R] i32, the rows whose logits are wanted.
     """
 
+    chunks: Sequence[Chunk]
     token_ids: Int32
     positions: Int32
     segments: list[Segment]
@@ -60,7 +70,7 @@ class Step(NamedTuple):
         )
         segments = cut_segments(((c.sequence, c.position, len(c.token_ids)) for c in chunks), limits.tile_rows)
         blocks = cut_blocks(segments, group_tiles(segments, limits.tile_rows), limits.block_rows)
-        return cls(token_ids, positions, segments, blocks, _wanted_rows(chunks))
+        return cls(chunks, token_ids, positions, segments, blocks, _wanted_rows(chunks))
 
     def segments_of(self, tile: Tile) -> list[Segment]:
         return self.segments[tile.first_segment : tile.first_segment + tile.num_segments]

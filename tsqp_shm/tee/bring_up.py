@@ -16,7 +16,7 @@ from tsqp_shm.tee.alone import Alone
 from tsqp_shm.tee.anchor import Anchor
 from tsqp_shm.tee.connection import Connect
 from tsqp_shm.tee.gpu_connection import GpuConnection, StartGpu
-from tsqp_shm.tee.modes import ALONE_ENGINES, ENGINES
+from tsqp_shm.tee.modes import ALONE_ENGINES, ENGINES, Loading
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.transcript import Transcript
 from tsqp_shm.trace.recorder import Recorder
@@ -83,17 +83,29 @@ def prepare(
     # Nobody else computes yet: what has to be quantised is by all threads that there will be.
     _native.set_num_threads(max(config.threads()))
     with _told_of_memory():
-        loaded = ENGINES[mode.name](network, checkpoint, digest, transcript)
+        loaded = ENGINES[mode.name](Loading(network, checkpoint, config, limits, digest, transcript))
     anchor.hold(digest)
     _native.set_num_threads(threads)
 
     def begin(stack: ExitStack) -> Connect:
         session = transport.begin()
         stack.callback(session.end)
-        return lambda look, timeout_s: GpuConnection.open(
-            session, network, config, limits, statistics, loaded, start_gpu, report, recorder, must_stop, look,
-            timeout_s,
-        )  # fmt: skip
+        with _told_of_memory():
+            loaded.begin(session.name, stack)
+
+        def connect(look: Callable[[], None], timeout_s: float) -> GpuConnection:
+            connection = GpuConnection.open(
+                session, network, config, limits, statistics, loaded, start_gpu, report, recorder, must_stop, look,
+                timeout_s,
+            )  # fmt: skip
+            try:
+                loaded.wait_until_ready(report, connection.queue.look)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+        return connect
 
     return begin
 

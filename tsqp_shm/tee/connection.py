@@ -21,6 +21,7 @@ class Connection(Protocol):
         engine: over them.
         progress: what is to be seen from outside.
         num_lent: of slots, the runs of rows that the other end has.
+        pads: what has become of the session's pads so far; None in a mode without.
     """
 
     @property
@@ -31,9 +32,14 @@ class Connection(Protocol):
     def progress(self) -> ProgressWriter: ...
     @property
     def num_lent(self) -> int: ...
+    @property
+    def pads(self) -> dict[str, Any] | None: ...
 
     def begin(self) -> None:
         """Something is about to be computed."""
+
+    def rest(self) -> None:
+        """Nothing is to be computed for the moment."""
 
     def settle(self) -> None:
         """Returns when nothing is in flight any more."""

@@ -26,7 +26,7 @@ from tsqp_shm.tee.mlp import GatedMlp
 from tsqp_shm.tee.ops import Float32, Operations
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
-from tsqp_shm.tee.verification import Unverified, Verification
+from tsqp_shm.tee.verification import Products, Unverified, Verification
 
 # What is done with logits: never all of a prompt's at once, which would take T x V floats.
 TakeLogits = Callable[[int, Unverified[Float32]], None]
@@ -36,15 +36,22 @@ def _nothing_to_check() -> None:
     """What arrives is not checked."""
 
 
+def _wants_no_pads(chunks: Sequence[Chunk]) -> int | None:
+    """Nothing is blinded."""
+    return None
+
+
 @dataclass(frozen=True)
 class Ports:
     """What differs between modes.
 
     Attributes:
         wait: returns when the submission of that number is complete, and all before it.
-        begin: a step begins, whose checks are told to what is handed in; returns when nothing of an earlier one is in
-            flight any more.
+        begin: the step that is handed in begins, whose checks are told to what is handed in; returns when nothing of an
+            earlier one is in flight any more.
         check_arrived: the step breaks off; checks what has arrived of it, without waiting.
+        lacks_pads: how many rows pads are there for, where they are too few for a step of these chunks and nothing else
+            than to refuse it is left; None: it can be run.
         keeps_caches: whether another engine of the same session finds the keys and values of this one's.
         staggers_blocks: whether blocks begin one after the other, as one needs this side for long at one place.
     """
@@ -53,8 +60,9 @@ class Ports:
     attention: AttentionPort
     linears: LinearsPort
     wait: Callable[[int], object]
-    begin: Callable[[Verification], None]
+    begin: Callable[[Verification, Step], None]
     check_arrived: Callable[[], None] = _nothing_to_check
+    lacks_pads: Callable[[Sequence[Chunk]], int | None] = _wants_no_pads
     keeps_caches: bool = False
     staggers_blocks: bool = False
 
@@ -77,7 +85,11 @@ class Engine:
     def keeps_caches(self) -> bool:
         return self._ports.keeps_caches
 
-    def forward(self, chunks: Sequence[Chunk], take: TakeLogits) -> int:
+    def lacks_pads(self, chunks: Sequence[Chunk]) -> int | None:
+        """As `Ports.lacks_pads`."""
+        return self._ports.lacks_pads(chunks)
+
+    def forward(self, chunks: Sequence[Chunk], take: TakeLogits) -> Products:
         """Runs one step: every chunk's tokens enter the cache.
 
         Args:
@@ -86,7 +98,7 @@ class Engine:
                 last one not before the next step.
 
         Returns:
-            How many rows of products were checked.
+            What has become of its products.
 
         Raises:
             IntegrityError: a product of the step is false; whatever else has ended it.
@@ -94,8 +106,8 @@ class Engine:
         """
         ports = self._ports
         verification = Verification()
-        ports.begin(verification)
         step = Step.cut(chunks, self._limits)
+        ports.begin(verification, step)
         try:
             interleave([ports.embedding.begin(step)], ports.wait)
             ports.attention.begin(step)
@@ -109,8 +121,7 @@ class Engine:
             finally:
                 verification.require_no_failure()
             raise
-        verification.end()
-        return verification.rows
+        return verification.end()
 
     def _layers(self, step: Step, block: Block) -> Task:
         """A block's way through all layers."""

@@ -8,7 +8,7 @@ at any moment and after a kill, finds a whole one.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,14 @@ from tsqp_shm.modes import MODES
 from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.receipts import Receipt, Receipts, canonical
+from tsqp_shm.tee.verification import Products
 
 SCHEMA = "tsqp-shm evidence 1"
+# What has become of the session's pads so far; None in a mode without.
+LookAtPads = Callable[[], "dict[str, Any] | None"]
+_OF_PADS = (
+    "key_id", "capacity_rows", "stock_rows", "made", "made_per_s", "used", "burned", "tee_products"
+)  # fmt: skip
 # Writing takes at most such a part of the time of a session that is never idle.
 _SHARE_OF_TIME = 1 / 20
 
@@ -37,11 +43,13 @@ class _Counts:
         passes: in which it had a part.
         rows: of its tokens, that went through the layers.
         wanted_rows: of these, that went through lm_head.
+        in_tee: rows of products that the TEE process has computed itself, where others go to the GPU process.
     """
 
     passes: int = 0
     rows: int = 0
     wanted_rows: int = 0
+    in_tee: int = 0
 
 
 @dataclass
@@ -69,6 +77,8 @@ class Evidence:
         self._session: dict[str, Any] = {}
         self._num_layer_linears = 0
         self._is_checked = False
+        self._has_pads = False
+        self._look_at_pads: LookAtPads = lambda: None
         self._requests: dict[int, _Request] = {}
         # Of those that have ended, in JSON, by their numbers.
         self._records: dict[int, bytes] = {}
@@ -76,11 +86,12 @@ class Evidence:
         self._written_s = 0.0
         self._write_took_s = 0.0
 
-    def begin(self, network: Network, limits: Limits, weights: dict[str, Any]) -> None:
+    def begin(self, network: Network, limits: Limits, weights: dict[str, Any], pads: LookAtPads) -> None:
         """The session begins.
 
         Args:
             weights: `Anchor.describe()`.
+            pads: gives what has become of the session's pads so far; None in a mode without.
 
         Raises:
             EvidenceError: the file cannot be written.
@@ -88,12 +99,14 @@ class Evidence:
         mode = MODES[limits.mode]
         self._num_layer_linears = len(network.linears) - 1
         self._is_checked = mode.num_vectors > 0
+        self._has_pads = mode.has_pads
+        self._look_at_pads = pads
         self._session = {
             "mode": mode.name,
             "arithmetic": limits.arithmetic,
             "field": FIELD,
             "vectors": mode.num_vectors,
-            "maker": None,
+            "maker": (pads() or {}).get("maker"),
             **weights,
             "max_model_len": limits.max_model_len,
             "versions": {"tsqp_shm": __version__, "model_digest": 2, "linears_digest": 1},
@@ -110,21 +123,27 @@ class Evidence:
         request = self._requests.setdefault(receipt.request, _Request(receipt))
         request.running[completion] = _Counts()
 
-    def count(self, batch: Sequence[tuple[Completion | None, Chunk]], rows_checked: int) -> None:
+    def count(self, batch: Sequence[tuple[Completion | None, Chunk]], products: Products) -> None:
         """A pass is over, and all its checks have held.
 
         Args:
-            rows_checked: as they were counted when each was checked; each row goes through every Linear once.
+            products: as they were counted when each was checked or computed; each row goes through every Linear once.
         """
         rows = sum(self._num_products(len(chunk.token_ids), chunk.num_logits) for _, chunk in batch)
-        if rows_checked != (rows if self._is_checked else 0):
-            raise AssertionError(f"{rows_checked} rows of products were checked in a pass that has {rows}")
+        counted = products.checked + sum(kept.rows for kept in products.kept)
+        if counted != (rows if self._is_checked else 0):
+            raise AssertionError(f"{counted} rows of products were checked or computed in a pass that has {rows}")
+        first = first_wanted = 0
         for completion, chunk in batch:
+            end, end_wanted = first + len(chunk.token_ids), first_wanted + chunk.num_logits
+            in_tee = products.kept_of((first, end), (first_wanted, end_wanted))
+            first, first_wanted = end, end_wanted
             if completion is not None and completion.receipt is not None:
                 counts = self._requests[completion.receipt.request].running[completion]
                 counts.passes += 1
                 counts.rows += len(chunk.token_ids)
                 counts.wanted_rows += chunk.num_logits
+                counts.in_tee += in_tee
 
     def _num_products(self, rows: int, wanted_rows: int) -> int:
         """Rows of products: each goes through the layers' Linears, those that are wanted through lm_head too."""
@@ -162,6 +181,7 @@ class Evidence:
 
     def _of_completion(self, completion: Completion, request: _Request, counts: _Counts) -> dict[str, Any]:
         products = self._num_products(counts.rows, counts.wanted_rows)
+        in_tee = counts.in_tee if self._is_checked else products
         error = completion.error
         return {
             "index": completion.index,
@@ -174,14 +194,14 @@ class Evidence:
             "rows": counts.rows,
             "wanted_rows": counts.wanted_rows,
             "products": products,
-            "products_checked": products if self._is_checked else 0,
-            "products_in_tee": 0 if self._is_checked else products,
-            "pads_used": 0,
+            "products_checked": products - in_tee,
+            "products_in_tee": in_tee,
+            "pads_used": products - in_tee if self._has_pads else 0,
         }
 
     def _write(self) -> None:
         requests = b",".join(self._records[number] for number in sorted(self._records))
-        session = canonical(self._session)
+        session = canonical({**self._session, "pads": self._pads()})
         started_s = time.monotonic()
         try:
             replace_file(
@@ -193,6 +213,11 @@ class Evidence:
         self._written_s = time.monotonic()
         self._write_took_s = self._written_s - started_s
         self._is_dirty = False
+
+    def _pads(self) -> dict[str, Any] | None:
+        """Of the session as a whole, rates too: no time finer than a pass is told."""
+        pads = self._look_at_pads()
+        return None if pads is None else {name: pads[name] for name in _OF_PADS}
 
 
 def _of_request(request: _Request, completion: Completion) -> dict[str, Any]:

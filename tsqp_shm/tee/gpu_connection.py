@@ -9,18 +9,19 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol
 
 from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig, Limits
 from tsqp_shm.errors import PeerTimeout, TsqpError
 from tsqp_shm.model.network import Network
+from tsqp_shm.modes import MODES, Mode
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.doorbell import Doorbell, open_doorbell
 from tsqp_shm.shm.invitation import Invitation
 from tsqp_shm.shm.liveness import HEARTBEAT_INTERVAL_MS, LOOK_INTERVAL_S, PeerWatch
 from tsqp_shm.shm.plan import Plan
+from tsqp_shm.shm.progress import Progress
 from tsqp_shm.shm.protocol import Opcode, unpack_identity
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.transport import Hold
@@ -31,6 +32,7 @@ from tsqp_shm.tee.modes import Loaded
 from tsqp_shm.tee.progress import ProgressWriter, store_in
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
+from tsqp_shm.tee.telling import Telling
 from tsqp_shm.trace.doorbell import SubmittingDoorbell
 from tsqp_shm.trace.recorder import Recorder
 
@@ -192,10 +194,12 @@ class GpuConnection:
             queue = make_queue(slots, doorbell, watch, arena.epoch, config.timeout_s, statistics)
             connection = cls(
                 session, arena, slots, queue, doorbell, config.doorbell, session.endpoint, statistics,
-                ProgressWriter(partial(store_in, arena), statistics), gpu_process, watch,
+                ProgressWriter(_publish_in(arena, MODES[limits.mode]), statistics), gpu_process, watch,
                 loaded.make_engine(slots, queue, statistics), loaded,
             )  # fmt: skip
             stack.callback(connection._stop_gpu)
+            if session.folder is not None and MODES[limits.mode].has_pads:
+                stack.callback(Telling(session.folder, connection._tell).close)
             timeout_s = config.timeout_s if ready_timeout_s is None else ready_timeout_s
             if gpu_process is None:
                 command = " ".join(("tsqp-shm gpu MODEL", *session.gpu_flags))
@@ -205,10 +209,15 @@ class GpuConnection:
             watch.require_pulse(timeout_s, started)
             # From here on it is asked to stop: whoever has no hold on the arena is not.
             connection.gpu_pid, connection.gpu_device, connection.gpu_transfer = unpack_identity(identity)
+            loaded.meet(connection.gpu_device)
             if gpu_process is not None:
                 gpu_process.came_up()
             connection._stack = stack.pop_all()
         return connection
+
+    def _tell(self) -> dict[str, Any]:
+        """What the arena says nothing of, for who watches the session."""
+        return {"pads": self.pads, "times": self.progress.progress.times()}
 
     def _stop_gpu(self) -> None:
         """Tells the GPU process to end, if it still listens."""
@@ -232,8 +241,17 @@ class GpuConnection:
     def num_lent(self) -> int:
         return self.slots.num_lent
 
+    @property
+    def pads(self) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self.loaded.facts().get("pads")
+        return found
+
     def begin(self) -> None:
         self.arena.renew_guard()
+        self.loaded.work(True)
+
+    def rest(self) -> None:
+        self.loaded.work(False)
 
     def settle(self) -> None:
         self.queue.drain()
@@ -278,11 +296,12 @@ class GpuConnection:
             },
             "device": self.gpu_device,
             "transfer": self.gpu_transfer,
-            **self.loaded.facts,
+            **self.loaded.describe(),
         }
 
     def facts(self, *, asks: bool) -> dict[str, Any]:
         facts = self.describe()
+        facts.update(self.loaded.facts())
         statistics = self.statistics
         # What the GPU process says its peak memory is; for display.
         facts["processes"]["gpu"]["peak_rss_bytes"] = self.queue.call(Opcode.STATUS).value if asks else 0
@@ -300,3 +319,10 @@ class GpuConnection:
             "serialised": 0,
         }
         return facts
+
+
+def _publish_in(arena: Arena, mode: Mode) -> Callable[[Progress], None]:
+    if not mode.has_pads:
+        return lambda progress: store_in(arena, progress)
+    # Whoever controls the GPU process reads them: they follow from lengths alone.
+    return lambda progress: store_in(arena, progress.without_times())

@@ -117,11 +117,12 @@ class Operations:
         first_row: int,
         rows: int,
         copy: npt.NDArray[np.uint32] | None = None,
+        pads: _native.PadRows | None = None,
     ) -> None:
-        """m [rows, inputs] = x [rows, inputs] as integers of the field; `copy` is given the same."""
+        """m [rows, inputs] = x [rows, inputs] as integers of the field, less the pads; `copy` is given the same."""
         x_index, m_index = self._slots.own(x, first_row, rows), self._slots.own(m, first_row, rows)
         started_ns = time.perf_counter_ns()
-        check.begin(self._slots.table, x_index, m_index, first_row, rows, copy)
+        check.begin(self._slots.table, x_index, m_index, first_row, rows, copy, pads)
         self._statistics.count("QUANTISE", started_ns)
 
     def check(

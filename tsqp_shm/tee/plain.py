@@ -36,6 +36,6 @@ def _plain_engine(
         attention=SplitAttention(slots.plan, queue, ops),
         linears=RemoteLinears(queue),
         wait=queue.wait,
-        begin=lambda verification: queue.begin_step(),
+        begin=lambda verification, step: queue.begin_step(),
     )
     return Engine(network, slots.plan, ops, ports)

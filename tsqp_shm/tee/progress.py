@@ -19,12 +19,15 @@ PERCENTILES_INTERVAL_NS = 250_000_000
 class ProgressWriter:
     """Args:
     publish: takes what there is to be seen from outside.
+
+    Attributes:
+        progress: what was published last.
     """
 
     def __init__(self, publish: Callable[[Progress], None], statistics: Statistics) -> None:
         self._publish = publish
         self._statistics = statistics
-        self._progress = Progress()
+        self.progress = Progress()
         self._sorted_ns = 0
 
     def step_begins(self, running: int, waiting: int) -> None:
@@ -37,12 +40,12 @@ class ProgressWriter:
             ordered = sorted(self._statistics.submissions.newest_round_trips(NEWEST_ROUND_TRIPS))
             if ordered:
                 p50_ns, p99_ns = (ordered[len(ordered) * percent // 100] for percent in (50, 99))
-                self._progress = self._progress._replace(round_trip_p50_ns=p50_ns, round_trip_p99_ns=p99_ns)
+                self.progress = self.progress._replace(round_trip_p50_ns=p50_ns, round_trip_p99_ns=p99_ns)
         self._store(running, waiting, step_ended_ns=now_ns)
 
     def _store(self, running: int, waiting: int, **moment: int) -> None:
         statistics = self._statistics
-        self._progress = self._progress._replace(
+        self.progress = self.progress._replace(
             steps=statistics.steps,
             tokens=statistics.tokens,
             generated=statistics.generated,
@@ -51,7 +54,7 @@ class ProgressWriter:
             waiting=waiting,
             **moment,
         )
-        self._publish(self._progress)
+        self._publish(self.progress)
 
 
 def store_in(arena: Arena, progress: Progress) -> None:

@@ -112,10 +112,13 @@ class Runtime:
         self._stack = before.pop_all() if before is not None else ExitStack()
 
         def bring_up() -> Stepper:
-            stepper = Stepper(statistics, begin(self._stack), config.restart_gpu, config.timeout_s, report, witness)
+            stepper = Stepper(
+                statistics, begin(self._stack), config.restart_gpu, config.timeout_s, report, witness,
+                config.pad_prompt_to,
+            )  # fmt: skip
             # Not the connection of this moment: a restart puts another in its place.
             self._stack.callback(lambda: stepper.connection.close())
-            witness.begin(network, limits, anchor.describe())
+            witness.begin(network, limits, anchor.describe(), lambda: stepper.connection.pads)
             return stepper
 
         self._bring_up = bring_up
@@ -321,6 +324,8 @@ class Runtime:
         self._orders.take()
         if not self._stepper.is_idle and self.fault is None:
             self._stepper.step()
+        if self._stepper.is_idle:
+            self._stepper.connection.rest()
         return not self._stepper.is_idle
 
     @property
@@ -405,6 +410,7 @@ class Runtime:
     def _run_steps(self, stepper: Stepper) -> None:
         while not self._is_leaving:
             if stepper.is_idle:
+                stepper.connection.rest()
                 self._orders.take(wait=True, timeout_s=stepper.patience_s)
                 stepper.expire()
             else:

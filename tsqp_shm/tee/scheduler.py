@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from tsqp_shm.errors import PadsExhausted
 from tsqp_shm.modes import MODES
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.tee.batch import Chunk
@@ -55,7 +56,17 @@ class Scheduler:
     Decoding completions go first, one token each; what is left of max_batch_tokens goes to prompts, in chunks.
     """
 
-    def __init__(self, engine: Engine, plan: Plan, statistics: Statistics, witness: Witness | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        plan: Plan,
+        statistics: Statistics,
+        witness: Witness | None = None,
+        pad_prompt_to: int = 0,
+    ) -> None:
+        """Args:
+        pad_prompt_to: prompts look from outside as if they had the next multiple of so many tokens; 0: as they are.
+        """
         self._engine = engine
         self._witness = witness or Witness()
         self._statistics = statistics
@@ -64,6 +75,10 @@ class Scheduler:
         self._free_sequences = list(reversed(range(plan.limits.max_num_seqs)))
         self._waiting: deque[Completion | Reservation] = deque()
         self._running: dict[Completion, int] = {}
+        self._pad_prompt_to = pad_prompt_to
+        # How many rows more than they have prompts of running completions are to look as if they had.
+        self._surplus: dict[Completion, int] = {}
+        self._max_model_len = plan.limits.max_model_len
 
     @property
     def is_idle(self) -> bool:
@@ -143,16 +158,20 @@ class Scheduler:
         """
         self.expire()
         self._admit()
-        batch = self._next_batch()
+        batch = self._with_pads(self._next_batch())
         if not batch:
             return
         harvest = Harvest(batch, self._statistics, are_own=self._are_own)
-        self._witness.begin_pass(batch)
-        rows_checked = self._engine.forward([chunk for _, chunk in batch], harvest.take)
+        # Rows that only look like a prompt's are nobody's.
+        told = [(None if chunk.is_surplus else completion, chunk) for completion, chunk in batch]
+        self._witness.begin_pass(told)
+        products = self._engine.forward([chunk for _, chunk in batch], harvest.take)
         harvest.bring_in()
-        self._witness.end_pass(batch, rows_checked)
+        self._witness.end_pass(told, products)
         self._statistics.steps += 1
         for completion, chunk in batch:
+            if chunk.is_surplus:
+                continue
             self._statistics.tokens += len(chunk.token_ids)
             completion.cached += len(chunk.token_ids)
             # What ended while the step lasted takes nothing of it.
@@ -169,6 +188,7 @@ class Scheduler:
                 first.give(sequence)
             else:
                 self._running[first] = sequence
+                self._surplus[first] = self._num_surplus(len(first.prompt_token_ids))
 
     def _next_batch(self) -> list[tuple[Completion, Chunk]]:
         batch = []
@@ -177,13 +197,40 @@ class Scheduler:
         for completion in by_phase:
             if budget == 0:
                 break
-            token_ids = completion.uncached_token_ids(budget)
-            budget -= len(token_ids)
-            wanted = completion.num_wanted(completion.cached + len(token_ids))
-            batch.append((completion, Chunk(self._running[completion], completion.cached, token_ids, wanted)))
+            sequence, num_tokens = self._running[completion], len(completion.all_token_ids)
+            surplus, end = min(budget, self._surplus[completion]), completion.cached
+            budget -= surplus
+            if budget > 0:
+                token_ids = completion.uncached_token_ids(budget)
+                budget -= len(token_ids)
+                end += len(token_ids)
+                wanted = completion.num_wanted(end)
+                batch.append((completion, Chunk(sequence, completion.cached, token_ids, wanted, num_tokens - end)))
+            if surplus > 0:
+                # In the first steps, so that the prompt's last row goes when that of as long a prompt would. Of what
+                # they leave in the cache nothing is read before it is written again.
+                self._surplus[completion] -= surplus
+                # Where tokens go with them, these have counted what follows.
+                pending = self._surplus[completion] + (num_tokens - end if end == completion.cached else 0)
+                batch.append((completion, Chunk(sequence, num_tokens, [0] * surplus, 0, pending, is_surplus=True)))
+        return batch
+
+    def _num_surplus(self, num_tokens: int) -> int:
+        if self._pad_prompt_to == 0:
+            return 0
+        return min(-num_tokens % self._pad_prompt_to, self._max_model_len - num_tokens)
+
+    def _with_pads(self, batch: list[tuple[Completion, Chunk]]) -> list[tuple[Completion, Chunk]]:
+        """Without the completions, the last ones first, that end because pads for them are to be had and are not."""
+        while batch and (available := self._engine.lacks_pads([chunk for _, chunk in batch])) is not None:
+            last, _ = batch[-1]
+            last.fail(PadsExhausted(sum(len(chunk.token_ids) for _, chunk in batch), available))
+            self._release(last)
+            batch = [(completion, chunk) for completion, chunk in batch if completion is not last]
         return batch
 
     def _release(self, completion: Completion) -> None:
+        self._surplus.pop(completion, None)
         sequence = self._running.pop(completion, None)
         if sequence is not None:
             self._free_sequences.append(sequence)

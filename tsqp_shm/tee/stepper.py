@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tsqp_shm.errors import EvidenceError, IntegrityError, PeerDied, TsqpError
+from tsqp_shm.errors import EvidenceError, IntegrityError, PadsExhausted, PeerDied, TsqpError
 from tsqp_shm.roles.process import peak_resident_bytes
 from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.completion import Completion
@@ -63,12 +63,14 @@ class Stepper:
         timeout_s: float,
         report: Callable[[str], None],
         witness: Witness | None = None,
+        pad_prompt_to: int = 0,
     ) -> None:
         """
         Args:
             max_restarts: how many GPU processes may take the place of one that died.
             timeout_s: how long it may take until there is one, however many die meanwhile.
             witness: writes down what comes of completions; None: nobody does.
+            pad_prompt_to: as of `Scheduler`.
         """
         self.fault: TsqpError | None = None
         self.untold: TsqpError | None = None
@@ -80,7 +82,9 @@ class Stepper:
         self._witness = witness or Witness()
         self._outlets: dict[Completion, Outlet] = {}
         self.connection = connect(self._look, timeout_s)
-        self._scheduler = Scheduler(self.connection.engine, self.connection.plan, statistics, self._witness)
+        self._scheduler = Scheduler(
+            self.connection.engine, self.connection.plan, statistics, self._witness, pad_prompt_to
+        )
 
     @property
     def is_idle(self) -> bool:
@@ -158,11 +162,14 @@ class Stepper:
         Shapes: [T, V] f32.
 
         Raises:
+            PadsExhausted: there are too few, and what has none is to be refused.
             TsqpError: the session is over.
         """
         plan = self.connection.plan
         most = plan.limits.max_batch_tokens
         logits: Float32 = np.empty((len(token_ids), plan.slot("logits").row_elements), np.float32)
+        if (available := self.connection.engine.lacks_pads([Chunk(sequence, 0, token_ids)])) is not None:
+            raise PadsExhausted(len(token_ids), available)
 
         def forward() -> Float32:
             for position in range(0, len(token_ids), most):
@@ -173,12 +180,13 @@ class Stepper:
                 def take(first: int, rows: Unverified[Float32], at: int = position, copied: Any = copied) -> None:
                     copied.append(rows.map(partial(self._copy, logits, at + first)))
 
-                batch = [(None, Chunk(sequence, position, chunk, num_logits=len(chunk)))]
+                pending = len(token_ids) - position - len(chunk)
+                batch = [(None, Chunk(sequence, position, chunk, num_logits=len(chunk), pending=pending))]
                 self._witness.begin_pass(batch)
-                rows_checked = self.connection.engine.forward([chunk for _, chunk in batch], take)
+                products = self.connection.engine.forward([chunk for _, chunk in batch], take)
                 for part in copied:
                     part.open()
-                self._witness.end_pass(batch, rows_checked)
+                self._witness.end_pass(batch, products)
             return logits
 
         return self._tell_caller(forward)

@@ -188,6 +188,15 @@ class SubmissionQueue:
         self.wait(self.submit(opcode))
         return Outcome(*self._submissions.outcome())
 
+    def look(self) -> None:
+        """For who computes for long and waits for nothing: asks the watch, where it is time to.
+
+        Raises:
+            PeerDied, PeerTimeout, TsqpError: the session is over.
+        """
+        if time.perf_counter_ns() >= self._look_ns:
+            self._look()
+
     def _look(self) -> None:
         """Asks the watch, and whether the step's waits have taken too long; native code completes on until the next."""
         self._watch.check()

@@ -62,7 +62,7 @@ def _tee_only_engine(
         attention=PrivateAttention(slots.plan, linears, ops, private_caches(network, slots.plan)),
         linears=linears,
         wait=_nothing_is_in_flight,
-        begin=lambda verification: None,
+        begin=lambda verification, step: None,
     )
     return Engine(network, slots.plan, ops, ports)
 

@@ -21,7 +21,7 @@ from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.receipts import canonical
 
 SCHEMA = "tsqp-shm transcript 1"
-BEGIN, PRODUCT, END = 1, 2, 3
+BEGIN, PRODUCT, END, KEPT = 1, 2, 3, 4
 
 UInt32 = NDArray[np.uint32]
 
@@ -74,6 +74,10 @@ class Transcript:
         Shapes: m [rows, inputs], y [rows, outputs] u32; of lm_head the rows are those that are wanted.
         """
         self._write(_words(PRODUCT, linear.index, first_row, len(m)), _bytes(m), _bytes(y))
+
+    def keep(self, linear: Linear, first_row: int, rows: int) -> None:
+        """A product that this process computes itself, where others of the pass do not stay here."""
+        self._write(_words(KEPT, linear.index, first_row, rows))
 
     def end_pass(self) -> None:
         """All checks of the pass have held; of one that has no end nothing came out."""

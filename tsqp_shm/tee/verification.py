@@ -7,7 +7,7 @@ engine is `Unverified`, and it opens when every check of its pass has ended and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from tsqp_shm.errors import IntegrityError
 from tsqp_shm.shm.plan import Operation
@@ -16,18 +16,51 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-class Verification:
-    """The checks of one forward pass; of a mode that checks nothing there are none.
+class Kept(NamedTuple):
+    """Rows of a product that this process has computed itself, where others of the pass go to the GPU process.
 
     Attributes:
-        rows: how many rows of products were checked so far.
+        is_of_layer: whether the rows are the pass's; else those whose logits are wanted.
+    """
+
+    is_of_layer: bool
+    first_row: int
+    rows: int
+
+
+class Products(NamedTuple):
+    """What has become of the products of a pass.
+
+    Attributes:
+        checked: rows that came from the GPU process, and held.
+    """
+
+    checked: int
+    kept: tuple[Kept, ...]
+
+    def kept_of(self, rows: tuple[int, int], wanted: tuple[int, int]) -> int:
+        """How many rows of products were computed here of these rows of the pass, and of these whose logits are wanted.
+
+        Args:
+            rows, wanted: the first, and the one behind the last.
+        """
+        total = 0
+        for kept in self.kept:
+            first, end = rows if kept.is_of_layer else wanted
+            total += max(0, min(end, kept.first_row + kept.rows) - max(first, kept.first_row))
+        return total
+
+
+class Verification:
+    """The checks of one forward pass; of a mode that checks nothing there are none.
 
     A failure does not break the pass off: it makes the submissions that it would have made, so that the other side
     cannot see at which product it was found out.
     """
 
     def __init__(self) -> None:
-        self.rows = 0
+        self._rows = 0
+        self._kept: list[Kept] = []
         self._failure: Operation | None = None
         self._outstanding = 0
         self._has_ended = False
@@ -39,11 +72,15 @@ class Verification:
     def add(self, operation: Operation, rows: int, *, held: bool) -> None:
         """A check of so many rows has ended. Only the first failure is told."""
         self._outstanding -= 1
-        self.rows += rows
+        self._rows += rows
         if not held and self._failure is None:
             self._failure = operation
 
-    def end(self) -> None:
+    def keep(self, kept: Kept) -> None:
+        """A product of the pass needs no check."""
+        self._kept.append(kept)
+
+    def end(self) -> Products:
         """The pass is over, and what it has computed can be opened.
 
         Raises:
@@ -54,6 +91,7 @@ class Verification:
         if self._outstanding:
             raise AssertionError(f"{self._outstanding} checks of a pass have not ended with it")
         self._has_ended = True
+        return Products(self._rows, tuple(self._kept))
 
     def require_no_failure(self) -> None:
         """Raises:

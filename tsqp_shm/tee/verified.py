@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from tsqp_shm.shm.slots import Slots
 from tsqp_shm.tee.attention.private import PrivateAttention, private_caches
 from tsqp_shm.tee.embedding import PrivateEmbedding
 from tsqp_shm.tee.engine import Engine, Ports
+from tsqp_shm.tee.linears import CheckedLinears
 from tsqp_shm.tee.linears.field import FieldLinears
 from tsqp_shm.tee.norms import NormWeights
 from tsqp_shm.tee.ops import Operations
@@ -31,11 +33,11 @@ NUM_VECTORS = MODES["verified"].num_vectors
 
 
 class Verified:
-    """What the TEE process keeps for a session: norms, embedding, what checks products, keys and values; no Linear's
-    weights.
+    """What the TEE process keeps for a session: norms, embedding, what checks products, keys and values.
 
     Attributes:
         linears_digest: of the Linears as integers, which both sides compute.
+        weights: of each Linear, at its index, where they are kept; else none are here.
     """
 
     def __init__(
@@ -44,10 +46,13 @@ class Verified:
         checkpoint: Checkpoint,
         digest: ModelDigest | None = None,
         transcript: Transcript | None = None,
+        *,
+        keeps_weights: bool = False,
     ) -> None:
         """Args:
         digest: takes all that is loaded; None: nobody asks for it.
         transcript: takes every product; None: nobody asks for them.
+        keeps_weights: whether this process multiplies too.
 
         Raises:
         ModelFileError: a tensor is missing or has another shape.
@@ -62,15 +67,19 @@ class Verified:
         if digest is not None:
             digest.add_embedding(self._embedding)
             self._norms.add_to(digest, network)
-        self._drawn: _Drawn | None = _draw(network, checkpoint, LinearsDigest() if digest is None else digest.linears)
+        linears = _load(network, checkpoint)
+        self.weights = tuple(linears) if keeps_weights else ()
+        self._drawn: _Drawn | None = _draw(
+            network, self.weights or linears, LinearsDigest() if digest is None else digest.linears
+        )
         self.linears_digest = self._drawn.linears_digest
         self._check_bytes = sum(check.num_bytes for check in self._drawn.checks)
         # Of all connections of the session: another GPU process finds them as they are.
         self._caches: list[_native.KeyValueCache] = []
 
-    def describe(self) -> dict[str, int]:
-        """What checks products: how many vectors each Linear has, and the memory of all that is kept of Linears."""
-        return {"vectors": NUM_VECTORS, "bytes": self._check_bytes}
+    def describe(self) -> dict[str, Any]:
+        """What checks products: how many vectors each Linear has, and the memory of all that is kept for it."""
+        return {"checks": {"vectors": NUM_VECTORS, "bytes": self._check_bytes, "has_weights": bool(self.weights)}}
 
     def make_engine(self, slots: Slots, queue: SubmissionQueue, statistics: Statistics) -> Engine:
         """An engine whose Linears lead to the GPU process at the other end of `queue`.
@@ -81,7 +90,7 @@ class Verified:
         network, plan = self._network, slots.plan
         self._caches = self._caches or private_caches(network, plan)
         ops = Operations(network, self._norms, slots, statistics)
-        linears = FieldLinears(plan, self._take_checks(), queue, ops, self._transcript)
+        linears = self._linears(FieldLinears(plan, self._take_checks(), queue, ops, self._transcript), queue, ops)
         ports = Ports(
             embedding=PrivateEmbedding(self._embedding, ops),
             attention=PrivateAttention(plan, linears, ops, self._caches),
@@ -89,18 +98,26 @@ class Verified:
             wait=queue.wait,
             begin=linears.begin,
             check_arrived=linears.check_arrived,
+            lacks_pads=linears.lacks_pads,
             keeps_caches=True,
             # Attention takes as long as all else of a layer here.
             staggers_blocks=True,
         )
         return Engine(network, plan, ops, ports)
 
+    def _linears(self, of_gpu: FieldLinears, queue: SubmissionQueue, ops: Operations) -> CheckedLinears:
+        """The port of an engine, which leads to `of_gpu`."""
+        return of_gpu
+
     def _take_checks(self) -> tuple[_native.FieldCheck, ...]:
-        """Each GPU process is checked by vectors of its own, and another by others: the weights are read again."""
+        """Each GPU process is checked by vectors of its own, and another by others. Weights that are not kept are read
+        again."""
         drawn, self._drawn = self._drawn, None
+        if drawn is None and self.weights:
+            return _draw(self._network, self.weights, LinearsDigest()).checks
         if drawn is None:
             with Checkpoint.open(self._folder) as checkpoint:
-                drawn = _draw(self._network, checkpoint, LinearsDigest())
+                drawn = _draw(self._network, _load(self._network, checkpoint), LinearsDigest())
             if drawn.linears_digest != self.linears_digest:
                 raise ModelFileError(self._folder, "its weights have changed since the session began")
         return drawn.checks
@@ -111,11 +128,15 @@ class _Drawn(NamedTuple):
     linears_digest: str
 
 
-def _draw(network: Network, checkpoint: Checkpoint, digest: LinearsDigest) -> _Drawn:
-    """Vectors for each Linear and what they give with its weights, of which one Linear's at a time lie here."""
+def _load(network: Network, checkpoint: Checkpoint) -> Iterator[_native.FieldLinear]:
+    """Each Linear's weights, one at a time."""
+    return (load_field_linear(checkpoint, linear) for linear in network.linears)
+
+
+def _draw(network: Network, weights: Iterable[_native.FieldLinear], digest: LinearsDigest) -> _Drawn:
+    """Vectors for each Linear and what they give with its weights."""
     checks = []
-    for linear in network.linears:
-        loaded = load_field_linear(checkpoint, linear)
+    for linear, loaded in zip(network.linears, weights, strict=True):
         digest.add(linear, loaded)
         checks.append(_native.FieldCheck(loaded, _secret_vectors(linear.outputs)))
     return _Drawn(tuple(checks), digest.value)

@@ -10,9 +10,10 @@ from tsqp_shm.errors import TsqpError
 from tsqp_shm.model.network import Network
 from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.completion import Completion
-from tsqp_shm.tee.evidence import Evidence
+from tsqp_shm.tee.evidence import Evidence, LookAtPads
 from tsqp_shm.tee.receipts import Receipt
 from tsqp_shm.tee.transcript import Transcript
+from tsqp_shm.tee.verification import Products
 
 
 class Witness:
@@ -34,10 +35,10 @@ class Witness:
         """Of the next request; None: nobody writes evidence. Any thread may ask."""
         return None if self._evidence is None else self._evidence.receipts.next()
 
-    def begin(self, network: Network, limits: Limits, weights: dict[str, Any]) -> None:
-        """The session begins with these weights."""
+    def begin(self, network: Network, limits: Limits, weights: dict[str, Any], pads: LookAtPads) -> None:
+        """The session begins; the arguments are those of `Evidence.begin`."""
         if self._evidence is not None:
-            self._evidence.begin(network, limits, weights)
+            self._evidence.begin(network, limits, weights, pads)
         if self.transcript is not None:
             self.transcript.begin(network)
 
@@ -50,16 +51,16 @@ class Witness:
         if self.transcript is not None:
             self.transcript.begin_pass(batch)
 
-    def end_pass(self, batch: Sequence[tuple[Completion | None, Chunk]], rows_checked: int) -> None:
+    def end_pass(self, batch: Sequence[tuple[Completion | None, Chunk]], products: Products) -> None:
         """All checks of the pass have held. To be called before a completion takes anything of it.
 
         Args:
-            rows_checked: of its products.
+            products: what has become of them.
         """
         if self.transcript is not None:
             self.transcript.end_pass()
         if self._evidence is not None:
-            self._evidence.count(batch, rows_checked)
+            self._evidence.count(batch, products)
 
     def fail(self, fault: TsqpError) -> None:
         """The session is over by a fault."""

@@ -16,9 +16,10 @@ from rich.text import Text
 from tsqp_shm.errors import ArenaNotReady, ConfigError, TsqpError
 from tsqp_shm.printable import obeyed, shown
 from tsqp_shm.shm.observer import Observer
-from tsqp_shm.shm.posix.folder import list_sessions
+from tsqp_shm.shm.posix.folder import list_sessions, sessions_folder
 from tsqp_shm.shm.posix.transport import PosixTransport
 from tsqp_shm.top.summary import Summary
+from tsqp_shm.top.told import ask, tells
 
 # Heartbeats are 0.1 s apart; a state is seen at most so late.
 LOOK_INTERVAL_S = 0.05
@@ -80,6 +81,7 @@ def _running(alive: list[str]) -> str:
 
 def _views(session: str, interval_s: float) -> Iterator[dict[str, Any]]:
     observer = _observer(session)
+    folder = sessions_folder() / session
     while True:
         try:
             summary = Summary(observer)
@@ -90,6 +92,8 @@ def _views(session: str, interval_s: float) -> Iterator[dict[str, Any]]:
                     if time.monotonic() >= until:
                         break
                     time.sleep(min(LOOK_INTERVAL_S, max(0.0, until - time.monotonic())))
+                if tells(folder):
+                    summary.hear(ask(folder))
                 facts = summary.facts()
                 # Without a GPU process there is no heartbeat: nobody waits for one.
                 if facts["tee"].get("is_silent", True) and _is_dead(observer):
@@ -139,6 +143,7 @@ def _table(facts: dict[str, Any]) -> Table:
         ("sequences", f"{sequences['running']} of {sequences['of']} running, {sequences['waiting']} waiting"),
         ("totals", f"{totals['steps']:,} steps, {totals['generated']:,} tokens generated"
                    + (f", {totals['doorbells']:,} doorbells" if has_gpu else "")),
+        *((("pads", _pads(facts["pads"])),) if "pads" in facts else ()),
         ("TEE", _side(facts["tee"])),
         *((("GPU", _side(facts["gpu"])),) if has_gpu else ()),
     ]  # fmt: skip
@@ -155,6 +160,16 @@ def _crossing(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("round trip", f"p50 {_number(facts['round_trip_p50_us'])} us, p99 {_number(facts['round_trip_p99_us'])} us"),
         ("slots", f"{len(slots['in_use'])} of {slots['of']} handed over{lent}"),
     ]
+
+
+def _pads(pads: dict[str, Any] | None) -> str:
+    if pads is None:
+        return "the session does not tell"
+    fault = f"; no more are made: {pads['fault']}" if pads["fault"] else ""
+    return (
+        f"{pads['stock_rows']:,} of {pads['capacity_rows']:,} rows in stock, {_number(pads['pads_per_s'])} pads/s; "
+        f"{pads['used']:,} used, {pads['burned']:,} burned, {pads['tee_products']:,} products in the TEE{fault}"
+    )
 
 
 def _side(side: dict[str, Any]) -> str:

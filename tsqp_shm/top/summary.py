@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 from tsqp_shm.modes import MODES
 from tsqp_shm.shm.liveness import SILENCE_S
 from tsqp_shm.shm.observer import Look, Observer
 from tsqp_shm.shm.protocol import NO_SLOT, Record, operation_of
+from tsqp_shm.top.told import Told
 
 # Rates are of the looks of so long.
 WINDOW_NS = 2_000_000_000
@@ -25,6 +27,13 @@ class Summary:
         self._looks: deque[Look] = deque()
         # What was seen last, and when it was seen first: of each side's state and heartbeat.
         self._seen: dict[str, tuple[object, int]] = {}
+        self._tells = False
+        self._told: Told | None = None
+
+    def hear(self, told: Told | None) -> None:
+        """Takes what the session tells of itself at this moment, where it tells what its arena does not say; None: it
+        did not answer."""
+        self._tells, self._told = True, told
 
     def take(self, look: Look) -> None:
         self._looks.append(look)
@@ -55,11 +64,13 @@ class Summary:
             "totals": {"steps": last.steps, "tokens": last.tokens, "generated": last.generated},
             "tee": self._state("tee"),
         }
+        if self._tells:
+            facts["pads"] = None if self._told is None else self._told.pads._asdict()
         return self._with_both_sides(facts) if self._mode.has_gpu_process else facts
 
     def _with_both_sides(self, facts: dict[str, Any]) -> dict[str, Any]:
         first, last = self._looks[0], self._looks[-1]
-        progress = last.progress
+        progress = self._now().progress
         slots = self._observer.plan.shared_slots
         lent = {index for record in last.in_flight for index in (record.in_slot, record.out_slot)} - {NO_SLOT}
         facts["totals"]["doorbells"] = self._doorbells(last)
@@ -78,11 +89,20 @@ class Summary:
         elapsed_ns = self._looks[-1].at_ns - self._looks[0].at_ns
         return (after - before) * 1e9 / elapsed_ns if elapsed_ns else None
 
+    def _now(self) -> Look:
+        """The last look, with the times that the session told since."""
+        look = self._looks[-1]
+        if self._told is None:
+            return look
+        return replace(look, progress=look.progress._replace(**self._told.times))
+
     def _doorbells(self, look: Look) -> int:
         return look.control.submitted if self._rings else look.progress.doorbells
 
     def _state(self, side: str) -> dict[str, Any]:
         state, since_ns = self._seen[side]
+        if side == "tee" and self._told is not None:
+            state = self._tee(self._now())
         return {
             "doing": str(state[0]) if isinstance(state, tuple) else "",
             "since_s": max(0, self._looks[-1].at_ns - self._began_ns(side, state, since_ns)) / 1e9,
@@ -94,7 +114,7 @@ class Summary:
 
     def _began_ns(self, side: str, state: object, since_ns: int) -> int:
         # Of the times between steps the TEE itself tells; of all else this process knows when it saw it first.
-        progress = self._looks[-1].progress
+        progress = self._now().progress
         if side == "tee" and isinstance(state, tuple) and state[1] in ("idle", "step"):
             return (progress.step_ended_ns if state[1] == "idle" else progress.step_began_ns) or since_ns
         return since_ns
@@ -109,7 +129,10 @@ class Summary:
         if progress.step_began_ns > progress.step_ended_ns:
             return f"computes, {_counted(progress.running, 'sequence')} in this step", "step"
         if progress.running or progress.waiting:
-            return "between two steps", progress.steps
+            # Where the arena carries no times, a step is told from the time between two by the session alone.
+            is_timed = progress.step_ended_ns or progress.step_began_ns
+            busy = "between two steps" if is_timed else f"at work, {_counted(progress.running, 'sequence')}"
+            return busy, progress.steps
         return "idle: nothing to complete", "idle"
 
     def _gpu(self, look: Look) -> tuple[str, object]:

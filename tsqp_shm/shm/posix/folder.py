@@ -8,6 +8,7 @@
                             lets go of it at any death
             doorbell        the ZeroMQ socket, unless another endpoint was chosen; doorbell.2 that of a second arena
             page            in the place of an arena, where there is no GPU process: what the session is and how far
+            stats           a socket, in a mode whose arena carries no times: what `top` is told instead
 
 FOLDER is $TSQP_SHM_RUNTIME_DIR/tsqp-shm, else $XDG_RUNTIME_DIR/tsqp-shm, else /tmp/tsqp-shm-UID. It is a folder of our
 own, as the one around it may be a home. What no session has made is left alone wherever it lies.
@@ -31,6 +32,7 @@ from tsqp_shm.errors import ConfigError, SessionBusy, SessionFolderError, TsqpEr
 from tsqp_shm.files import open_own, opened_own_folder, replaceable_part
 from tsqp_shm.shm.posix.locks import take_lock, try_lock
 from tsqp_shm.shm.posix.objects import arena_name, unlink_dead
+from tsqp_shm.shm.progress import STATS_SOCKET
 
 LOCK_FILE = "lock"
 PAGE_FILE = "page"
@@ -40,7 +42,8 @@ _MARK = b"tsqp-shm session\n"
 _MAX_LOCK_BYTES = 64
 _CURE = "chmod 700 it if it is yours, else set TSQP_SHM_RUNTIME_DIR"
 _PASSING = re.compile(r"\.passing-[0-9a-f]{16}")
-_SOCKET = re.compile(rf"{SOCKET_FILE}(\.[0-9]+|-[a-z-]+)?")
+_DOORBELL = re.compile(rf"{SOCKET_FILE}(\.[0-9]+|-[a-z-]+)?")
+_STATS = re.compile(STATS_SOCKET)
 
 
 def sweep_dead_sessions() -> list[str]:
@@ -231,7 +234,8 @@ def sweep(root: Path, only: str | None = None) -> list[str]:
 def remove_session(folder: Path) -> None:
     """Removes what a session makes, and nothing else; by whoever holds its lock, or sweeps it."""
     with contextlib.suppress(OSError):
-        remove_sockets(folder)
+        remove_doorbells(folder)
+        _remove_sockets(folder, _STATS)
         _remove_page(folder)
         if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
             # The name is free from here on, however this ends.
@@ -242,11 +246,15 @@ def remove_session(folder: Path) -> None:
             (folder / LOCK_FILE).unlink()
 
 
-def remove_sockets(folder: Path) -> None:
+def remove_doorbells(folder: Path) -> None:
     """libzmq leaves the file of a socket whose process was killed."""
+    _remove_sockets(folder, _DOORBELL)
+
+
+def _remove_sockets(folder: Path, name: re.Pattern[str]) -> None:
     with contextlib.suppress(OSError), opened_own_folder(folder) as fd:
         for entry in os.scandir(fd):
-            if _SOCKET.fullmatch(entry.name) and stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
+            if name.fullmatch(entry.name) and stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
                 os.unlink(entry.name, dir_fd=fd)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tsqp_shm.shm.posix.folder import SOCKET_FILE, remove_sockets
+from tsqp_shm.shm.posix.folder import SOCKET_FILE, remove_doorbells
 from tsqp_shm.shm.posix.held_name import HeldName
 from tsqp_shm.shm.posix.memory import PosixMemory
 from tsqp_shm.shm.posix.objects import OwnObject, arena_name
@@ -59,7 +59,7 @@ class Session:
             ArenaError: as `PosixMemory.create`.
         """
         if self._held.has_folder:
-            remove_sockets(self.folder)
+            remove_doorbells(self.folder)
         self._arenas += 1
         # Noted before anything lies under the name, so that the session's end finds it whenever a signal comes.
         self._object = OwnObject(self.arena_name)

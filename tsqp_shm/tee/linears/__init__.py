@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from tsqp_shm.model.network import Linear
 from tsqp_shm.shm.plan import Slot
 from tsqp_shm.shm.tiling import Block
+from tsqp_shm.tee.batch import Chunk, Step
 from tsqp_shm.tee.interleave import Task
+from tsqp_shm.tee.verification import Verification
 
 
 class LinearsPort(Protocol):
@@ -18,3 +21,16 @@ class LinearsPort(Protocol):
 
         Shapes: x [T, inputs]; out [T, outputs].
         """
+
+
+class CheckedLinears(LinearsPort, Protocol):
+    """Those of a GPU process whose products are checked."""
+
+    def begin(self, verification: Verification, step: Step) -> None:
+        """A pass begins, to which the checks belong from here on; nothing of an earlier one is in flight any more."""
+
+    def check_arrived(self) -> None:
+        """Checks what has arrived of a pass that breaks off."""
+
+    def lacks_pads(self, chunks: Sequence[Chunk]) -> int | None:
+        """As `Ports.lacks_pads`."""

@@ -14,6 +14,7 @@ from tsqp_shm.model.network import Linear
 from tsqp_shm.shm.plan import Plan, Slot
 from tsqp_shm.shm.protocol import Opcode
 from tsqp_shm.shm.tiling import Block
+from tsqp_shm.tee.batch import Chunk, Step
 from tsqp_shm.tee.interleave import Task
 from tsqp_shm.tee.ops import Operations
 from tsqp_shm.tee.submission import SubmissionQueue
@@ -65,17 +66,22 @@ class FieldLinears:
         self._unchecked: deque[_Product] = deque()
         self._verification = Verification()
 
-    def begin(self, verification: Verification) -> None:
-        """A pass begins, to which the checks belong from here on; nothing of an earlier one is in flight any more."""
+    def begin(self, verification: Verification, step: Step) -> None:
         self._queue.begin_step()
         self._unchecked.clear()
         self._verification = verification
 
-    def apply(self, linear: Linear, block: Block, x: Slot, out: Slot) -> Task:
+    def apply(self, linear: Linear, block: Block, x: Slot, out: Slot, pads: _native.PadRows | None = None) -> Task:
+        """As `LinearsPort.apply`.
+
+        Args:
+            pads: of the Linear, as many as the block has rows: they are taken from what crosses; None: it crosses as it
+                is.
+        """
         first, rows = block.first_row, block.rows
         m, y = self._slots[linear.index]
         sent = None if self._transcript is None else np.empty((rows, linear.inputs), np.uint32)
-        self._ops.quantise(self._checks[linear.index], x, m, first, rows, sent)
+        self._ops.quantise(self._checks[linear.index], x, m, first, rows, sent, pads)
         sequence = self._queue.submit(
             Opcode.LINEAR, target=linear.index, in_slot=m, out_slot=y, first_row=first, rows=rows
         )
@@ -87,8 +93,10 @@ class FieldLinears:
         self._check(sequence)
 
     def check_arrived(self) -> None:
-        """Checks what has arrived of a pass that breaks off."""
         self._check(self._queue.take_arrived())
+
+    def lacks_pads(self, chunks: Sequence[Chunk]) -> int | None:
+        return None
 
     def _check(self, sequence: int) -> None:
         """All that is complete up to that number."""

@@ -1,0 +1,205 @@
+"""Mode `blinded`: the bits of `tee-only`, whatever becomes of its pads and of the GPU process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from models import RandomModel, model_folder, random_token_ids
+from test_parity import CASES
+from test_verified import DRAWN, GREEDY, LIMITS, PROMPTS, answers
+
+from tsqp_shm import LLM
+from tsqp_shm.errors import ConfigError, PadsExhausted
+from tsqp_shm.model.network import Network
+from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.shm.protocol import Opcode
+from tsqp_shm.tee.submission import SubmissionQueue
+
+# Everything crosses.
+ALL_CROSS = {"pads_out": "wait", "prefill": "gpu"}
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return model_folder(RandomModel("llama"))
+
+
+def pads_of(llm: LLM) -> dict[str, Any]:
+    found: dict[str, Any] = llm.stats()["pads"]
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_logits_are_those_of_the_tee_alone_to_the_bit(fast, case):
+    folder = model_folder(case.model)
+    limits = {name: value for name, value in case.limits.items() if name not in ("tile_rows", "tiles_in_flight")}
+    limits = {"max_model_len": 320, **limits}
+    sequences = [random_token_ids(min(length, limits["max_model_len"]), seed=length) for length in case.lengths]
+    with LLM(folder, mode="tee-only", **limits) as llm:
+        expected = [llm.logits(ids) for ids in sequences]
+    with fast.llm(folder, mode="blinded", **ALL_CROSS, pad_stock=600, **limits) as llm:
+        for ids, logits in zip(sequences, expected, strict=True):
+            assert np.array_equal(llm.logits(ids), logits)
+        assert pads_of(llm)["tee_products"] == 0
+
+
+@pytest.fixture(scope="module")
+def expected(model) -> dict[str, list[object]]:
+    with LLM(model, mode="tee-only", **LIMITS) as llm:
+        return {"greedy": answers(llm, GREEDY), "drawn": answers(llm, DRAWN)}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({**ALL_CROSS, "pad_stock": 300}, id="all cross"),
+        pytest.param({"pad_stock": 300, "pad_ready": 300, "pad_threads": 2}, id="stocked"),
+        pytest.param({"pad_stock": 40, "pad_ready": 20}, id="a batch drains the stock"),
+        pytest.param({"pad_stock": 5}, id="prompts are longer than the stock"),
+        pytest.param({"pad_stock": 300, "pad_threads": 0}, id="nobody makes any"),
+        pytest.param({"pad_stock": 300, "prefill": "tee"}, id="prompts stay"),
+        pytest.param({"pad_stock": 20, "prefill": "gpu"}, id="prompts go as far as pads do"),
+        pytest.param({**ALL_CROSS, "pad_stock": 300, "pad_prompt_to": 8}, id="prompts look longer"),
+    ],
+)
+@pytest.mark.parametrize("params", [GREEDY, pytest.param(DRAWN, marks=pytest.mark.long)], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_a_ragged_batch_says_what_it_says_in_the_tee_alone(fast, model, expected, settings, params, threads):
+    with fast.llm(model, mode="blinded", tee_threads=threads, gpu_threads=threads, **settings, **LIMITS) as llm:
+        assert answers(llm, params) == expected["greedy" if params is GREEDY else "drawn"]
+        pads = pads_of(llm)
+        assert pads["fault"] is None
+        assert pads["burned"] == 0
+        assert (pads["used"] == 0) == (settings.get("pad_threads") == 0)
+        if settings.get("pads_out") == "wait":
+            assert pads["tee_products"] == 0
+
+
+def test_another_gpu_process_goes_on_with_the_same_pads_where_one_died(fast, model, expected):
+    deaths = [15, 60, 70]
+
+    def start_gpu(session):
+        fast.start_gpu(model, session, dies_at=deaths.pop(0) if deaths else 0)
+
+    with LLM(
+        model, mode="blinded", start_gpu=start_gpu, restart_gpu=3, timeout_s=30.0, **ALL_CROSS, pad_stock=300, **LIMITS
+    ) as llm:
+        key = pads_of(llm)["key_id"]
+        assert answers(llm, DRAWN) == expected["drawn"]
+        pads = pads_of(llm)
+        assert llm.statistics.gpu_restarts == 3
+        assert pads["key_id"] == key
+        # Of the passes that were broken off.
+        assert pads["burned"] > 0
+
+
+def test_what_has_no_pads_is_refused_and_the_others_go_on(fast, model):
+    settings = {"pad_stock": 64, "pad_ready": 64, "pads_out": "refuse", "max_model_len": 128, "max_num_seqs": 2}
+    long, short = list(random_token_ids(100)), list(random_token_ids(5))
+    with LLM(model, mode="tee-only", max_model_len=128) as llm:
+        alone = answers(llm, GREEDY, [short])
+    with fast.llm(model, mode="blinded", **settings) as llm:
+        assert answers(llm, GREEDY, [short]) == alone
+        with pytest.raises(PadsExhausted, match="needed for 100 rows, and there are"):
+            llm.generate([long], GREEDY)
+        with pytest.raises(PadsExhausted, match="needed for 100 rows"):
+            llm.logits(long)
+        assert answers(llm, GREEDY, [short]) == alone
+        assert pads_of(llm)["tee_products"] == 0
+
+
+@contextmanager
+def watched(monkeypatch) -> Iterator[list[tuple[int, int, int]]]:
+    """What the TEE asks for: (Linear, first row, rows) of each product, in their order."""
+    seen: list[tuple[int, int, int]] = []
+    submit = SubmissionQueue.submit
+
+    def watching(self: SubmissionQueue, opcode: Opcode, **request: Any) -> int:
+        if opcode == Opcode.LINEAR:
+            seen.append((request["target"], request["first_row"], request["rows"]))
+        return submit(self, opcode, **request)
+
+    monkeypatch.setattr(SubmissionQueue, "submit", watching)
+    yield seen
+
+
+@pytest.mark.parametrize("to", [16, 64])
+def test_prompts_of_other_lengths_look_the_same_where_they_are_rounded_up(fast, model, monkeypatch, to):
+    """Also where a prompt goes in several steps: 49 and 64 tokens, 32 a step."""
+    lengths = (49, 55, 64)
+    limits = {"max_model_len": 96, "max_num_seqs": 1, "max_batch_tokens": 32}
+    with (
+        watched(monkeypatch) as seen,
+        fast.llm(model, mode="blinded", **ALL_CROSS, pad_stock=300, pad_prompt_to=to, **limits) as llm,
+    ):
+        asked = []
+        for length in lengths:
+            seen.clear()
+            llm.generate([list(random_token_ids(length, seed=length))], GREEDY)
+            asked.append(list(seen))
+    assert asked[0] == asked[1] == asked[2]
+
+
+def test_what_the_arena_carries_does_not_depend_on_what_is_asked(fast, model, monkeypatch):
+    """Records and the words of progress of two batches with equal lengths."""
+    told = []
+    with watched(monkeypatch) as seen, fast.llm(model, mode="blinded", **ALL_CROSS, pad_stock=300, **LIMITS) as llm:
+        for seed in (0, 1, 2):
+            seen.clear()
+            before = llm.runtime.connection.progress.progress
+            llm.generate([list(random_token_ids(length, seed=seed)) for length in (3, 40, 17)], GREEDY)
+            after = llm.runtime.connection.progress.progress.without_times()
+            told.append((list(seen), [now - then for now, then in zip(after, before.without_times(), strict=True)]))
+    # Of the first, what came before it is told with it.
+    assert told[1] == told[2]
+
+
+def test_the_tee_keeps_the_weights_and_says_so(fast, model):
+    with fast.llm(model, mode="blinded", pad_stock="1MiB", max_model_len=96) as llm:
+        facts = llm.bring_up()
+    assert facts["checks"]["has_weights"]
+    pads = facts["pads"]
+    network = Network.of(ModelSpec.from_folder(model))
+    assert pads["row_bytes"] == 4 * sum(linear.outputs for linear in network.linears)
+    assert pads["capacity_rows"] == (1 << 20) // pads["row_bytes"]
+    assert (pads["maker"], pads["out"], pads["prefill"]) == ("direct", "tee", "auto")
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"pad_stock": "many"}, "rows, as 4096, or memory"),
+        ({"pad_stock": "0"}, "rows, as 4096"),
+        ({"pad_stock": "1KiB"}, "at least a row"),
+        ({"pad_stock": "999TiB"}, "bytes of memory that are free"),
+        ({"pad_stock": "4", "pads_out": "wait"}, "at least"),
+        ({"pad_stock": "4", "pad_ready": 5}, "at least 5 rows, for pad_ready"),
+        ({"pad_threads": 0, "pads_out": "wait"}, "1 or more"),
+        ({"pad_threads": 0, "pad_ready": 1}, "1 or more"),
+        ({"pads_out": "gpu"}, "tee or wait or refuse"),
+        ({"prefill": "never"}, "auto or gpu or tee"),
+        ({"pad_prompt_to": -1}, "a whole number"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_error(fast, model, settings, reason):
+    with pytest.raises(ConfigError, match=reason):
+        fast.llm(model, mode="blinded", max_model_len=96, **settings)
+
+
+@pytest.mark.parametrize("mode", ["plain", "verified", "tee-only"])
+def test_a_mode_without_pads_takes_no_setting_of_them(model, mode):
+    for name, value in (("pad_stock", "4"), ("pads_out", "tee"), ("prefill", "gpu"), ("lock_memory", True)):
+        with pytest.raises(ConfigError, match=f"{name}: .* mode {mode} has no pads"):
+            LLM(model, mode=mode, **{name: value})
+
+
+def test_prompts_of_nobody(fast, model):
+    """A batch that is empty, and a prompt of a token, which is none that would be computed elsewhere."""
+    with fast.llm(model, mode="blinded", pad_stock=64, pad_ready=64, max_model_len=64) as llm:
+        assert llm.generate([], GREEDY) == []
+        assert len(answers(llm, GREEDY, [PROMPTS[0][:1]])) == 1

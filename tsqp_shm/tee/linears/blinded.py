@@ -1,0 +1,89 @@
+"""Linears of the GPU process on rows that are blinded with one-time pads, and of this one where there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tsqp_shm.model.network import Linear
+from tsqp_shm.shm.plan import Slot
+from tsqp_shm.shm.tiling import Block
+from tsqp_shm.tee.batch import Chunk, Step
+from tsqp_shm.tee.interleave import Task
+from tsqp_shm.tee.linears.field import FieldLinears
+from tsqp_shm.tee.linears.local import LocalLinears
+from tsqp_shm.tee.pads import Pads
+from tsqp_shm.tee.transcript import Transcript
+from tsqp_shm.tee.verification import Kept, Verification
+
+LM_HEAD = "lm_head"
+
+
+class BlindedLinears:
+    """A block's rows go to the GPU process as far as there are pads, and are computed here where there are none: with
+    the same bits. Where a row is computed depends on lengths and on how many pads there are, and on nothing else.
+
+    Args:
+        look: called now and then while pads are waited for; what it raises ends the step.
+        transcript: takes every product; None: nobody asks for them.
+    """
+
+    def __init__(
+        self,
+        field: FieldLinears,
+        local: LocalLinears,
+        pads: Pads,
+        look: Callable[[], None],
+        transcript: Transcript | None = None,
+    ) -> None:
+        self._field = field
+        self._local = local
+        self._pads = pads
+        self._look = look
+        self._transcript = transcript
+        self._verification = Verification()
+        # Of the step: the blocks whose rows stay here, and how many rows lm_head has had.
+        self._kept_blocks: frozenset[int] = frozenset()
+        self._wanted_rows = 0
+
+    def begin(self, verification: Verification, step: Step) -> None:
+        self._field.begin(verification, step)
+        self._verification = verification
+        self._wanted_rows = 0
+        prompts = [chunk for chunk in step.chunks if chunk.is_prompt]
+        rows = sum(len(chunk.token_ids) + chunk.pending for chunk in prompts)
+        self._kept_blocks = frozenset() if self._pads.take_prompts(rows) else _blocks_with_prompts(step)
+
+    def check_arrived(self) -> None:
+        self._field.check_arrived()
+
+    def lacks_pads(self, chunks: Sequence[Chunk]) -> int | None:
+        sent = [chunk for chunk in chunks if not (chunk.is_prompt and self._pads.keeps_prompts)]
+        return self._pads.lack(sum(len(chunk.token_ids) for chunk in sent))
+
+    def apply(self, linear: Linear, block: Block, x: Slot, out: Slot) -> Task:
+        # Of a prompt lm_head sees a row, and the rows of a step whose logits are wanted make a block of their own.
+        is_of_layer, pads, first = linear.role != LM_HEAD, None, block.first_row
+        if not is_of_layer:
+            first, self._wanted_rows = self._wanted_rows, self._wanted_rows + block.rows
+        if not (is_of_layer and block.number in self._kept_blocks):
+            pads = self._pads.take(linear, block.rows, self._look)
+        if pads is not None:
+            yield from self._field.apply(linear, block, x, out, pads)
+            return
+        self._pads.products_in_tee += block.rows
+        self._verification.keep(Kept(is_of_layer, first, block.rows))
+        if self._transcript is not None:
+            self._transcript.keep(linear, block.first_row, block.rows)
+        yield from self._local.apply(linear, block, x, out)
+
+
+def _blocks_with_prompts(step: Step) -> frozenset[int]:
+    kept, first = set(), 0
+    for chunk in step.chunks:
+        end = first + len(chunk.token_ids)
+        if chunk.is_prompt:
+            kept |= {
+                block.number for block in step.blocks if block.first_row < end and first < block.first_row + block.rows
+            }
+        first = end
+    return frozenset(kept)
