@@ -105,6 +105,7 @@ setup(
         extension("tsqp_shm.bench._field_products", [*sources("bench/field_products.cpp", "bench/peak*.cpp"), *FIELD]),
         extension("tsqp_shm.bench._field_checks", [*sources("bench/field_checks.cpp"), *FIELD]),
         extension("tsqp_shm.bench._pads", [*sources("bench/pads.cpp"), *PADS]),
+        extension("tsqp_shm.bench._blinded_checks", [*sources("bench/blinded_checks.cpp"), *FIELD]),
     ],
     cmdclass={"build_ext": BuildWithIsaFlags},
 )

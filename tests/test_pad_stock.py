@@ -77,6 +77,16 @@ def test_waiting_ends_with_its_time_and_at_once_for_what_cannot_come():
         closing.join()
 
 
+def test_makers_that_are_to_rest_work_for_who_waits():
+    with stocked([small()], 4) as stock:
+        stock.rest(True)
+        for row in range(0, 12, 4):
+            assert taken(stock, 0, 4).first_row == row
+        stock.rest(False)
+        assert stock.wait(0, 4, SOON_S)
+        stock.rest(True)
+
+
 def test_what_was_used_and_what_was_burned_is_counted():
     linear = honest(40, 16, 4)
     linear.finish()
@@ -135,15 +145,15 @@ def test_no_row_of_one_caller_comes_twice():
 
 
 def test_makers_run_when_nobody_else_wants_the_core_and_end_with_the_stock():
-    before = set(os.listdir("/proc/self/task"))
+    before = threads_of_this_process()
     with stocked([small()], 4, threads=2):
-        makers = set(os.listdir("/proc/self/task")) - before
+        makers = threads_of_this_process() - before
         assert len(makers) == 2
         deadline = time.monotonic() + SOON_S
-        while {os.sched_getscheduler(int(maker)) for maker in makers} != {os.SCHED_IDLE}:
+        while {os.sched_getscheduler(maker) for maker in makers} != {os.SCHED_IDLE}:
             assert time.monotonic() < deadline
             time.sleep(0.001)
-    assert not makers & set(os.listdir("/proc/self/task"))
+    assert not makers & threads_of_this_process()
 
 
 def test_a_stock_that_is_being_made_can_be_closed():
@@ -169,8 +179,8 @@ def test_a_stock_that_nobody_holds_ends_its_threads():
     assert pads.rows == 1
 
 
-def threads_of_this_process() -> set[str]:
-    return set(os.listdir("/proc/self/task"))
+def threads_of_this_process() -> set[int]:
+    return {int(task.name) for task in Path("/proc/self/task").iterdir()}
 
 
 def test_neither_a_core_nor_a_child_gets_a_stock_s_memory():
@@ -231,7 +241,7 @@ def test_a_forked_child_has_no_pads(forked):
         linear.answer()
         assert linear.finish()
         assert stock.used == 4
-        del pads
+        pads = None
         assert stock.wait(0, 8, SOON_S)
 
 

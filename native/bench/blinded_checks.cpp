@@ -133,7 +133,7 @@ class DirectPads {
     double make(std::size_t linear) {
         const py::gil_scoped_release unlocked;
         const auto begin = Clock::now();
-        maker_->make(linear, next_row_, rows_, made_.data());
+        maker_->make(linear, next_row_, rows_, made_.data(), Rest());
         next_row_ += rows_;
         return seconds_since(begin);
     }
