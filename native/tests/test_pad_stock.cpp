@@ -175,7 +175,7 @@ void test_the_maker_that_multiplies(std::size_t outputs, std::size_t inputs, std
     DirectMaker maker(keys, {&weights, &weights});
     for (const std::uint64_t first : {std::uint64_t{0}, std::uint64_t{1} << 40}) {
         std::vector<std::uint32_t> products(rows * outputs, 7), pad(inputs);
-        maker.make(1, first, rows, products.data());
+        maker.make(1, first, rows, products.data(), Rest());
         for (std::size_t row = 0; row < rows; ++row) {
             keys->draw(1, first + row, inputs, pad.data());
             for (std::size_t j = 0; j < outputs; ++j) {
