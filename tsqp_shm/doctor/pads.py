@@ -31,8 +31,8 @@ def examine_pads(config: EngineConfig, need: Need | None) -> Iterator[Finding]:
     """
     yield _kernels()
     yield _keys(SOME_LINEARS if need is None else need.num_linears)
-    yield _dumps()
     yield _stock(config, need)
+    yield _dumps()
 
 
 def _kernels(root: Path = Path("/")) -> Finding:
