@@ -159,7 +159,7 @@ class Serialized:
             for layer in range(spec.num_layers):
                 for name in ("input_layernorm", "post_attention_layernorm"):
                     self._norms[f"layers.{layer}.{name}"] = norm(f"layers.{layer}.{name}")
-        cos, sin = rope_tables(spec.rope, spec.head_dim, job.total_tokens)
+        cos, sin = rope_tables(spec.rope, spec.head_dim, job.max_positions)
         self._cos, self._sin = torch.from_numpy(cos), torch.from_numpy(sin)
 
         endpoint = f"ipc://{stack.enter_context(tempfile.TemporaryDirectory(prefix='tsqp-shm-rpc-'))}/rpc"

@@ -8,8 +8,8 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little);
 
-// Bit i of every byte lies in plane i: byte b of block n at bit 4 b + n. FIPS 197 fills its state column by column,
-// so a row is every fourth byte and a column sixteen bits side by side.
+// Bit i of every byte lies in plane i: byte b of block n at bit 4 b + n. FIPS 197 fills its state column by
+// column, so a row is every fourth byte and a column sixteen bits side by side.
 struct Planes {
     std::uint64_t bits[8];
 };

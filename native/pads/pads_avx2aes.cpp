@@ -26,7 +26,8 @@ struct Avx2AesLanes {
             _mm_xor_si128(_mm_bslli_si128(_mm_cvtsi64_si128(high), 4), key(*row.schedule, 0));
         return {block, block};
     }
-    // Two blocks under the first key; their numbers are first + later and the next, each in its block's last word.
+    // Two blocks under the first key; their numbers are first + later and the next, each in its block's last
+    // word.
     static Blocks begun(Blocks start, std::uint32_t first, int later) {
         const auto block = [first](int after) {
             const __m128i number = _mm_setr_epi32(0, 0, 0, static_cast<int>(first) + after);

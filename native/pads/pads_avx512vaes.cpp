@@ -28,8 +28,8 @@ struct Avx512VaesLanes {
         const __m128i block = _mm_bslli_si128(_mm_cvtsi64_si128(high), 4);
         return _mm512_xor_si512(_mm512_broadcast_i32x4(block), key(*row.schedule, 0));
     }
-    // Four blocks under the first key; their numbers are first + later and the next three, each in its block's last
-    // word.
+    // Four blocks under the first key; their numbers are first + later and the next three, each in its
+    // block's last word.
     static Blocks begun(Blocks start, std::uint32_t first, int later) {
         const __m512i in_order =
             _mm512_setr_epi32(0, 0, 0, later, 0, 0, 0, later + 1, 0, 0, 0, later + 2, 0, 0, 0, later + 3);

@@ -1,9 +1,9 @@
-// The kernels of pad_kernels.h over a type `L` of 32-bit lanes, which each pads_<isa>.cpp brings with the processor's
-// instructions for AES.
+// The kernels of pad_kernels.h over a type `L` of 32-bit lanes, which each pads_<isa>.cpp brings with the
+// processor's instructions for AES.
 //
-// A piece of a row stays in registers from its counters to the words that are written. `L::write` crosses the border,
-// by whole words; `L::load` and `L::store` are for private memory. Everything is in an anonymous namespace, and nothing
-// of std is called: see kernels_impl.h.
+// A piece of a row stays in registers from its counters to the words that are written. `L::write` crosses the
+// border, by whole words; `L::load` and `L::store` are for private memory. Everything is in an anonymous
+// namespace, and nothing of std is called: see kernels_impl.h.
 #pragma once
 
 #include "pads/pad_kernels.h"
@@ -110,7 +110,8 @@ struct Pads {
     // Writes integers - r.
     struct Masking {
         const MaskArgs& args;
-        // integers in [0, p), less pads: whichever of two words, the other being below zero or past p, is in [0, p).
+        // integers in [0, p), less pads: whichever of two words, the other being below zero or past p, is in
+        // [0, p).
         [[gnu::always_inline]] static Words masked(Words integers, Words pads) {
             const Words prime = L::prime();
             const Words difference = L::sub(L::min(integers, L::add(integers, prime)), pads);
@@ -201,8 +202,7 @@ struct Pads {
             stream_.template fill<1>(piece, first);
             std::int32_t words[kWidth];
             L::store(words, L::and_(piece.one, L::prime()));
-            const std::int32_t word = words[replacement_++ - first];
-            return word;
+            return words[replacement_++ - first];
         }
 
         const Stream stream_;

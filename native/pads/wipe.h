@@ -14,8 +14,8 @@ namespace {  // kernels of several instruction sets compile it: see kernels_impl
     asm volatile("" : : "r"(secret) : "memory");
 }
 
-// Over what a function that has returned left on the stack: spilled registers, and variables that held a secret on its
-// way. It covers so many bytes; a caller keeps what it calls from being part of itself.
+// Over what a function that has returned left on the stack: spilled registers, and variables that held a
+// secret on its way. It covers so many bytes; a caller keeps what it calls from being part of itself.
 inline constexpr std::size_t kBurntBytes = 2048;
 [[gnu::noinline, maybe_unused]] void burn_stack() {
     unsigned char left[kBurntBytes];

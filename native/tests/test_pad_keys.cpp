@@ -1,5 +1,5 @@
-// Keys of pads: by their definition, on every instruction set, in a forked child, by several threads, and what is left
-// on the stack of those who made and used them.
+// Keys of pads: by their definition, on every instruction set, in a forked child, by several threads, and
+// what is left on the stack of those who made and used them.
 
 #include <pthread.h>
 #include <sys/mman.h>

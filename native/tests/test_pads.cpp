@@ -141,7 +141,8 @@ void check_mask(const std::vector<std::uint32_t>& r, Extremes extremes, const Ma
     }
 }
 
-// Streams of chance and of one word, with words of p, with and without their top bit, where they are asked for.
+// Streams of chance and of one word, with words of p, with and without their top bit, where they are asked
+// for.
 void test_given(const PadKernels& kernels, std::size_t inputs, const std::vector<std::size_t>& primes,
                 bool is_one_word, std::uint32_t word) {
     const std::size_t group = kStreamGroup / sizeof(std::uint32_t);
@@ -198,8 +199,8 @@ void test_made(const PadKernels& kernels, const AesSchedule& schedule, std::uint
                    [&](const MaskArgs& args) { kernels.mask({&schedule, row}, args); });
 }
 
-// Rows of the counted key in which one word is p, as a search through 2^34 words has found them: what it is replaced by is the
-// first word behind the row, which a longer row shows.
+// Rows of the counted key in which one word is p, as a search through 2^34 words has found them: what it is
+// replaced by is the first word behind the row, which a longer row shows.
 void test_words_of_p_in_streams(const PadKernels& kernels) {
     const AesSchedule schedule = counted_key();
     struct Found {

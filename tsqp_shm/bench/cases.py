@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -30,10 +31,9 @@ class Case:
     new_tokens: int
     sequences: tuple[int, ...] = (1,)
 
-    @property
-    def per(self) -> str:
-        """What the numbers of a row are for one of."""
-        return "token" if self.new_tokens else "prefill"
+    def turns(self, tokens: int) -> tuple[Turn, ...]:
+        """With prompts of so many tokens."""
+        return tuple(Turn(self.name, count, tokens, self.new_tokens) for count in self.sequences)
 
 
 CASES = {
@@ -59,10 +59,34 @@ def contenders_of(modes: tuple[str, ...]) -> list[str]:
 
 @dataclass(frozen=True)
 class Turn:
-    """One repetition's input: so many sequences, each with a prompt of so many tokens."""
+    """One repetition's input: so many sequences, each with a prompt of so many tokens, decoding so many new ones.
 
+    Attributes:
+        case: whose it is.
+        new_tokens: as in `Case`.
+        lead_tokens: decoded before these, not timed; of a prefill, the same one goes before, where there are any.
+        stocked_rows: pads of mode blinded that are to be ready first, for so many rows.
+    """
+
+    case: str
     sequences: int
     tokens: int
+    new_tokens: int = 0
+    lead_tokens: int = 0
+    stocked_rows: int = 0
+
+    @property
+    def per(self) -> str:
+        """What its numbers are for one of."""
+        return "token" if self.new_tokens else "prefill"
+
+    @property
+    def positions(self) -> int:
+        """What a sequence needs: a batch that is prefilled in steps decodes meanwhile."""
+        decoded = self.tokens + self.lead_tokens + self.new_tokens + 1
+        if self.sequences == 1:
+            return decoded
+        return decoded + self.new_tokens + 2 * self.sequences + self.sequences * self.tokens // 1024
 
     def prompts(self, vocab_size: int) -> list[list[int]]:
         """Random token ids, the same for every contender and repetition."""
@@ -77,36 +101,37 @@ class Job:
 
     Attributes:
         turns: every input that it will be given.
-        new_tokens: as in `Case`.
         threads: of each process that computes.
         timeout_s: longest wait for another process of the same contender.
         settings: fields of `EngineConfig`, for tsqp-shm alone.
+        label: what tells it from others of its kind, where that is not its settings.
+        sleeps: all its processes are stopped but in its own turn.
     """
 
     contender: str
     model: str
     turns: tuple[Turn, ...]
-    new_tokens: int
     threads: int
     dtype: str
     device: str
     timeout_s: float
-    settings: dict[str, int] = field(default_factory=dict)
+    settings: Mapping[str, int | str] = field(default_factory=dict)
+    label: str = ""
+    sleeps: bool = False
 
     @property
     def name(self) -> str:
         """The contender's, with the settings that tell it from others of its kind."""
-        return " ".join([self.contender, *(f"{name.replace('_', '-')}={n}" for name, n in self.settings.items())])
+        own = [self.label] if self.label else [f"{name.replace('_', '-')}={n}" for name, n in self.settings.items()]
+        return " ".join([self.contender, *own])
 
     @property
     def max_sequences(self) -> int:
         return max(turn.sequences for turn in self.turns)
 
     @property
-    def total_tokens(self) -> int:
-        """The positions that a sequence needs: a batch that is prefilled in steps decodes meanwhile."""
-        tokens, sequences = max(turn.tokens for turn in self.turns), self.max_sequences
-        return tokens + 2 * (self.new_tokens + sequences) + sequences * tokens // 1024
+    def max_positions(self) -> int:
+        return max(turn.positions for turn in self.turns)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

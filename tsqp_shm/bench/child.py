@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
+from tsqp_shm.bench.asleep import wake_when_parent_dies
 from tsqp_shm.bench.cases import Job, Turn
 from tsqp_shm.errors import TsqpError
 
@@ -48,6 +49,8 @@ def serve(load: Callable[[Job, ExitStack], Contender]) -> int:
     # The processes that this one starts must not keep the other end waiting.
     connection.set_inheritable(False)
     signal.signal(signal.SIGTERM, _exit_by_signal)
+    if job.sleeps:
+        wake_when_parent_dies()
     orders: queue.SimpleQueue[Answer] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, orders), daemon=True).start()
     with ExitStack() as stack:

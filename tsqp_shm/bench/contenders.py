@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import tsqp_shm
+from tsqp_shm.bench.asleep import put_to_sleep, wake
 from tsqp_shm.bench.cases import MODE_OF, Job, Turn
 from tsqp_shm.descriptors import socket_pair
 from tsqp_shm.errors import ConfigError, ContenderFailed
@@ -109,10 +110,12 @@ class RunningContender:
     """A contender's process; use `RunningContender.start`.
 
     Attributes:
+        job: what it was started with.
         device: what it says that it computes on.
     """
 
     def __init__(self, job: Job, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
+        self.job = job
         self.name = job.name
         self.device = ""
         self._process = process
@@ -144,6 +147,8 @@ class RunningContender:
         if not isinstance(ready, dict) or "device" not in ready:
             raise ContenderFailed(self.name, NO_ANSWER)
         self.device = quoted(ready["device"])
+        if self.job.sleeps:
+            put_to_sleep(self._process.pid)
 
     def repeat(self, turn: Turn, timeout_s: float) -> dict[str, Any]:
         """Has one repetition run. Returns its numbers; see `child.serve`.
@@ -151,10 +156,15 @@ class RunningContender:
         Raises:
             ContenderFailed: it has died or takes too long.
         """
+        if self.job.sleeps:
+            wake(self._process.pid)
         # If it has died, the answer that does not come says so better.
         with contextlib.suppress(OSError):
             self._connection.sendall(json.dumps(asdict(turn)).encode() + b"\n")
-        return self._receive(timeout_s, "a repetition")
+        answer = self._receive(timeout_s, "a repetition")
+        if self.job.sleeps:
+            put_to_sleep(self._process.pid)
+        return answer
 
     def _receive(self, timeout_s: float, what: str) -> dict[str, Any]:
         line = self._receive_line(timeout_s, what)
@@ -207,6 +217,8 @@ class RunningContender:
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
+        if self.job.sleeps and self._process.poll() is None:
+            wake(self._process.pid, gently=False)
         deadline = time.monotonic() + POLITE_STOP_S
         for act in (self._process.terminate, self._process.kill):
             try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import tsqp_shm
-from tsqp_shm.bench.cases import MODE_OF, Case, Turn
+from tsqp_shm.bench.cases import MODE_OF, Turn
 from tsqp_shm.modes import MODES
 
 Row = dict[str, Any]
@@ -20,13 +20,13 @@ Answers = dict[tuple[str, Turn], list[dict[str, Any]]]
 BORDER = ("bytes_to_gpu", "bytes_to_tee", "doorbells")
 
 
-def make_rows(case: Case, answers: Answers, flops: dict[int, int] | None = None) -> list[Row]:
+def make_rows(answers: Answers, flops: dict[int, int] | None = None) -> list[Row]:
     """One row for each contender and turn. Every number but the shares and the peaks is for one of `per`.
 
     Args:
         flops: of a prefill of so many tokens, where the growth from the shortest to the others is wanted.
     """
-    rows = [_row(case, contender, turn, given) for (contender, turn), given in answers.items()]
+    rows = [_row(contender, turn, given) for (contender, turn), given in answers.items()]
     for row in rows:
         others = [other for other in rows if other is not row]
         same = [other for other in others if _turn(other) == _turn(row)]
@@ -51,29 +51,29 @@ def mode_of(contender: str) -> str | None:
     return MODE_OF.get(contender.partition(" ")[0])
 
 
-def _turn(row: Row) -> tuple[int, int]:
-    return row["sequences"], row["prompt_tokens"]
+def _turn(row: Row) -> tuple[str, int, int]:
+    return row["case"], row["sequences"], row["prompt_tokens"]
 
 
-def _row(case: Case, contender: str, turn: Turn, answers: list[dict[str, Any]]) -> Row:
-    units = [answer["tokens"] if case.new_tokens else 1 for answer in answers]
+def _row(contender: str, turn: Turn, answers: list[dict[str, Any]]) -> Row:
+    units = [answer["tokens"] if turn.new_tokens else 1 for answer in answers]
     samples = [answer["seconds"] / unit for answer, unit in zip(answers, units, strict=True)]
     median = statistics.median(samples)
     tokens_done, seconds = sum(answer["tokens"] for answer in answers), sum(answer["seconds"] for answer in answers)
     row: Row = {
-        "case": case.name,
+        "case": turn.case,
         "contender": contender,
         "mode": mode_of(contender),
         "sequences": turn.sequences,
         "prompt_tokens": turn.tokens,
-        "per": case.per,
+        "per": turn.per,
         "runs": len(samples),
         "median_s": median,
         "min_s": min(samples),
         "max_s": max(samples),
         "spread": (max(samples) - min(samples)) / median,
         "samples_s": samples,
-        "tokens_per_s": (1 if case.new_tokens else turn.tokens) / median,
+        "tokens_per_s": (1 if turn.new_tokens else turn.tokens) / median,
         "cpu_s_per_token": sum(answer["cpu_s"] for answer in answers) / tokens_done,
         "peak_bytes": answers[-1]["peak_bytes"],
     }

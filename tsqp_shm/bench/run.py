@@ -14,12 +14,12 @@ from typing import Any
 
 from tsqp_shm.arguments import STDOUT, require_writable
 from tsqp_shm.bench.arithmetic import prefill_flops
-from tsqp_shm.bench.cases import CASES, MODE_OF, Case, Job, Turn, contenders_of
-from tsqp_shm.bench.contenders import RunningContender, parse_contenders, require_installed
+from tsqp_shm.bench.cases import CASES, MODE_OF, Case, Job, contenders_of
+from tsqp_shm.bench.chosen_model import ChosenModel
+from tsqp_shm.bench.contenders import parse_contenders, require_installed
 from tsqp_shm.bench.plot import draw, require_plot
-from tsqp_shm.bench.report import Answers, environment, make_rows, print_table
-from tsqp_shm.bench.scratch import scratch_folder
-from tsqp_shm.bench.shapes import shape_config, write_shape
+from tsqp_shm.bench.repetitions import repeat_in_turns, require_positions, start_contenders
+from tsqp_shm.bench.report import environment, make_rows, print_table
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice, require_range
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.model.network import Network
@@ -34,7 +34,7 @@ class BenchOptions:
 
     Attributes:
         tokens: of each prompt; more than one length for prefill alone.
-        modes: of this system, each a contender of its own.
+        mode: of this system.
         vs: the other contenders, with commas between, or "none".
         runs: counted repetitions; one more before them is not.
         threads: of each process that computes; None: one per core.
@@ -46,7 +46,7 @@ class BenchOptions:
     case: str
     model: str | None = None
     tokens: tuple[int, ...] = ()
-    modes: tuple[str, ...] = (EngineConfig.mode,)
+    mode: str = EngineConfig.mode
     vs: str = "transformers-sdpa"
     runs: int = 5
     threads: int | None = None
@@ -77,14 +77,14 @@ def run_bench(options: BenchOptions, demo_model: Callable[[], Path]) -> int:
     with ExitStack() as stack:
         # Whatever a killed contender could not remove itself; runs last.
         stack.enter_context(swept_afterwards())
-        folder, name = _model(options, stack, demo_model)
+        folder, name = _model(options).open(stack, demo_model)
         jobs = _jobs(options, case, tokens, folder, contenders)
         network = Network.of(ModelSpec.from_folder(folder))
         flops = None if case.new_tokens else {length: prefill_flops(network, length) for length in tokens}
         facts = environment()
         with Progress(options.quiet) as progress:
-            running = _start(jobs, stack, options, progress)
-            answers = _measure(running, jobs[0].turns, options, progress)
+            running = start_contenders(jobs, stack, options.timeout_s, progress)
+            answers = repeat_in_turns(running, options.runs, options.timeout_s, progress)
     settings = {
         "case": case.name,
         "model": name,
@@ -95,7 +95,7 @@ def run_bench(options: BenchOptions, demo_model: Callable[[], Path]) -> int:
         "dtype": options.dtype,
         "devices": {contender.name: contender.device for contender in running},
     }
-    document = {"environment": facts, "settings": settings, "rows": make_rows(case, answers, flops)}
+    document = {"environment": facts, "settings": settings, "rows": make_rows(answers, flops)}
     _report(document, options)
     return 0
 
@@ -110,18 +110,13 @@ def _require_sane(options: BenchOptions, case: Case, tokens: tuple[int, ...]) ->
     if options.threads is not None:
         require_range("threads", options.threads, 1, 1024)
     require_choice("dtype", options.dtype, DTYPES)
-    ours = contenders_of(options.modes)
+    ours = contenders_of((options.mode,))
     for settings in _combinations(options):
         for name in ours:
             EngineConfig(mode=MODE_OF[name], **settings)  # type: ignore[arg-type]
     if not 0 < options.timeout_s <= 86400:
         raise ConfigError("timeout", options.timeout_s, "seconds, more than 0 and at most 86400")
-    if options.shape is not None:
-        if options.model is not None:
-            raise ConfigError("shape", options.shape, "either MODEL or --shape")
-        shape_config(options.shape, options.layers)
-    elif options.layers is not None:
-        raise ConfigError("layers", options.layers, "a --shape to take layers of")
+    _model(options).require_sane()
     require_writable("json", options.json_file)
     require_writable("plot", options.plot_file)
     if options.plot_file is not None:
@@ -132,15 +127,8 @@ def _require_sane(options: BenchOptions, case: Case, tokens: tuple[int, ...]) ->
     return contenders
 
 
-def _model(options: BenchOptions, stack: ExitStack, demo_model: Callable[[], Path]) -> tuple[Path, str]:
-    """The folder, and what to call it."""
-    if options.shape is None:
-        folder = demo_model() if options.model is None else Path(options.model)
-        return folder, folder.name or str(folder)
-    config = shape_config(options.shape, options.layers)
-    folder = stack.enter_context(scratch_folder())
-    write_shape(folder, config)
-    return folder, f"random {options.shape}, {config['num_hidden_layers']} layers"
+def _model(options: BenchOptions) -> ChosenModel:
+    return ChosenModel(options.model, options.shape, options.layers)
 
 
 def _combinations(options: BenchOptions) -> list[dict[str, int]]:
@@ -152,10 +140,8 @@ def _jobs(options: BenchOptions, case: Case, tokens: tuple[int, ...], folder: Pa
     jobs = [
         Job(
             contender=name,
-            # A contender may have another working folder.
-            model=str(folder.absolute()),
-            turns=tuple(Turn(count, length) for length in tokens for count in case.sequences),
-            new_tokens=case.new_tokens,
+            model=str(folder),
+            turns=tuple(turn for length in tokens for turn in case.turns(length)),
             threads=options.threads or len(os.sched_getaffinity(0)),
             dtype=options.dtype,
             device=options.device,
@@ -165,42 +151,8 @@ def _jobs(options: BenchOptions, case: Case, tokens: tuple[int, ...], folder: Pa
         for name in contenders
         for settings in (_combinations(options) if name in MODE_OF else [{}])
     ]
-    positions = ModelSpec.from_folder(folder).max_positions
-    needed = jobs[0].total_tokens
-    if needed > positions:
-        most = max(tokens) - (needed - positions)
-        raise ConfigError(
-            "tokens", max(tokens), f"about {max(most, 1)} at most, as the model knows {positions} positions"
-        )
+    require_positions(jobs, folder)
     return jobs
-
-
-def _start(jobs: list[Job], stack: ExitStack, options: BenchOptions, progress: Progress) -> list[RunningContender]:
-    running = []
-    for job in jobs:
-        progress.show(f"loading {job.name}")
-        contender = RunningContender.start(job)
-        stack.callback(contender.stop)
-        # One after another: loading together they would only take each other's cores and memory.
-        contender.wait_ready(options.timeout_s)
-        running.append(contender)
-    return running
-
-
-def _measure(
-    running: list[RunningContender], turns: tuple[Turn, ...], options: BenchOptions, progress: Progress
-) -> Answers:
-    """A B A B; the first repetition of each is a warm-up."""
-    answers: Answers = {(contender.name, turn): [] for turn in turns for contender in running}
-    for number in range(options.runs + 1):
-        label = f"run {number}/{options.runs}" if number else "warm-up"
-        for turn in turns:
-            for contender in running:
-                progress.show(f"{label} {contender.name}")
-                answer = contender.repeat(turn, options.timeout_s)
-                if number:
-                    answers[contender.name, turn].append(answer)
-    return answers
 
 
 def _report(document: dict[str, Any], options: BenchOptions) -> None:

@@ -57,6 +57,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_scaling": {**_LLAMA_3_ROPE, "factor": 8.0},
         "tie_word_embeddings": False,
     },
+    "llama-3.1-70b": {
+        **_LLAMA_3,
+        "num_hidden_layers": 80,
+        "hidden_size": 8192,
+        "intermediate_size": 28_672,
+        "num_attention_heads": 64,
+        "head_dim": 128,
+        "rope_scaling": {**_LLAMA_3_ROPE, "factor": 8.0},
+        "tie_word_embeddings": False,
+    },
     "smollm2-135m": {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

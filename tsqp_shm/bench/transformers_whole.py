@@ -18,7 +18,6 @@ class TransformersWhole:
         import torch
         from transformers import AutoModelForCausalLM
 
-        self._job = job
         self._torch = torch
         torch.set_num_threads(job.threads)
         self.device = job.device
@@ -33,19 +32,18 @@ class TransformersWhole:
         self.processes = {"whole": os.getpid()}
 
     def repeat(self, turn: Turn) -> Answer:
-        job = self._job
         prompts = turn.prompts(self._model.config.vocab_size)
         token_ids = self._torch.tensor(prompts, device=self.device)
         answer: Answer = {}
-        if not job.new_tokens:
+        if not turn.new_tokens:
             with measured(self.processes, answer):
                 self._next(token_ids, None)
             return {**answer, "tokens": turn.tokens}
         next_ids, cache = self._next(token_ids, None)
         with measured(self.processes, answer):
-            for _ in range(job.new_tokens):
+            for _ in range(turn.new_tokens):
                 next_ids, cache = self._next(next_ids, cache)
-        return {**answer, "tokens": job.new_tokens * turn.sequences}
+        return {**answer, "tokens": turn.new_tokens * turn.sequences}
 
     def _next(self, token_ids: Any, cache: Any) -> tuple[Any, Any]:
         """One forward pass. Shapes: token_ids [N, T]; the likeliest next ids [N, 1]."""

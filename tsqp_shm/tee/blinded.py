@@ -71,6 +71,14 @@ class Blinded(Verified):
     def wait_until_ready(self, report: Callable[[str], None], look: Callable[[], None]) -> None:
         self._pads.wait_until_ready(report, look)
 
+    def meet(self, device: str) -> None:
+        """A GPU process is ready, with this device, as it says."""
+        self._pads.meet(device)
+
+    def work(self, is_busy: bool) -> None:
+        """Steps are computed from here on, or none is for the moment."""
+        self._pads.work(is_busy)
+
     def make_engine(self, slots: Slots, queue: SubmissionQueue, statistics: Statistics) -> Engine:
         engine = super().make_engine(slots, queue, statistics)
         if self._config.lock_memory:

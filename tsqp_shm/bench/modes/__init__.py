@@ -1,0 +1,1 @@
+"""`tsqp-shm bench modes`: what each mode costs, measured side by side here and worked out for machines elsewhere."""
