@@ -28,10 +28,9 @@ def examine_model(folder: Path, config: EngineConfig) -> tuple[Finding, Need | N
     try:
         spec, network = read_network(folder)
         limits = config.limits(spec.max_positions, network.layer_parameters)
-        stored_bytes = embedding_bytes(folder, network)
+        memory = memory_of(network, config, limits, embedding_bytes(folder, network))
     except TsqpError as error:
         return Finding("model", BAD, str(error), "it cannot be run", "name another model or mend its folder"), None
-    memory = memory_of(network, limits, stored_bytes)
     if memory.refused is not None:
         return Finding("model", BAD, memory.refused, f"mode {memory.mode} cannot run it", "another --mode"), None
     totals = {where: memory.total(where) for where in memory.places}

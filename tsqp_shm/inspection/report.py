@@ -79,8 +79,9 @@ def examine(folder: Path, config_of: ConfigOfMode) -> tuple[Facts, list[ModeMemo
         found["refused"] = str(error)
     if network is not None:
         for mode in MODES:
-            limits = config_of(mode).limits(spec.max_positions, network.layer_parameters)
-            memory.append(memory_of(network, limits, stored_bytes))
+            config = config_of(mode)
+            limits = config.limits(spec.max_positions, network.layer_parameters)
+            memory.append(memory_of(network, config, limits, stored_bytes))
             found["modes"][mode] = {"limits": asdict(limits), **_plain(memory[-1])}
     elif found["checkpoint"] is None:
         found["checkpoint"] = _checkpoint_or_none(folder)
