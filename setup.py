@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import sysconfig
+import time
 from pathlib import Path
 
 import pybind11
@@ -72,7 +73,7 @@ def extension(name: str, sources: list[Path]) -> Pybind11Extension:
     )
 
 
-# What is measured of the field, without Python's side of it.
+# What is measured of the field and of pads, without Python's side of it.
 FIELD = [
     path
     for path in sources("field/*.cpp", "pads/*.cpp", "kernels/*.cpp", "cpu/*.cpp")
@@ -80,7 +81,12 @@ FIELD = [
 ]
 PADS = sources("pads/aes.cpp", "pads/dispatch.cpp", "pads/pads_*.cpp", "cpu/*.cpp")
 
-ParallelCompile("NPY_NUM_BUILD_JOBS", default=2).install()
+# What several extensions are made of is compiled once: all have the same flags. Objects of an earlier build may be of
+# other headers.
+STARTED_S = time.time()
+ParallelCompile(
+    "NPY_NUM_BUILD_JOBS", default=2, needs_recompile=lambda obj, src: Path(obj).stat().st_mtime < STARTED_S
+).install()
 setup(
     ext_modules=[
         extension(

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Show what the modes `plain` and `verified` hide from whoever has the GPU process: nothing.
+"""Show what a mode hides from whoever has the GPU process: `plain` and `verified` nothing, `blinded` the numbers.
 
 Runs beside a live session, as the same user, and only reads: it maps the session's arena from outside and follows the
 doorbell. It rebuilds the conversation twice:
@@ -10,6 +10,9 @@ doorbell. It rebuilds the conversation twice:
                one of the nearest direction names the token
 
 In `verified` nothing tells which rows are whose: of several sequences at once it shows rows in the order of passes.
+
+In `blinded` the same is done, and gives what it gives of random words: these are read beside it, and what has crossed
+is tested for being uniform. How many rows cross in which pass is seen as before.
 
   python scripts/read_arena.py --session demo --expect "The capital of France is" &
   tsqp-shm launch --session demo --mode verified --prompt "The capital of France is"
@@ -31,6 +34,7 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from uniform_words import p_values
 
 from tsqp_shm.demo.model import demo_model_folder
 from tsqp_shm.errors import TsqpError
@@ -49,19 +53,23 @@ from tsqp_shm.shm.protocol import NO_SLOT, Opcode, Record
 LOOK_S = 20e-6
 COMPARED_AT_ONCE = 64
 FIELD = 2**31 - 1
+# Below it a test calls words not uniform: one true alarm in a million.
+ALPHA = 1e-6
 SUBMISSION_TAIL, COMPLETION_TAIL = layout.CONTROL_OFFSET_BYTES, layout.CONTROL_OFFSET_BYTES + 3 * 128
 
 Rows = npt.NDArray[np.float32]
+Words = npt.NDArray[np.uint32]
 
 
 @dataclass
 class Step:
     """A block of a forward pass: where each row belongs, its token if that crosses, and its activations if they were
-    caught."""
+    caught, with the words that they were made of."""
 
     places: list[tuple[int, int]]
     token_ids: list[int]
     activations: Rows | None
+    words: Words | None = None
 
 
 @dataclass
@@ -144,8 +152,8 @@ class PlainReader(Reader):
         return False
 
 
-class VerifiedReader(Reader):
-    """Of a session whose products are checked: what is multiplied lies there as integers."""
+class FieldReader(Reader):
+    """Of a session whose products are of the field: what is multiplied lies there as words, in clear or blinded."""
 
     first_product = Opcode.LINEAR
     _passes = 0
@@ -157,7 +165,7 @@ class VerifiedReader(Reader):
         if qkv.first_row == 0:
             self._passes += 1
         places = [(self._passes, row) for row in range(rows.start, rows.stop)]
-        self.steps.append(Step(places, [], centred(m) if is_whole else None))
+        self.steps.append(Step(places, [], centred(m), m) if is_whole else Step(places, [], None))
 
     def _is_over(self, qkv: Record) -> bool:
         """Whether m.x may hold the layer's second norm by now: what attention makes of these rows is multiplied."""
@@ -170,11 +178,15 @@ class VerifiedReader(Reader):
         return False
 
 
-READERS = {"plain": PlainReader, "verified": VerifiedReader}
+READERS = {"plain": PlainReader, "verified": FieldReader, "blinded": FieldReader}
 
 
 class EmbeddingTable:
-    """The model's embedding rows as the first Linear would see them: weighted by its norm, of length one."""
+    """The model's embedding rows as the first Linear would see them: weighted by its norm, of length one.
+
+    Attributes:
+        directions: [V, C].
+    """
 
     def __init__(self, model: Path, network: Network) -> None:
         first_norm = network.layers[0].attention_norm
@@ -185,14 +197,14 @@ class EmbeddingTable:
                 for name, shape in part.tensors()
             )
         scale = np.sqrt(np.mean(rows * rows, axis=1, keepdims=True) + first_norm.eps)
-        self._rows = rows / scale * weight
-        self._rows /= np.linalg.norm(self._rows, axis=1, keepdims=True) + 1e-30
+        self.directions = rows / scale * weight
+        self.directions /= np.linalg.norm(self.directions, axis=1, keepdims=True) + 1e-30
 
     def nearest(self, activations: Rows) -> list[int]:
         """The token of each row. Shapes: activations [T, C]."""
         found: list[int] = []
         for first in range(0, len(activations), COMPARED_AT_ONCE):
-            found += np.argmax(activations[first : first + COMPARED_AT_ONCE] @ self._rows.T, axis=1).tolist()
+            found += np.argmax(activations[first : first + COMPARED_AT_ONCE] @ self.directions.T, axis=1).tolist()
         return found
 
 
@@ -201,7 +213,7 @@ def conversation(tokens: dict[tuple[int, int], int]) -> list[int]:
     return [tokens[place] for place in sorted(tokens)]
 
 
-def centred(m: npt.NDArray[np.uint32]) -> Rows:
+def centred(m: Words) -> Rows:
     """What words of the field stand for: above half of it, for negative numbers."""
     words = m.astype(np.int64)
     return np.where(words > FIELD // 2, words - FIELD, words).astype(np.float32)
@@ -218,6 +230,16 @@ def report(title: str, ids: list[int], tokenizer: Tokenizer, expect: str | None)
     print(f"{title}: {len(ids)} tokens: {text!r}")
     if expect:
         print(f"{title}: {recovered(tokenizer.encode(expect), ids):.1%} of the expected text's tokens")
+
+
+def report_words(words: Words, table: EmbeddingTable, tokenizer: Tokenizer, expect: str | None) -> None:
+    """Whether they are uniform, and what is found in as many that are."""
+    random = np.random.default_rng().integers(0, FIELD, words.shape, np.uint32)
+    report("random words in their place", table.nearest(centred(random)), tokenizer, expect)
+    found = p_values(words)
+    least = min(found, key=lambda test: found[test])
+    verdict = "not uniform" if found[least] < ALPHA else "as uniform ones are, as far as these tests tell"
+    print(f"words: {words.size:,}, smallest of {len(found)} p-values {found[least]:.2g} ({least}): {verdict}")
 
 
 def main() -> int:
@@ -253,11 +275,14 @@ def main() -> int:
         ids.update(zip(step.places, step.token_ids, strict=False))
         if step.activations is not None:
             seen.update(zip(step.places, table.nearest(step.activations), strict=False))
-    if invitation.limits.mode == "verified":
-        print("token ids: do not cross")
-    else:
+    if invitation.limits.mode == "plain":
         report("token ids", conversation(ids), tokenizer, arguments.expect)
+    else:
+        print("token ids: do not cross")
     report("activations", conversation(seen), tokenizer, arguments.expect)
+    words = [step.words for step in reader.steps if step.words is not None]
+    if words:
+        report_words(np.concatenate(words), table, tokenizer, arguments.expect)
     return 0
 
 

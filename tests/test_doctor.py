@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 from models import RandomModel
 
+from tsqp_shm import _native, hardening
 from tsqp_shm.config import EngineConfig
-from tsqp_shm.doctor import versions
+from tsqp_shm.doctor import pads, versions
 from tsqp_shm.doctor.enclave import examine_enclave
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING
 from tsqp_shm.doctor.limits import examine_limits
 from tsqp_shm.doctor.model import examine_model
+from tsqp_shm.doctor.pads import examine_pads
 from tsqp_shm.doctor.processor import examine_processor
 from tsqp_shm.doctor.sessions import examine_sessions
 from tsqp_shm.doctor.transport import TRIPS, examine_transport, run_trial
@@ -26,6 +28,8 @@ from tsqp_shm.shm.posix.session import Session
 
 COMMAND = [sys.executable, "-m", "tsqp_shm"]
 CONFIG = EngineConfig()
+BLINDED = EngineConfig(mode="blinded")
+NOBODY = 65534
 
 
 def by_check(findings) -> dict:
@@ -209,6 +213,67 @@ def test_a_torch_that_hangs_or_crashes_is_a_finding(monkeypatch):
     assert "exit code -6" in versions.probe_torch()["failed"]
     found = by_check(versions.examine_versions(CONFIG))
     assert found["torch"].verdict == BAD
+
+
+@pytest.fixture(scope="module")
+def need(tmp_path_factory):
+    return examine_model(RandomModel("llama").write(tmp_path_factory.mktemp("need") / "model"), BLINDED)[1]
+
+
+def test_what_blinded_needs_is_a_finding_each(need):
+    findings = by_check(examine_pads(BLINDED, need))
+    assert list(findings) == ["pad kernels", "keys", "dumps", "pad stock"]
+    assert findings["pad kernels"].found.startswith(_native.pads_instruction_set())
+    assert f"{need.num_linears} made, in locked memory" in findings["keys"].found
+    assert "leaves no core" in findings["dumps"].found
+    assert findings["pad stock"].found.startswith(f"{need.max_model_len:,} rows of ")
+    for finding in findings.values():
+        assert finding.verdict == GOOD or (finding.why and finding.cure)
+    # It has tried that in another process.
+    assert hardening.examine()["dumpable"]
+
+
+def test_the_pads_of_a_row_are_the_products_of_all_linears(need):
+    heads, kv_heads = 6 * 24, 2 * 24
+    of_layer = (heads + 2 * kv_heads) + 72 + 2 * 132 + 72
+    assert need.pad_row_bytes == 4 * (2 * of_layer + 257)
+    assert need.num_linears == 2 * 4 + 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is above the limit, and becomes another user")
+def test_what_cannot_be_locked_is_bad_for_keys_and_a_warning_for_the_stock(need, forked):
+    def run():
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        config = EngineConfig(mode="blinded", lock_memory=True, pad_stock="64")
+        findings = by_check(examine_pads(config, need))
+        assert findings["keys"].verdict == BAD
+        assert "ulimit -l" in findings["keys"].cure
+        assert findings["pad stock"].verdict == WARNING
+        assert "ulimit -l" in findings["pad stock"].cure
+
+    forked(run).join()
+
+
+@pytest.mark.parametrize(("stock", "verdict"), [("1", GOOD), ("1KiB", BAD), ("1000TiB", BAD)])
+def test_a_stock_is_held_against_the_memory_that_is_free(need, stock, verdict, monkeypatch):
+    monkeypatch.setattr(pads, "has_swap", lambda: False)
+    finding = by_check(examine_pads(EngineConfig(mode="blinded", pad_stock=stock), need))["pad stock"]
+    assert finding.verdict == verdict
+
+
+def test_a_stock_that_can_be_swapped_out_is_a_warning(need, monkeypatch):
+    monkeypatch.setattr(pads, "has_swap", lambda: True)
+    assert by_check(examine_pads(BLINDED, need))["pad stock"].verdict == WARNING
+    locked = EngineConfig(mode="blinded", lock_memory=True)
+    assert by_check(examine_pads(locked, need))["pad stock"].verdict == GOOD
+
+
+def test_a_system_that_lets_no_process_forbid_dumps_is_bad(need, monkeypatch):
+    monkeypatch.setattr(pads, "HARDEN", "raise SystemExit('cannot be kept from being dumped')")
+    finding = by_check(examine_pads(BLINDED, need))["dumps"]
+    assert (finding.verdict, finding.found) == (BAD, "cannot be kept from being dumped")
 
 
 @pytest.fixture

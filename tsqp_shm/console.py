@@ -202,7 +202,13 @@ def _pads(pads: dict[str, Any]) -> list[tuple[str, str]]:
             f"{_WITHOUT_PADS[pads['out']]}, prefill {pads['prefill']}",
         ),
         ("keys", f"key {pads['key_id'][:16]}, locked; no core dumps, and no other process of this user looks in"),
+        *([("locked", _locks(pads["locks"]))] if pads["locks"] else []),
     ]
+
+
+def _locks(locks: dict[str, Any]) -> str:
+    kinds = ", ".join(kind for kind, is_locked in locks.items() if is_locked is True)
+    return f"{kinds}; {locks['reason']}" if locks["reason"] else kinds
 
 
 def _rows_of_one(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -161,9 +161,9 @@ class LLM:
             )
             stack.callback(self._witness.close)
             if start_gpu is True:
-                traced = whole.arguments("gpu") if whole else []
+                traced = (whole.arguments("gpu"), [whole.descriptor("gpu")]) if whole else ([], [])
                 # Nothing of this object's: what the runtime holds must not hold the LLM.
-                start_gpu = partial(_start_gpu, self.model, self.config, traced, report)
+                start_gpu = partial(_start_gpu, self.model, self.config, *traced, report)
             with Checkpoint.open(self.model) as checkpoint:
                 self._runtime = Runtime(
                     self.spec, checkpoint, self.config, transport or _posix(self.config), start_gpu or None, report,
@@ -465,10 +465,15 @@ def _posix(config: EngineConfig) -> Transport | Register:
 
 
 def _start_gpu(
-    model: Path, config: EngineConfig, traced: list[str], report: Callable[[str], None], session: Hold
+    model: Path,
+    config: EngineConfig,
+    traced: list[str],
+    descriptors: list[int],
+    report: Callable[[str], None],
+    session: Hold,
 ) -> RoleProcess:
     arguments = [str(model), *session.gpu_flags, *config.gpu_arguments(), *traced]
-    return RoleProcess.start("gpu", arguments, listen=report)
+    return RoleProcess.start("gpu", arguments, descriptors=descriptors, listen=report)
 
 
 def _harmless(report: Callable[[str], None]) -> Callable[[str], None]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tsqp_shm.errors import TsqpError
 from tsqp_shm.printable import shown
 from tsqp_shm.shm.observer import invitation_of
-from tsqp_shm.shm.posix.folder import LOCK_FILE, list_sessions, sweep_dead_sessions
+from tsqp_shm.shm.posix.folder import LOCK_FILE, FoundSession, list_sessions, sweep_dead_sessions
 from tsqp_shm.shm.posix.objects import SHM_FOLDER, arena_name
 from tsqp_shm.shm.posix.transport import PosixTransport
 
@@ -28,7 +28,8 @@ class ListedSession:
         age_s: since it began; None if that cannot be told.
         arena_bytes: of shared memory it holds; 0 before its arena is made, and in a mode that has none.
         tee_pid: None if it did not get so far as to write it.
-        pids: of this user's processes that map its arena, as far as this process may look.
+        pids: of this user's processes that map its arena, as far as this process may look; and of its TEE process where
+            that lets nobody look.
     """
 
     name: str
@@ -79,7 +80,7 @@ class Survey:
                     age_s,
                     _size_bytes(arena),
                     session.tee_pid,
-                    users.get(arena, []),
+                    _with_hidden_tee(session, users.get(arena, [])),
                 )
             )
         known = {_object(session.name) for session in found}
@@ -176,6 +177,25 @@ def _arena_users() -> dict[str, list[int]]:
             if path.startswith(prefix):
                 users.setdefault(path.removeprefix(f"{SHM_FOLDER}/"), []).append(int(process.name))
     return {name: sorted(pids) for name, pids in users.items()}
+
+
+def _with_hidden_tee(session: FoundSession, pids: list[int]) -> list[int]:
+    """A process that holds keys shows nobody what it maps (`hardening`), and belongs to root as far as /proc says. That
+    of a live session is known by what it has written into the lock that it holds."""
+    pid = session.tee_pid
+    if not session.is_alive or pid is None or pid in pids or not _size_bytes(_object(session.name)):
+        return pids
+    try:
+        with Path(f"/proc/{pid}/maps").open():
+            return pids
+    except PermissionError:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
+                if line.startswith("Uid:") and int(line.split()[2]) == os.geteuid():
+                    return sorted([*pids, pid])
+    except OSError:
+        pass
+    return pids
 
 
 def _age(age_s: float | None) -> str:

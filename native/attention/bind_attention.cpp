@@ -125,6 +125,7 @@ void bind_attention(py::module_& module) {
         .def(py::init(&make_cache), "num_kv_heads"_a, "head_dim"_a, "blocks"_a, "element"_a = "bfloat16")
         .def_property_readonly("num_bytes", &KeyValueCache::num_bytes)
         .def_property_readonly("block_bytes", &KeyValueCache::block_bytes)
+        .def("lock", &KeyValueCache::lock)
         .def(
             "read",
             [](const KeyValueCache& cache, Index sequence, Index positions) {

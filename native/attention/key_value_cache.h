@@ -2,7 +2,7 @@
 //
 // Which block of memory holds the positions [64 b, 64 b + 64) of a sequence is in a table. Pages are taken
 // from the system as they are written to first, by large ones where the system has them: a block holds all kv
-// heads, so a sequence fills them one behind the other. Nothing is locked.
+// heads, so a sequence fills them one behind the other. They are locked where that is asked for.
 #pragma once
 
 #include <cstddef>
@@ -35,6 +35,8 @@ class KeyValueCache {
     std::size_t head_dim() const { return head_dim_; }
     Element element() const { return element_; }
     std::size_t num_bytes() const { return num_bytes_; }
+    // As Pages::lock.
+    int lock() const { return pages_.lock(); }
     // Bytes of one block, all kv heads.
     std::size_t block_bytes() const { return table_.empty() ? 0 : num_bytes() / table_.size(); }
 

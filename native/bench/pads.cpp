@@ -32,9 +32,9 @@ std::vector<std::string> kernel_names() {
     return names;
 }
 
-// Rows of one key. Drawn rows lie behind each other, as for a pad maker's products, and so does what is written of
-// masked ones, as in a slot; the integers are one row that the last pass has just left in the cache, as a quantiser
-// does.
+// Rows of one key. Drawn rows lie behind each other, as for a pad maker's products, and so does what is
+// written of masked ones, as in a slot; the integers are one row that the last pass has just left in the
+// cache, as a quantiser does.
 class PadRows {
   public:
     PadRows(const std::string& kernels, std::size_t inputs, std::size_t rows)

@@ -201,11 +201,11 @@ void bind_ring(py::module_& module) {
         py::arg("arena"), py::arg("offset_bytes"), py::arg("value"));
     module.def(
         "lock_memory",
-        [](const py::buffer& arena) {
-            const ArenaView view(arena);
-            return mlock(view.base(), view.size_bytes()) == 0 ? 0 : errno;
+        [](const py::buffer& memory) {
+            const py::buffer_info info = memory.request(true);
+            return mlock(info.ptr, static_cast<std::size_t>(info.size * info.itemsize)) == 0 ? 0 : errno;
         },
-        py::arg("arena"));
+        py::arg("memory"));
 }
 
 }  // namespace tsqp

@@ -4,6 +4,7 @@
 
 #include <sys/mman.h>
 
+#include <cerrno>
 #include <cstddef>
 #include <new>
 #include <utility>
@@ -33,6 +34,12 @@ class Pages {
     }
     ~Pages() {
         if (base_ != nullptr) munmap(base_, size_bytes_);
+    }
+
+    // Has the system keep the pages in memory, those that are not touched yet as soon as they are. Returns 0, or
+    // why it does not: all count towards the limit at once.
+    int lock() const {
+        return size_bytes_ == 0 || mlock2(base_, size_bytes_, MLOCK_ONFAULT) == 0 ? 0 : errno;
     }
 
     // Neither a core file nor a forked child gets it: for what a secret could be told from. Where the system

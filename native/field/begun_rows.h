@@ -73,8 +73,10 @@ class BegunRows {
         // pads: of these rows, or null.
         void done(const std::shared_ptr<PadRows>& pads) {
             rows_.keep(first_, *this);
-            if (pads)
+            if (pads) {
+                if (rows_.pads_.size() < first_ + count_) rows_.pads_.resize(first_ + count_);
                 for (std::size_t row = 0; row < count_; ++row) rows_.pads_[first_ + row] = {pads, row};
+            }
             after_ = State::begun;
         }
     };
@@ -84,11 +86,11 @@ class BegunRows {
         Finishing(BegunRows& rows, std::size_t first, std::size_t count)
             : Claim(rows, first, count, State::begun) {
             rows_.copy(first_, *this);
-            for (std::size_t row = 0; row < count; ++row)
-                if (const Pad& pad = rows.pads_[first + row]; pad.rows) {
+            for (std::size_t row = first; row < std::min(first + count, rows.pads_.size()); ++row)
+                if (const Pad& pad = rows.pads_[row]; pad.rows) {
                     pad.rows->stock().require_this_process();
                     products_.resize(count);
-                    products_[row] = pad.rows->product(pad.index);
+                    products_[row - first] = pad.rows->product(pad.index);
                 }
         }
         // rW of each row that is blinded; null where none is.
@@ -97,9 +99,11 @@ class BegunRows {
         }
         // The rows' pads are used, and no longer held here.
         void done() {
-            if (!products_.empty())
-                for (std::size_t row = first_; row < first_ + count_; ++row)
-                    if (const Pad pad = std::exchange(rows_.pads_[row], {}); pad.rows) pad.rows->count_used();
+            for (std::size_t row = 0; row < products_.size(); ++row)
+                if (products_[row] != nullptr) {
+                    const Pad pad = std::exchange(rows_.pads_[first_ + row], {});
+                    pad.rows->count_used();
+                }
             after_ = State::none;
         }
 
@@ -108,15 +112,14 @@ class BegunRows {
     };
 
     std::size_t num_bytes() const {
-        return states_.size() *
-               (sizeof(State) + sizeof(float) + sizeof(Pad) + num_vectors_ * sizeof(std::uint32_t));
+        return pads_.size() * sizeof(Pad) +
+               states_.size() * (sizeof(State) + sizeof(float) + num_vectors_ * sizeof(std::uint32_t));
     }
 
   private:
     void grow(std::size_t rows) {
         scales_.resize(rows);
         sums_.resize(rows * num_vectors_);
-        pads_.resize(rows);
         states_.resize(rows, State::none);
     }
     auto scales_of(std::size_t row) { return scales_.begin() + static_cast<std::ptrdiff_t>(row); }
@@ -134,7 +137,7 @@ class BegunRows {
     std::vector<State> states_;
     std::vector<float> scales_;
     std::vector<std::uint32_t> sums_;  // [rows, num_vectors]
-    std::vector<Pad> pads_;
+    std::vector<Pad> pads_;            // as far as there have been any
 };
 
 }  // namespace tsqp

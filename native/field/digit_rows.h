@@ -25,6 +25,7 @@ struct IntegerRow {
 
 struct DigitBlock {
     std::size_t rows, digit_rows;
+    bool has_pairs_alone;  // each row has two digits and is narrow
     IntegerRow row[kBlockRows];
     std::uint16_t further[kBlockRows];  // the first digit row of a row's digits beyond the base
 };
@@ -46,6 +47,7 @@ class DigitRows {
         DigitBlock& block = this->block(index);
         block.rows = rows;
         block.digit_rows = base_ * rows;
+        block.has_pairs_alone = base_ == 2;
         return block;
     }
 

@@ -124,6 +124,21 @@ struct ResidueArgs {
     std::size_t columns;
 };
 
+// The field elements of rows that have two digits each and are narrow, of a whole panel: what `multiply` and
+// `residue` give one after the other, with no sums in between.
+//
+//   Shapes: digits [2 rows, depth], each row's two side by side, `stride` bytes apart; panel as of
+//           MultiplyArgs; column_sums [64]; out [rows, 64], rows `out_stride` apart.
+struct PairsArgs {
+    const std::uint8_t* digits;
+    std::size_t stride, rows;
+    const std::int8_t* panel;
+    std::size_t depth;
+    const std::int32_t* column_sums;
+    std::uint32_t* out;
+    std::size_t out_stride;
+};
+
 struct FieldKernels {
     const char* name;
     // max|x| as the bits of an f32: 0x7F800000 or more where there is a NaN or an infinity.
@@ -143,6 +158,8 @@ struct FieldKernels {
     void (*multiply)(const MultiplyArgs& args) noexcept;
     void (*result)(const ResultArgs& args) noexcept;
     void (*residue)(const ResidueArgs& args) noexcept;
+    // Null where sums have to be stored anyway.
+    void (*multiply_pairs)(const PairsArgs& args) noexcept;
 };
 
 extern const FieldKernels kScalarField;  // field_scalar.cpp: the oracle

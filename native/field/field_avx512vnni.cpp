@@ -3,6 +3,7 @@
 // gcc 12 takes the don't-care operand of its own intrinsics for an uninitialised variable (GCC bug 105593).
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 
@@ -72,9 +73,9 @@ template <std::size_t Rows>
     }
 }
 
-template <std::size_t Rows, bool IsFirst>
-void multiply_rows(const MultiplyArgs& args, std::size_t row) {
-    Sums<Rows> sums;
+// Adds all products of `Rows` digit rows with a panel.
+template <std::size_t Rows, bool IsFirst, class Args>
+[[gnu::always_inline]] inline void sum_up(Sums<Rows>& sums, const Args& args, std::size_t row) {
     clear<Rows>(sums);
     const std::uint8_t* digits = args.digits + row * args.stride;
     const std::int8_t* weights = args.panel;
@@ -85,7 +86,57 @@ void multiply_rows(const MultiplyArgs& args, std::size_t row) {
         add<Rows>(sums, digits + k, args.stride, Weights(weights));
         weights += 4 * kPanelOutputs;
     }
+}
+
+template <std::size_t Rows, bool IsFirst>
+void multiply_rows(const MultiplyArgs& args, std::size_t row) {
+    Sums<Rows> sums;
+    sum_up<Rows, IsFirst>(sums, args, row);
     store<Rows>(sums, args.sums + row * kPanelOutputs);
+}
+
+// y of 16 outputs, |y| < p, out of the sums of a row's two digits.
+[[gnu::always_inline]] inline __m512i pair(__m512i low, __m512i high, const std::int32_t* column_sums) {
+    // gcc 12 would store the sums at each step of their loop, for what follows it.
+    asm("" : "+v"(low), "+v"(high));
+    const __m512i offset = _mm512_slli_epi32(_mm512_loadu_si512(column_sums), 15);
+    const __m512i y = _mm512_sub_epi32(_mm512_add_epi32(low, _mm512_slli_epi32(high, 8)), offset);
+    return _mm512_mask_add_epi32(y, _mm512_movepi32_mask(y), y, _mm512_set1_epi32(kPrime));
+}
+
+template <std::size_t Rows>
+[[gnu::always_inline]] inline void put_pairs(const Sums<Rows>& sums, const PairsArgs& args, std::size_t row) {
+    if constexpr (Rows > 0) {
+        put_pairs<Rows - 2>(sums, args, row);
+        const Sums<Rows - 1>& low = sums;
+        std::uint32_t* const to = args.out + (row + Rows / 2 - 1) * args.out_stride;
+        _mm512_storeu_si512(to, pair(low.a, sums.a, args.column_sums));
+        _mm512_storeu_si512(to + 16, pair(low.b, sums.b, args.column_sums + 16));
+        _mm512_storeu_si512(to + 32, pair(low.c, sums.c, args.column_sums + 32));
+        _mm512_storeu_si512(to + 48, pair(low.d, sums.d, args.column_sums + 48));
+    }
+}
+
+// Not inlined: the offsets would be held in registers from one run to the next, and sums in memory for it.
+template <std::size_t Rows, bool IsFirst>
+[[gnu::noinline]] void multiply_pairs_of(const PairsArgs& args, std::size_t row) {
+    Sums<2 * Rows> sums;
+    sum_up<2 * Rows, IsFirst>(sums, args, 2 * row);
+    put_pairs<2 * Rows>(sums, args, row);
+}
+
+void multiply_pairs(const PairsArgs& args) noexcept {
+    constexpr std::size_t kMostPairs = kMostRows / 2;
+    static_assert(kMostPairs == 3);
+    std::size_t row = 0;
+    if (args.rows >= kMostPairs) {
+        multiply_pairs_of<kMostPairs, true>(args, 0);
+        for (row = kMostPairs; args.rows - row >= kMostPairs; row += kMostPairs)
+            multiply_pairs_of<kMostPairs, false>(args, row);
+    }
+    const std::size_t rest = args.rows - row;
+    if (rest == 2) row == 0 ? multiply_pairs_of<2, true>(args, row) : multiply_pairs_of<2, false>(args, row);
+    if (rest == 1) row == 0 ? multiply_pairs_of<1, true>(args, row) : multiply_pairs_of<1, false>(args, row);
 }
 
 // The last run, of fewer rows than kMostRows.
@@ -109,6 +160,6 @@ void multiply(const MultiplyArgs& args) noexcept {
 
 }  // namespace
 
-constinit const FieldKernels kAvx512VnniField = field_kernels("avx512vnni", multiply);
+constinit const FieldKernels kAvx512VnniField = field_kernels("avx512vnni", multiply, multiply_pairs);
 
 }  // namespace tsqp

@@ -218,7 +218,8 @@ void residue(const ResidueArgs& args) noexcept {
     }
 }
 
-constexpr FieldKernels field_kernels(const char* name, void (*multiply)(const MultiplyArgs&) noexcept) {
+constexpr FieldKernels field_kernels(const char* name, void (*multiply)(const MultiplyArgs&) noexcept,
+                                     void (*multiply_pairs)(const PairsArgs&) noexcept = nullptr) {
     return {name,
             largest_bits,
             quantise,
@@ -229,7 +230,8 @@ constexpr FieldKernels field_kernels(const char* name, void (*multiply)(const Mu
             quantise_weights<std::uint16_t>,
             multiply,
             result,
-            residue};
+            residue,
+            multiply_pairs};
 }
 
 }  // namespace

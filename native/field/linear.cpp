@@ -31,6 +31,24 @@ IntegerRow centre_row(const FieldKernels& kernels, const std::uint32_t* m, std::
             .is_narrow = 127 * magnitudes.sum < kPrime};
 }
 
+// Puts a row's field elements where they belong in y.
+struct Residues {
+    const FieldKernels& kernels;
+    const FieldWeights& weights;
+    std::uint32_t* y;
+
+    void operator()(std::size_t first, const RowSums& sums) const {
+        put_residues(kernels, weights, sums, y + first * weights.outputs());
+    }
+
+    void operator()(std::size_t first, const PairRun& run) const {
+        PairsArgs args = run.args;
+        args.out = y + (first + run.row) * weights.outputs() + run.output;
+        args.out_stride = weights.outputs();
+        kernels.multiply_pairs(args);
+    }
+};
+
 }  // namespace
 
 void apply_linear(const FieldKernels& kernels, const FieldWeights& weights, const float* x, std::size_t rows,
@@ -60,9 +78,7 @@ void multiply_linear(const FieldKernels& kernels, const FieldWeights& weights, c
         [&](std::size_t row, std::int32_t* integers) {
             return centre_row(kernels, m + row * inputs, inputs, integers);
         },
-        [&](std::size_t first, const RowSums& sums) {
-            put_residues(kernels, weights, sums, y + first * weights.outputs());
-        });
+        Residues{kernels, weights, y});
 }
 
 void multiply_blocks(const FieldKernels& kernels, const FieldWeights& weights, const DigitRows& digit_rows,

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/thread_pool.h"
 #include "field/digit_rows.h"
@@ -50,9 +51,17 @@ void put_residues(const FieldKernels& kernels, const FieldWeights& weights, cons
 // In how many tasks the panels go over the blocks.
 std::size_t tasks_of_a_run(const FieldWeights& weights, std::size_t num_blocks, std::size_t num_threads);
 
+// One block's rows of two digits with a whole panel, for who takes their field elements where they belong.
+struct PairRun {
+    std::size_t row;     // of those of the run, the block's first
+    std::size_t output;  // the panel's first
+    PairsArgs args;      // but for where they go
+};
+
 // The products of blocks whose digits are there.
 //
-//   result: (const RowSums&), once for each row and panel.
+//   result: (const RowSums&), once for each row and panel. Where it can be called with a PairRun too, it is,
+//           for blocks of pairs alone where the kernels have products of pairs.
 template <class Result>
 void multiply_run(const FieldKernels& kernels, const FieldWeights& weights, const DigitRows& digit_rows,
                   std::size_t num_blocks, std::size_t num_threads, const Result& result) {
@@ -67,6 +76,21 @@ void multiply_run(const FieldKernels& kernels, const FieldWeights& weights, cons
             // A panel stays in the caches while all blocks go over it.
             const std::size_t panel = unit / num_blocks, index = unit % num_blocks;
             const DigitBlock& block = digit_rows.block(index);
+            if constexpr (std::is_invocable_v<Result, const PairRun&>)
+                if (kernels.multiply_pairs != nullptr && block.has_pairs_alone &&
+                    outputs - panel * kPanelOutputs >= kPanelOutputs) {
+                    result(PairRun{.row = index * kBlockRows,
+                                   .output = panel * kPanelOutputs,
+                                   .args = {.digits = digit_rows.digits(index),
+                                            .stride = digit_rows.depth(),
+                                            .rows = block.rows,
+                                            .panel = weights.panel(panel),
+                                            .depth = weights.depth(),
+                                            .column_sums = weights.column_sums() + panel * kPanelOutputs,
+                                            .out = nullptr,
+                                            .out_stride = 0}});
+                    continue;
+                }
             kernels.multiply({.digits = digit_rows.digits(index),
                               .stride = digit_rows.depth(),
                               .rows = block.digit_rows,
@@ -92,7 +116,7 @@ void multiply_run(const FieldKernels& kernels, const FieldWeights& weights, cons
 // Rows of two digits to `most_digits` through a Linear, run by run.
 //
 //   to_integers: (row, integers [inputs]) -> IntegerRow, of each row once.
-//   result:      (first row of the run, const RowSums&).
+//   result:      (first row of the run, const RowSums&), or a PairRun as of multiply_run.
 template <class ToIntegers, class Result>
 void multiply_rows(const FieldKernels& kernels, const FieldWeights& weights, std::size_t rows,
                    std::size_t most_digits, std::size_t num_threads, const ToIntegers& to_integers,
@@ -121,7 +145,9 @@ void multiply_rows(const FieldKernels& kernels, const FieldWeights& weights, std
                           }
                       });
         multiply_run(kernels, weights, digit_rows, num_blocks, num_threads,
-                     [&](const RowSums& sums) { result(first, sums); });
+                     [&](const auto& sums)
+                         requires std::is_invocable_v<Result, std::size_t, decltype(sums)>
+                     { result(first, sums); });
     }
 }
 

@@ -3,15 +3,13 @@
 #include <bit>
 #include <cstring>
 
-#include "pads/wipe.h"
-
 namespace tsqp {
 namespace {
 
 static_assert(std::endian::native == std::endian::little);
 
-// Bit i of every byte lies in plane i: byte b of block n at bit 4 b + n. FIPS 197 fills its state column by column,
-// so a row is every fourth byte and a column sixteen bits side by side.
+// Bit i of every byte lies in plane i: byte b of block n at bit 4 b + n. FIPS 197 fills its state column by
+// column, so a row is every fourth byte and a column sixteen bits side by side.
 struct Planes {
     std::uint64_t bits[8];
 };
@@ -140,8 +138,6 @@ void substitute_bytes(std::uint8_t* bytes, std::size_t size) {
     substitute(planes);
     blocks_of(planes, blocks);
     std::memcpy(bytes, blocks, size);
-    wipe(blocks, sizeof blocks);
-    wipe(&planes, sizeof planes);
 }
 
 }  // namespace
@@ -167,7 +163,6 @@ void expand_key(const std::uint8_t* key, AesSchedule& schedule) {
         }
         for (std::size_t j = 0; j < kWord; ++j)
             bytes[i * kWord + j] = bytes[(i - kKeyWords) * kWord + j] ^ word[j];
-        wipe(word, sizeof word);
     }
 }
 
@@ -184,10 +179,7 @@ PlainAes::PlainAes(const AesSchedule& schedule) {
         const Planes planes = planes_of(blocks);
         std::memcpy(keys_[round], planes.bits, sizeof planes.bits);
     }
-    wipe(blocks, sizeof blocks);
 }
-
-PlainAes::~PlainAes() { wipe(keys_, sizeof keys_); }
 
 void PlainAes::encrypt(std::uint8_t (&blocks)[kPlainBytes]) const {
     Planes planes = planes_of(blocks);

@@ -1,8 +1,8 @@
 // AES-256 as plain code: what keys are expanded with, and the stream where no instruction makes it.
 //
-// Nothing here looks a secret up in a table nor branches on one: bytes lie as bits side by side in planes, four
-// blocks at a time, and what the standard has as a table is a circuit over them. Wiped: what it leaves in memory
-// of its own; what a compiler keeps in registers and their spills is not.
+// Nothing here looks a secret up in a table nor branches on one: bytes lie as bits side by side in planes,
+// four blocks at a time, and what the standard has as a table is a circuit over them. What it leaves on the
+// stack is its callers' to burn (wipe.h).
 //
 // Source: FIPS 197; counter mode as in NIST SP 800-38A, 6.5.
 #pragma once
@@ -14,7 +14,8 @@ namespace tsqp {
 
 inline constexpr std::size_t kAesKeyBytes = 32, kAesBlockBytes = 16, kAesRounds = 14;
 
-// The keys of the rounds, each as the bytes of a block, as FIPS 197 and the processor's instructions have them.
+// The keys of the rounds, each as the bytes of a block, as FIPS 197 and the processor's instructions have
+// them.
 struct alignas(64) AesSchedule {
     std::uint8_t rounds[kAesRounds + 1][kAesBlockBytes];
 };
@@ -30,9 +31,6 @@ inline constexpr std::size_t kPlainBlocks = 4, kPlainBytes = kPlainBlocks * kAes
 class PlainAes {
   public:
     explicit PlainAes(const AesSchedule& schedule);
-    ~PlainAes();
-    PlainAes(const PlainAes&) = delete;
-    PlainAes& operator=(const PlainAes&) = delete;
 
     // In place.
     void encrypt(std::uint8_t (&blocks)[kPlainBytes]) const;

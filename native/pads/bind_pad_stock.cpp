@@ -20,6 +20,7 @@ void bind_pad_stock(py::module_& module) {
         .def_static("row_bytes", &HeldStock::row_bytes, "linears"_a)
         .def("take", &HeldStock::take, "linear"_a, "rows"_a)
         .def("wait", &HeldStock::wait, "linear"_a, "rows"_a, "timeout_s"_a)
+        .def("rest", &HeldStock::rest, "is_asked"_a)
         .def("available_of", &HeldStock::available_of, "linear"_a)
         .def("close", &HeldStock::close)
         .def_property_readonly("available", of_stock([](const PadStock& stock) { return stock.available(); }))

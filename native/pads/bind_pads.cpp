@@ -1,4 +1,5 @@
-// `_native.PadKeys`, of which no key and no pad comes to Python, and what is tested of it with keys that are known.
+// `_native.PadKeys`, of which no key and no pad comes to Python, and what is tested of it with keys that are
+// known.
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>

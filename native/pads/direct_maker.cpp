@@ -32,8 +32,8 @@ DirectMaker::DirectMaker(std::shared_ptr<const PadKeys> keys, std::vector<const 
 
 std::size_t DirectMaker::batch_rows() const { return kBatchRows; }
 
-void DirectMaker::make(std::size_t linear, std::uint64_t first_row, std::size_t rows,
-                       std::uint32_t* products) {
+void DirectMaker::make(std::size_t linear, std::uint64_t first_row, std::size_t rows, std::uint32_t* products,
+                       const Rest& rest) {
     const FieldWeights& weights = *weights_.at(linear);
     const FieldKernels& kernels = field_kernels_of(active_kernels().name);
     std::uint32_t* const pad = pad_of_this_thread(weights.inputs());
@@ -47,6 +47,8 @@ void DirectMaker::make(std::size_t linear, std::uint64_t first_row, std::size_t 
             return IntegerRow{.digits = kMaxDigits, .scale = 1.0f, .is_narrow = false};
         },
         [&](std::size_t first, const RowSums& sums) {
+            // Once for all rows of a block with a panel.
+            if (sums.row % kBlockRows == 0) rest.look();
             put_residues(kernels, weights, sums, products + first * weights.outputs());
         });
 }

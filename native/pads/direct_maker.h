@@ -18,8 +18,8 @@ class DirectMaker : public PadMaker {
     DirectMaker(std::shared_ptr<const PadKeys> keys, std::vector<const FieldWeights*> weights);
 
     std::size_t batch_rows() const override;
-    void make(std::size_t linear, std::uint64_t first_row, std::size_t rows,
-              std::uint32_t* products) override;
+    void make(std::size_t linear, std::uint64_t first_row, std::size_t rows, std::uint32_t* products,
+              const Rest& rest) override;
 
   private:
     const std::shared_ptr<const PadKeys> keys_;

@@ -74,6 +74,8 @@ class HeldStock {
         }
     }
 
+    void rest(bool is_asked) { stock_->rest(is_asked); }
+
     std::size_t available_of(Index linear) const {
         return stock_->available_of(not_negative("linear", linear));
     }

@@ -32,6 +32,13 @@ std::string with_length(std::string_view bytes, const char* name) {
     return big_endian(bytes.size(), 2) + std::string(bytes);
 }
 
+std::size_t checked(std::size_t num_linears) {
+    if (num_linears == 0 || num_linears > UINT32_MAX)
+        throw std::invalid_argument("num_linears: got " + std::to_string(num_linears) +
+                                    ", expected 1 to 2^32 - 1");
+    return num_linears;
+}
+
 std::string hex(const std::uint8_t* bytes, std::size_t size) {
     constexpr char kDigits[] = "0123456789abcdef";
     std::string digits;
@@ -64,27 +71,30 @@ struct PadKeys::Secrets {
 
 PadKeys::PadKeys(std::string_view session, std::string_view model_digest, std::uint64_t key_epoch,
                  std::size_t num_linears, const std::uint8_t* seed)
-    : num_linears_(num_linears), pages_(sizeof(Secrets) + num_linears * sizeof(AesSchedule)) {
-    if (num_linears == 0) throw std::invalid_argument("num_linears: got 0, expected at least 1");
-    const std::string context = with_length(session, "session") + with_length(model_digest, "model_digest") +
-                                big_endian(key_epoch, 8);
-    auto& derivation = secrets().derivation;
-    if (seed == nullptr)
-        fill_with_random(derivation.seed, kSeedBytes);
-    else
-        std::memcpy(derivation.seed, seed, kSeedBytes);
-    const std::string_view input(reinterpret_cast<const char*>(derivation.seed), kSeedBytes);
-    hkdf_extract(derivation.work, kSalt, input, derivation.root);
-    std::uint8_t id[kKeyIdBytes];
-    hkdf_expand(derivation.work, derivation.root, "key id" + context, id, sizeof id);
-    key_id_ = hex(id, sizeof id);
-    for (std::size_t linear = 0; linear < num_linears; ++linear) {
-        const std::string info = "pad key" + context + big_endian(linear, 4);
-        hkdf_expand(derivation.work, derivation.root, info, derivation.key, sizeof derivation.key);
-        expand_key(derivation.key, secrets().schedules[linear]);
-    }
-    wipe(&derivation, sizeof derivation);
+    : num_linears_(checked(num_linears)), pages_(sizeof(Secrets) + (num_linears - 1) * sizeof(AesSchedule)) {
+    derive(with_length(session, "session") + with_length(model_digest, "model_digest") +
+               big_endian(key_epoch, 8),
+           seed);
+    burn_stack();
     secrets().is_present = kPresent;
+}
+
+[[gnu::noinline]] void PadKeys::derive(const std::string& context, const std::uint8_t* seed) {
+    auto& with = secrets().derivation;
+    if (seed == nullptr)
+        fill_with_random(with.seed, kSeedBytes);
+    else
+        std::memcpy(with.seed, seed, kSeedBytes);
+    hkdf_extract(with.work, kSalt, {reinterpret_cast<const char*>(with.seed), kSeedBytes}, with.root);
+    std::uint8_t id[kKeyIdBytes];
+    hkdf_expand(with.work, with.root, "key id" + context, id, sizeof id);
+    key_id_ = hex(id, sizeof id);
+    for (std::size_t linear = 0; linear < num_linears_; ++linear) {
+        hkdf_expand(with.work, with.root, "pad key" + context + big_endian(linear, 4), with.key,
+                    sizeof with.key);
+        expand_key(with.key, secrets().schedules[linear]);
+    }
+    wipe(&with, sizeof with);
 }
 
 PadKeys::Secrets& PadKeys::secrets() const { return *reinterpret_cast<Secrets*>(pages_.data()); }

@@ -1,9 +1,9 @@
-// Pads of a row: uniform words r of the field, out of the stream of a key, and rows of integers less their pads.
+// Pads of a row: uniform words of the field, out of the stream of a key, and integers less their pads.
 //
-//   stream    AES-256 in counter mode; counter block = 32 zero bits | row, 64 bits | block, 32 bits; big-endian
+//   stream    AES-256 in counter mode; counter block = 32 zero bits | row (64) | block (32), big-endian
 //   word k    the little-endian bytes 4 k .. 4 k + 3 of the stream, without the top bit
-//   r[k]      word k, k < K; a word equal to p is replaced, in ascending k, by the next of words K, K + 1, ...
-//             that is not p
+//   r[k]      word k, k < K; a word equal to p is replaced, in ascending k, by the next of words K, K + 1,
+//             ... that is not p
 //   m[k]      integers[k] - r[k] mod p
 //
 // Of 2^31 words one is p, so uniform words give a uniform r, and a row hardly ever needs more than K words.
@@ -27,15 +27,15 @@ struct PadRow {
     std::uint64_t row;
 };
 
-// A row whose stream is there, backed to whole groups of kStreamGroup bytes: for tests, which put words equal to p
-// into it.
+// A row whose stream is there, backed to whole groups of kStreamGroup bytes: for tests, which put words equal
+// to p into it.
 struct GivenRow {
     const std::uint8_t* stream;
 };
 inline constexpr std::size_t kStreamGroup = 64;
 
-// `integers` become m centred, within +-(p - 1) / 2. m is memory of the other side, written once by whole words of
-// 8 bytes; `copy` gets m too, or is null.
+// `integers` become m centred, within +-(p - 1) / 2. m is memory of the other side, written once by whole
+// words of 8 bytes; `copy` gets m too, or is null.
 //
 //   Shapes:   integers, m, copy [inputs]; inputs is even.
 //   Numerics: |integers| < p.
@@ -65,8 +65,8 @@ extern const PadKernels kAvx512VaesPads;  // pads_avx512vaes.cpp: VAES
 // What this machine can run, slowest first; scalar is always there.
 std::vector<const PadKernels*> supported_pad_kernels();
 
-// What goes with an instruction set that this machine has: of its instructions for AES those that this machine has
-// too.
+// What goes with an instruction set that this machine has: of its instructions for AES those that this
+// machine has too.
 const PadKernels& pad_kernels_of(std::string_view instruction_set);
 
 }  // namespace tsqp

@@ -1,9 +1,9 @@
-// The kernels of pad_kernels.h over a type `L` of 32-bit lanes, which each pads_<isa>.cpp brings with the processor's
-// instructions for AES.
+// The kernels of pad_kernels.h over a type `L` of 32-bit lanes, which each pads_<isa>.cpp brings with the
+// processor's instructions for AES.
 //
-// A piece of a row stays in registers from its counters to the words that are written. `L::write` crosses the border,
-// by whole words; `L::load` and `L::store` are for private memory. Everything is in an anonymous namespace, and nothing
-// of std is called: see kernels_impl.h.
+// A piece of a row stays in registers from its counters to the words that are written. `L::write` crosses the
+// border, by whole words; `L::load` and `L::store` are for private memory. Everything is in an anonymous
+// namespace, and nothing of std is called: see kernels_impl.h.
 #pragma once
 
 #include "pads/pad_kernels.h"
@@ -13,28 +13,34 @@ namespace tsqp {
 namespace {
 
 // Named and not an array, which gcc 12 keeps in memory.
-template <class L, std::size_t N>
-struct Registers : Registers<L, N - 1> {
-    typename L::Words words;
+template <class Of, std::size_t N>
+struct Registers : Registers<Of, N - 1> {
+    typename Of::Register one;
 };
-template <class L>
-struct Registers<L, 0> {};
+template <class Of>
+struct Registers<Of, 0> {};
 
-// function(words, index) of each register, ascending.
-template <class L, std::size_t N, class Function>
-[[gnu::always_inline]] inline void each(Registers<L, N>& registers, const Function& function) {
+// function(register, index) of each, ascending.
+template <std::size_t N, class Of, class Function>
+[[gnu::always_inline]] inline void each(Registers<Of, N>& registers, const Function& function) {
     if constexpr (N > 0) {
-        each<L, N - 1>(registers, function);
-        function(registers.words, N - 1);
+        each<N - 1, Of>(registers, function);
+        function(registers.one, N - 1);
     }
 }
 
 template <class L>
 struct Pads {
     using Words = typename L::Words;
+    using Blocks = typename L::Blocks;  // the same bytes, as the instructions for AES have them
+    struct OfWords {
+        using Register = Words;
+    };
+    struct OfBlocks {
+        using Register = Blocks;
+    };
     static constexpr std::size_t kWidth = L::kWidth, kBlockWords = kAesBlockBytes / sizeof(std::uint32_t);
-    // As many registers as keep two units for AES busy: a round takes four cycles or less.
-    static constexpr std::size_t kRegisters = 8;
+    static constexpr std::size_t kRegisters = L::kRegisters;
 
     // The stream of a key and a row.
     class Made {
@@ -43,32 +49,43 @@ struct Pads {
 
         // Words [first, first + N registers); `first` begins a block.
         template <std::size_t N>
-        [[gnu::always_inline]] void fill(Registers<L, N>& piece, std::size_t first) const {
-            const Words numbers = L::numbers(static_cast<std::uint32_t>(first / kBlockWords));
-            each<L, N>(piece, [&](Words& words, std::size_t i) __attribute__((always_inline)) {
-                words = L::begun(start_, L::later(numbers, static_cast<int>(i * (kWidth / kBlockWords))));
+        [[gnu::always_inline]] void fill(Registers<OfWords, N>& piece, std::size_t first) const {
+            Registers<OfBlocks, N> states;
+            const auto begin = static_cast<std::uint32_t>(first / kBlockWords);
+            each<N>(states, [&](Blocks& state, std::size_t i) __attribute__((always_inline)) {
+                state = L::begun(start_, begin, static_cast<int>(i * (kWidth / kBlockWords)));
             });
             for (std::size_t round = 1; round < kAesRounds; ++round) {
-                const Words key = L::key(schedule_, round);
-                each<L, N>(piece, [&](Words& words, std::size_t)
-                                      __attribute__((always_inline)) { words = L::round(words, key); });
+                const auto key = L::key(schedule_, round);
+                each<N>(states, [&](Blocks& state, std::size_t)
+                                    __attribute__((always_inline)) { state = L::round(state, key); });
             }
-            const Words key = L::key(schedule_, kAesRounds);
-            each<L, N>(piece, [&](Words& words, std::size_t)
-                                  __attribute__((always_inline)) { words = L::last_round(words, key); });
+            const auto key = L::key(schedule_, kAesRounds);
+            each<N>(states, [&](Blocks& state, std::size_t)
+                                __attribute__((always_inline)) { state = L::last_round(state, key); });
+            give<N>(states, piece);
         }
 
       private:
+        template <std::size_t N>
+        [[gnu::always_inline]] static void give(const Registers<OfBlocks, N>& states,
+                                                Registers<OfWords, N>& piece) {
+            if constexpr (N > 0) {
+                give<N - 1>(states, piece);
+                piece.one = L::words(states.one);
+            }
+        }
+
         const AesSchedule& schedule_;
-        const Words start_;
+        const Blocks start_;
     };
 
     class Given {
       public:
         explicit Given(const GivenRow& row) : stream_(row.stream) {}
         template <std::size_t N>
-        void fill(Registers<L, N>& piece, std::size_t first) const {
-            each<L, N>(piece, [&](Words& words, std::size_t i) {
+        void fill(Registers<OfWords, N>& piece, std::size_t first) const {
+            each<N>(piece, [&](Words& words, std::size_t i) {
                 std::int32_t lanes[kWidth];
                 __builtin_memcpy(lanes, stream_ + (first + i * kWidth) * sizeof *lanes, sizeof lanes);
                 words = L::load(lanes);
@@ -93,7 +110,8 @@ struct Pads {
     // Writes integers - r.
     struct Masking {
         const MaskArgs& args;
-        // integers in [0, p), less pads: whichever of two words, the other being below zero or past p, is in [0, p).
+        // integers in [0, p), less pads: whichever of two words, the other being below zero or past p, is in
+        // [0, p).
         [[gnu::always_inline]] static Words masked(Words integers, Words pads) {
             const Words prime = L::prime();
             const Words difference = L::sub(L::min(integers, L::add(integers, prime)), pads);
@@ -138,56 +156,53 @@ struct Pads {
                 }
                 take_rest<N / 2>(first);
             } else if (first < inputs_) {
-                Registers<L, 1> piece;
+                Registers<OfWords, 1> piece;
                 fill<1>(piece, first, inputs_ - first);
-                taking_.take_some(piece.words, first, inputs_ - first);
+                taking_.take_some(piece.one, first, inputs_ - first);
             }
         }
 
         template <std::size_t N>
         [[gnu::always_inline]] void take_piece(std::size_t first) {
-            Registers<L, N> piece;
+            Registers<OfWords, N> piece;
             fill<N>(piece, first, N * kWidth);
-            each<L, N>(piece, [&](Words& pads, std::size_t i)
-                                  __attribute__((always_inline)) { taking_.take(pads, first + i * kWidth); });
+            each<N>(piece, [&](Words& pads, std::size_t i)
+                               __attribute__((always_inline)) { taking_.take(pads, first + i * kWidth); });
         }
 
         // Pads of `count` words; what is behind them is not to be used.
         template <std::size_t N>
-        [[gnu::always_inline]] void fill(Registers<L, N>& piece, std::size_t first, std::size_t count) {
+        [[gnu::always_inline]] void fill(Registers<OfWords, N>& piece, std::size_t first, std::size_t count) {
             stream_.template fill<N>(piece, first);
             Words largest = L::zero();
-            each<L, N>(piece, [&](Words& words, std::size_t) __attribute__((always_inline)) {
+            each<N>(piece, [&](Words& words, std::size_t) __attribute__((always_inline)) {
                 words = L::and_(words, L::prime());
                 largest = L::max(largest, words);
             });
             if (L::has_prime(largest)) [[unlikely]] {
                 // Of the copy the address is taken: the piece itself stays in registers.
-                Registers<L, N> copy = piece;
+                Registers<OfWords, N> copy = piece;
                 replace<N>(copy, count);
                 piece = copy;
             }
         }
 
         template <std::size_t N>
-        [[gnu::noinline, gnu::cold]] void replace(Registers<L, N>& piece, std::size_t count) {
+        [[gnu::noinline, gnu::cold]] void replace(Registers<OfWords, N>& piece, std::size_t count) {
             std::int32_t words[N * kWidth];
-            each<L, N>(piece, [&](Words& pads, std::size_t i) { L::store(words + i * kWidth, pads); });
+            each<N>(piece, [&](Words& pads, std::size_t i) { L::store(words + i * kWidth, pads); });
             for (std::size_t i = 0; i < count; ++i)
                 while (words[i] == static_cast<std::int32_t>(kPrime)) words[i] = next_replacement();
-            each<L, N>(piece, [&](Words& pads, std::size_t i) { pads = L::load(words + i * kWidth); });
-            wipe(words, sizeof words);
+            each<N>(piece, [&](Words& pads, std::size_t i) { pads = L::load(words + i * kWidth); });
         }
 
-        std::int32_t next_replacement() {
+        [[gnu::noinline, gnu::cold]] std::int32_t next_replacement() {
             const std::size_t first = replacement_ / kWidth * kWidth;
-            Registers<L, 1> piece;
+            Registers<OfWords, 1> piece;
             stream_.template fill<1>(piece, first);
             std::int32_t words[kWidth];
-            L::store(words, L::and_(piece.words, L::prime()));
-            const std::int32_t word = words[replacement_++ - first];
-            wipe(words, sizeof words);
-            return word;
+            L::store(words, L::and_(piece.one, L::prime()));
+            return words[replacement_++ - first];
         }
 
         const Stream stream_;
@@ -196,13 +211,19 @@ struct Pads {
         std::size_t replacement_;
     };
 
+    template <class Stream, class Taking, class Of>
+    [[gnu::noinline]] static void take_row(const Of& row, const Taking& taking, std::size_t inputs) {
+        Row<Stream, Taking>(Stream(row), taking, inputs).take();
+    }
     template <class Stream, class Of>
     static void draw(const Of& row, std::size_t inputs, std::uint32_t* r) noexcept {
-        Row<Stream, Drawing>(Stream(row), Drawing{r}, inputs).take();
+        take_row<Stream>(row, Drawing{r}, inputs);
+        burn_stack();
     }
     template <class Stream, class Of>
     static void mask(const Of& row, const MaskArgs& args) noexcept {
-        Row<Stream, Masking>(Stream(row), Masking{args}, args.inputs).take();
+        take_row<Stream>(row, Masking{args}, args.inputs);
+        burn_stack();
     }
 
     static constexpr PadKernels kernels(const char* name) {

@@ -13,9 +13,6 @@ namespace {
 class Made {
   public:
     explicit Made(const PadRow& row) : aes_(*row.schedule), row_(row.row) {}
-    ~Made() { wipe(blocks_, sizeof blocks_); }
-    Made(const Made&) = delete;
-    Made& operator=(const Made&) = delete;
 
     std::uint32_t word(std::size_t index) {
         const std::size_t at = index * sizeof(std::uint32_t), first = at / kPlainBytes * kPlainBlocks;
@@ -79,13 +76,13 @@ class Pads {
 };
 
 template <class Stream, class Row>
-void draw(const Row& row, std::size_t inputs, std::uint32_t* r) noexcept {
+[[gnu::noinline]] void draw_row(const Row& row, std::size_t inputs, std::uint32_t* r) {
     Pads<Stream> pads(row, inputs);
     for (std::size_t k = 0; k < inputs; ++k) r[k] = pads.pad(k);
 }
 
 template <class Stream, class Row>
-void mask(const Row& row, const MaskArgs& args) noexcept {
+[[gnu::noinline]] void mask_row(const Row& row, const MaskArgs& args) {
     Pads<Stream> pads(row, args.inputs);
     for (std::size_t k = 0; k < args.inputs; k += 2) {
         std::uint32_t pair[2];
@@ -96,6 +93,18 @@ void mask(const Row& row, const MaskArgs& args) noexcept {
         write_words(args.m + k, pair, sizeof pair);
         if (args.copy != nullptr) std::memcpy(args.copy + k, pair, sizeof pair);
     }
+}
+
+template <class Stream, class Row>
+void draw(const Row& row, std::size_t inputs, std::uint32_t* r) noexcept {
+    draw_row<Stream>(row, inputs, r);
+    burn_stack();
+}
+
+template <class Stream, class Row>
+void mask(const Row& row, const MaskArgs& args) noexcept {
+    mask_row<Stream>(row, args);
+    burn_stack();
 }
 
 }  // namespace

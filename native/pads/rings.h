@@ -29,8 +29,7 @@ class PadRings {
             std::size_t ring_bytes;
             first_bytes_.push_back(size_bytes_);
             if (__builtin_mul_overflow(linear.outputs * sizeof(std::uint32_t), capacity_rows, &ring_bytes) ||
-                __builtin_add_overflow(size_bytes_, (ring_bytes + kLine - 1) / kLine * kLine,
-                                       &size_bytes_))
+                __builtin_add_overflow(size_bytes_, (ring_bytes + kLine - 1) / kLine * kLine, &size_bytes_))
                 throw std::bad_alloc();
         }
         void* const base = mmap(nullptr, size_bytes_, PROT_READ | PROT_WRITE,

@@ -16,7 +16,7 @@ class PadRows {
   public:
     PadRows(std::shared_ptr<PadStock> stock, std::size_t linear, std::uint64_t first_row, std::size_t rows)
         : stock_(std::move(stock)), linear_(linear), first_row_(first_row), rows_(rows) {}
-    ~PadRows() { stock_->give_back(linear_, first_row_, rows_, used_); }
+    ~PadRows() { stock_->give_back(linear_, first_row_, rows_, rows_ - used_); }
     PadRows(const PadRows&) = delete;
     PadRows& operator=(const PadRows&) = delete;
 
@@ -30,7 +30,11 @@ class PadRows {
     // Before anything that they blind leaves. Throws invalid_argument where they have blinded something: a
     // second row under one pad shows the difference of both.
     void spend();
-    void count_used() { ++used_; }
+    // A result was made with one of them.
+    void count_used() {
+        ++used_;
+        stock_->num_used_.fetch_add(1, std::memory_order_relaxed);
+    }
 
   private:
     const std::shared_ptr<PadStock> stock_;

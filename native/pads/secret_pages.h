@@ -1,5 +1,5 @@
-// Private memory for secrets: locked, so that it is never swapped; left out of cores; zeros in a forked child; wiped
-// before it is given back.
+// Private memory for secrets: locked, so that it is never swapped; left out of cores; zeros in a forked
+// child; wiped before it is given back.
 #pragma once
 
 #include <cstddef>

@@ -117,7 +117,7 @@ bool PadStock::wait(std::size_t linear, std::size_t rows, std::chrono::nanosecon
     require_this_process();
     Ring& from = ring(linear);
     const auto end = std::chrono::steady_clock::now() + timeout;
-    bool is_told = false;
+    bool is_told = false, are_resting = false;
     for (;;) {
         const std::uint32_t progress = progress_.load(std::memory_order_acquire);
         const bool is_there = rows <= ready(from);
@@ -125,14 +125,23 @@ bool PadStock::wait(std::size_t linear, std::size_t rows, std::chrono::nanosecon
         if (is_there || rows > capacity_ || is_ending_.load(std::memory_order_acquire) ||
             left <= std::chrono::nanoseconds::zero()) {
             from.wanted.store(0, std::memory_order_relaxed);
+            if (are_resting) rest(true);
             return is_there && !is_ending_.load(std::memory_order_acquire);
         }
         if (!std::exchange(is_told, true)) {
             from.wanted.store(rows, std::memory_order_release);
+            are_resting = rest_.ask(false);
             ring_bell();
         }
         sleep_on(progress_, progress, left);
     }
+}
+
+void PadStock::rest(bool is_asked) {
+    require_this_process();
+    rest_.ask(is_asked);
+    // Who ends it may have looked before: a maker that rests would not end.
+    if (is_ending_.load(std::memory_order_seq_cst)) rest_.ask(false);
 }
 
 std::size_t PadStock::available_of(std::size_t linear) const {
@@ -158,12 +167,11 @@ std::optional<std::string> PadStock::fault() const {
     return fault_;
 }
 
-void PadStock::give_back(std::size_t linear, std::uint64_t first, std::size_t rows, std::size_t used) {
+void PadStock::give_back(std::size_t linear, std::uint64_t first, std::size_t rows, std::size_t burned) {
     // A forked child has nothing to give: what it holds are zeros, and the slots are its parent's.
     if (!is_of_this_process()) return;
     Ring& to = ring_[linear];
-    num_used_.fetch_add(used, std::memory_order_relaxed);
-    num_burned_.fetch_add(rows - used, std::memory_order_relaxed);
+    num_burned_.fetch_add(burned, std::memory_order_relaxed);
     for (std::uint64_t row = first; row < first + rows; ++row) {
         // With the result that was made with it, it is the product of what was blinded.
         wipe(this->row(linear, row), linears_[linear].outputs * sizeof(std::uint32_t));
@@ -247,8 +255,9 @@ void PadStock::make_batches() {
             bell_.wait(bell, std::memory_order_acquire);
             continue;
         }
+        rest_.look();
         Ring& ring = ring_[batch->linear];
-        maker_->make(batch->linear, batch->first, batch->rows, row(batch->linear, batch->first));
+        maker_->make(batch->linear, batch->first, batch->rows, row(batch->linear, batch->first), rest_);
         num_made_.fetch_add(batch->rows, std::memory_order_relaxed);
         // SYNC POINT: release; pairs with the acquire load in ready.
         ring.made.store(batch->first + batch->rows, std::memory_order_release);
@@ -265,6 +274,7 @@ void PadStock::end_with(const char* fault) {
         fault_is_told_.store(true, std::memory_order_release);
     }
     is_ending_.store(true, std::memory_order_release);
+    rest_.ask(false);
     ring_bell();
     tell_waiting();
 }
@@ -289,6 +299,7 @@ void PadStock::close() {
         return;
     }
     is_ending_.store(true, std::memory_order_release);
+    rest_.ask(false);
     ring_bell();
     tell_waiting();
     // Who waits for them now wants the core for them.

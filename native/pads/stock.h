@@ -51,6 +51,8 @@ class PadStock : public std::enable_shared_from_this<PadStock> {
     // Whether there are so many by then. Whom it waits for is told, so that they come before all else, and in
     // batches as small as need be.
     bool wait(std::size_t linear, std::size_t rows, std::chrono::nanoseconds timeout);
+    // Whether the makers are to rest until they are told otherwise; for somebody who waits they work.
+    void rest(bool is_asked);
     std::size_t available_of(std::size_t linear) const;
     // The fewest of any Linear.
     std::size_t available() const;
@@ -96,7 +98,7 @@ class PadStock : public std::enable_shared_from_this<PadStock> {
     std::uint32_t* row(std::size_t linear, std::uint64_t row) const {
         return rings_.ring(linear) + row % capacity_ * linears_[linear].outputs;
     }
-    void give_back(std::size_t linear, std::uint64_t first, std::size_t rows, std::size_t used);
+    void give_back(std::size_t linear, std::uint64_t first, std::size_t rows, std::size_t burned);
     Ring& ring(std::size_t linear) const;
     std::size_t ready(const Ring& ring) const;
     std::size_t rows_to_make(const Ring& ring) const;
@@ -117,6 +119,7 @@ class PadStock : public std::enable_shared_from_this<PadStock> {
     std::atomic<std::uint64_t> num_made_{0}, num_used_{0}, num_burned_{0};
     std::atomic<std::uint32_t> bell_{0};  // one more with each reason to look for work; makers sleep on it
     std::atomic<std::uint32_t> progress_{0};  // one more with each batch and end; who waits sleeps on it
+    Rest rest_;
     std::atomic<bool> is_ending_{false}, is_closed_{false};
     std::atomic<bool> has_fault_{false};  // claimed by the first
     std::atomic<bool> fault_is_told_{false};

@@ -2,6 +2,7 @@
 // unreadable page; Ws = W^T s against 64-bit integers; and whole checks on one and two threads.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -31,7 +32,7 @@ bool equal(const Guarded<T>& a, const Guarded<T>& b) {
 }
 
 // Words begin with an aligned word of 8 bytes and are backed to the end of the last one.
-void test_take(const CheckKernels& kernels, std::size_t size, bool has_bias, float scale) {
+void test_take(const CheckKernels& kernels, std::size_t size, bool has_bias, bool has_pads, float scale) {
     const std::size_t padded = padded_to_step(size);
     Guarded<std::uint32_t> words((size + 1) / 2 * 2);
     Guarded<float> scales(padded), bias(padded), out(size), expected_out(size);
@@ -44,10 +45,18 @@ void test_take(const CheckKernels& kernels, std::size_t size, bool has_bias, flo
     for (std::uint32_t& word : words) word = random_word();
     const std::uint32_t corners[] = {0, 1, kMost, kMost + 1, kPrime - 1, kPrime, 1u << 31, UINT32_MAX};
     if (size > 20) std::copy(std::begin(corners), std::end(corners), words.begin() + 3);
+    Guarded<std::uint32_t> pads(size);
+    for (std::uint32_t& pad : pads) pad = random_word();
+    // Each word that is one of the field's, with each pad that there may be at its ends.
+    for (std::size_t i = 3; i < std::min<std::size_t>(size, 33); ++i)
+        pads[i] =
+            std::array{0u, 1u, kPrime / 2, kPrime - 1, kPrime - words[i] % kPrime, random_word()}[i % 6] %
+            kPrime;
     const auto run = [&](const CheckKernels& by, Guarded<std::int32_t>& to, Guarded<float>& floats) {
         std::fill(to.begin(), to.end(), 77);
         return by.take({.words = words.data(),
                         .size = size,
+                        .pads = has_pads ? pads.data() : nullptr,
                         .scales = scales.data(),
                         .bias = has_bias ? bias.data() : nullptr,
                         .scale = scale,
@@ -59,6 +68,15 @@ void test_take(const CheckKernels& kernels, std::size_t size, bool has_bias, flo
     CHECK(largest == *std::max_element(words.data(), words.data() + size));
     CHECK(equal(integers, expected) && equal(out, expected_out));
     for (std::size_t i = size; i < padded; ++i) CHECK(integers[i] == 0);
+    for (std::size_t i = 0; i < size; ++i) {
+        if (words[i] >= kPrime) continue;
+        CHECK(integers[i] == centred(words[i]));
+        const std::uint64_t sum = std::uint64_t{words[i]} + (has_pads ? pads[i] : 0);
+        float result =
+            static_cast<float>(centred(residue(static_cast<std::int64_t>(sum)))) * (scales[i] / scale);
+        if (has_bias) result = result + bias[i];
+        CHECK(result == out[i] || (std::isnan(result) && std::isnan(out[i])));
+    }
 }
 
 void test_write_residues(const CheckKernels& kernels, std::size_t size) {
@@ -182,8 +200,9 @@ int main() {
         constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
         for (const std::size_t size : {1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 512})
             for (const bool has_bias : {false, true})
-                for (const float scale : {1e-38f, 0.3f, 3.7f, 3e38f, kNaN})
-                    test_take(*kernels, size, has_bias, scale);
+                for (const bool has_pads : {false, true})
+                    for (const float scale : {1e-38f, 0.3f, 3.7f, 3e38f, kNaN})
+                        test_take(*kernels, size, has_bias, has_pads, scale);
         for (const std::size_t size : {2, 6, 8, 14, 16, 18, 30, 34, 578}) test_write_residues(*kernels, size);
         for (const std::size_t rows : {1, 2, 3, 4})
             for (const std::size_t vectors : {1, 2, 3, 4, 5})

@@ -1,25 +1,16 @@
 // Pads: known answers of AES-256; each instruction set's kernels against the scalar ones and against what the
-// definition says, with words of p put into the stream, on arrays that end before an unreadable page; keys in a process
-// and in its forked child.
-
-#include <sys/mman.h>
-#include <sys/wait.h>
-#include <unistd.h>
+// definition says, with words of p put into the stream, on arrays that end before an unreadable page.
 
 #include <algorithm>
 #include <cstring>
 #include <random>
-#include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "check.h"
 #include "field/check_kernels.h"
 #include "guarded.h"
-#include "kernels/dispatch.h"
 #include "pads/hkdf.h"
-#include "pads/keys.h"
 #include "pads/pad_kernels.h"
 
 using namespace tsqp;
@@ -150,7 +141,8 @@ void check_mask(const std::vector<std::uint32_t>& r, Extremes extremes, const Ma
     }
 }
 
-// Streams of chance and of one word, with words of p, with and without their top bit, where they are asked for.
+// Streams of chance and of one word, with words of p, with and without their top bit, where they are asked
+// for.
 void test_given(const PadKernels& kernels, std::size_t inputs, const std::vector<std::size_t>& primes,
                 bool is_one_word, std::uint32_t word) {
     const std::size_t group = kStreamGroup / sizeof(std::uint32_t);
@@ -207,8 +199,8 @@ void test_made(const PadKernels& kernels, const AesSchedule& schedule, std::uint
                    [&](const MaskArgs& args) { kernels.mask({&schedule, row}, args); });
 }
 
-// Rows of the counted key in which one word is p, as a search of 2^34.5 words found them: what it is replaced by is the
-// first word behind the row, which a longer row shows.
+// Rows of the counted key in which one word is p, as a search through 2^34 words has found them: what it is
+// replaced by is the first word behind the row, which a longer row shows.
 void test_words_of_p_in_streams(const PadKernels& kernels) {
     const AesSchedule schedule = counted_key();
     struct Found {
@@ -228,99 +220,6 @@ void test_words_of_p_in_streams(const PadKernels& kernels) {
     }
 }
 
-void test_keys() {
-    std::uint8_t seed[32];
-    for (std::size_t i = 0; i < sizeof seed; ++i) seed[i] = static_cast<std::uint8_t>(i);
-    const PadKeys keys("session", "digest", 3, 5, seed), same("session", "digest", 3, 5, seed);
-    // The key of Linear 4 by the definition, of which the pads have to be.
-    HashWork work;
-    std::uint8_t root[kDigestBytes], key[kAesKeyBytes];
-    hkdf_extract(work, "tsqp-shm pads 1", std::string_view(reinterpret_cast<const char*>(seed), sizeof seed),
-                 root);
-    const char info[] = "pad key\0\7session\0\6digest\0\0\0\0\0\0\0\3\0\0\0\4";
-    hkdf_expand(work, root, std::string_view(info, sizeof info - 1), key, sizeof key);
-    AesSchedule schedule;
-    expand_key(key, schedule);
-    std::vector<std::uint32_t> r(100), expected(100);
-    kScalarPads.draw({&schedule, 1ull << 40}, expected.size(), expected.data());
-    const auto draw = [&r](const PadKeys& of, std::size_t linear, std::uint64_t row) {
-        of.draw(linear, row, r.size(), r.data());
-        return r;
-    };
-    CHECK(draw(keys, 4, 1ull << 40) == expected && draw(same, 4, 1ull << 40) == expected);
-    CHECK(keys.key_id() == same.key_id() && keys.key_id().size() == 32);
-    check_mask(expected, Extremes::none, [&](const MaskArgs& args) {
-        keys.mask(4, 1ull << 40, args.inputs, args.integers, args.m, args.copy);
-    });
-    // Whatever else is said is another key.
-    std::vector<std::vector<std::uint32_t>> drawn{expected, draw(keys, 3, 1ull << 40), draw(keys, 4, 1)};
-    std::vector<std::string> ids{keys.key_id()};
-    const auto add = [&](const PadKeys& of) {
-        drawn.push_back(draw(of, 4, 1ull << 40));
-        ids.push_back(of.key_id());
-    };
-    add(PadKeys("session", "digest", 4, 5, seed));
-    add(PadKeys("session", "diges", 3, 5, seed));
-    add(PadKeys("sessio", "ndigest", 3, 5, seed));
-    add(PadKeys("session", "digest", 3, 5, nullptr));
-    add(PadKeys("session", "digest", 3, 5, nullptr));
-    std::sort(drawn.begin(), drawn.end());
-    std::sort(ids.begin(), ids.end());
-    CHECK(std::adjacent_find(drawn.begin(), drawn.end()) == drawn.end());
-    CHECK(std::adjacent_find(ids.begin(), ids.end()) == ids.end());
-}
-
-template <class Error, class Call>
-bool raises(const Call& call) {
-    try {
-        call();
-    } catch (const Error&) {
-        return true;
-    }
-    return false;
-}
-
-void test_refusals() {
-    const std::string longest(65'535, 'x');
-    CHECK(raises<std::invalid_argument>([] { PadKeys("s", "d", 0, 0, nullptr); }));
-    CHECK(raises<std::invalid_argument>([&] { PadKeys(longest + "x", "d", 0, 1, nullptr); }));
-    const PadKeys keys(longest, longest, 0, 2, nullptr);
-    std::uint32_t r[2];
-    CHECK(raises<std::out_of_range>([&] { keys.draw(2, 0, 2, r); }));
-}
-
-// A forked child has neither keys nor pads; its parent has them as before.
-void test_a_forked_child_has_no_keys() {
-    const PadKeys keys("session", "digest", 0, 2, nullptr);
-    std::vector<std::uint32_t> before(10), after(10);
-    keys.draw(1, 7, before.size(), before.data());
-    const pid_t child = fork();
-    if (child == 0) {
-        std::int32_t integers[2] = {1, 2};
-        std::uint32_t m[2] = {5, 5};
-        const bool refused = raises<std::logic_error>([&] { keys.draw(1, 7, after.size(), after.data()); }) &&
-                             raises<std::logic_error>([&] { keys.mask(1, 7, 2, integers, m, nullptr); });
-        const bool untouched = integers[0] == 1 && m[0] == 5 && after[0] == 0;
-        _exit(refused && untouched ? 0 : 1);
-    }
-    int status = 0;
-    CHECK(waitpid(child, &status, 0) == child && status == 0);
-    keys.draw(1, 7, after.size(), after.data());
-    CHECK(before == after);
-}
-
-void test_threads_draw_at_once() {
-    const PadKeys keys("session", "digest", 0, 3, nullptr);
-    std::vector<std::vector<std::uint32_t>> drawn(4, std::vector<std::uint32_t>(576 * 8));
-    const auto draw = [&keys](std::vector<std::uint32_t>& to) {
-        for (std::size_t row = 0; row < 8; ++row) keys.draw(2, row, 576, to.data() + row * 576);
-    };
-    std::vector<std::thread> threads;
-    for (auto& each : drawn) threads.emplace_back([&] { draw(each); });
-    for (std::thread& thread : threads) thread.join();
-    for (const auto& each : drawn) CHECK(each == drawn[0]);
-}
-
 }  // namespace
 
 int main() {
@@ -337,12 +236,5 @@ int main() {
         test_made(*kernels, schedule, 5, 4 * 65'536 + 258);
         test_words_of_p_in_streams(*kernels);
     }
-    for (const KernelTable* table : supported_kernels()) {
-        use_kernels(table->name);
-        test_keys();
-        test_a_forked_child_has_no_keys();
-    }
-    test_refusals();
-    test_threads_draw_at_once();
     std::puts("pads: ok");
 }

@@ -19,6 +19,7 @@
 #include "kernels/dispatch.h"
 #include "kernels/finite.h"
 #include "kernels/kernels.h"
+#include "pads/pad_kernels.h"
 
 using namespace tsqp;
 
@@ -123,6 +124,21 @@ void test_check(const CheckKernels& kernels) {
           [&] { check.finish(kernels, words, 3, scales.data(), sums.data(), out.data(), nullptr); });
 }
 
+// Behind each row a word that it may not write.
+void test_masks(const PadKernels& kernels) {
+    auto* const words = reinterpret_cast<std::uint32_t*>(slot);
+    const std::uint8_t key[kAesKeyBytes] = {1};
+    AesSchedule schedule;
+    expand_key(key, schedule);
+    for (const std::size_t inputs : {2, 4, 6, 14, 16, 30, 66, 146, 514}) {
+        std::vector<std::int32_t> integers(inputs);
+        const MaskArgs args{.inputs = inputs, .integers = integers.data(), .m = words, .copy = nullptr};
+        words[inputs] = 7;
+        watch("mask", [&] { kernels.mask({&schedule, 3}, args); });
+        CHECK(words[inputs] == 7);
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -139,6 +155,10 @@ int main() {
     for (const CheckKernels* kernels : supported_check_kernels()) {
         std::printf("words of checks: %s\n", kernels->name);
         test_check(*kernels);
+    }
+    for (const PadKernels* kernels : supported_pad_kernels()) {
+        std::printf("words of masks: %s\n", kernels->name);
+        test_masks(*kernels);
     }
     const auto* bits = reinterpret_cast<const std::uint16_t*>(slot);
     watch("are_finite", [&] { are_finite(bits, 517, kBf16Exponent); });

@@ -40,6 +40,7 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     if not MODES[config.mode].has_gpu_process:
         return _complete_alone(arguments, config)
     require_resources(sum(config.threads()))
+    _keep_to_itself(config)
     if not arguments.interactive:
         # Here, where the descriptors are that a path may name, and before there is a GPU process that could look on.
         arguments.prompt, arguments.prompt_file = prompt_text(arguments), None
@@ -47,11 +48,13 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     if arguments.quiet:
         roles["gpu"].append("--quiet")
     report = reporter(arguments)
+    descriptors = {}
     with ExitStack() as stack:
         if arguments.trace is not None:
             trace = stack.enter_context(TraceFile(arguments.trace, tuple(roles), report))
             for role, words in roles.items():
                 words += trace.arguments(role)
+                descriptors[role] = trace.descriptor(role)
         code = launch(
             model_folder(arguments),
             config,
@@ -60,6 +63,7 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
             arguments.verbose,
             arguments.interactive,
             report,
+            descriptors,
         )
         if code:
             # A role has said why; that there is little to trace then is not to be said in its place.
@@ -105,14 +109,15 @@ def _complete_alone(arguments: argparse.Namespace, config: EngineConfig) -> int:
 
 
 def play_tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
+    config = engine_config(arguments)
+    _require_two_roles(config)
+    _keep_to_itself(config)
     with blocked_interrupts():
         from tsqp_shm.console import run_prompts
         from tsqp_shm.llm import LLM
 
         signal.signal(signal.SIGINT, _interrupt_once)
 
-    config = engine_config(arguments)
-    _require_two_roles(config)
     require_sane(arguments)
     # Whom it waits for is of interest to a person at this terminal, not to a supervisor that starts both.
     report = _silent if lifeline.has_parent else reporter(arguments)
@@ -177,6 +182,14 @@ def play_gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
         use_threads(config.threads().gpu)
         serve(model, PosixTransport(config.session), config, reporter(arguments), lifeline.ready, recorder)
     return 0
+
+
+def _keep_to_itself(config: EngineConfig) -> None:
+    """A process that has the prompt, where the GPU process is to learn nothing of it and runs as the same user."""
+    if MODES[config.mode].has_pads:
+        from tsqp_shm.hardening import harden
+
+        harden()
 
 
 def _require_two_roles(config: EngineConfig) -> None:

@@ -12,6 +12,7 @@ from tsqp_shm.doctor.enclave import examine_enclave
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding
 from tsqp_shm.doctor.limits import examine_limits
 from tsqp_shm.doctor.model import Need, examine_model
+from tsqp_shm.doctor.pads import examine_pads
 from tsqp_shm.doctor.processor import examine_processor
 from tsqp_shm.doctor.sessions import examine_sessions
 from tsqp_shm.doctor.shared_memory import examine_shared_memory
@@ -38,6 +39,8 @@ def examine(model: Path | None, config: EngineConfig) -> Iterator[Finding]:
     yield from examine_limits(config, need.memory_bytes if need else None)
     if mode.has_gpu_process:
         yield from examine_shared_memory(need.arena_bytes if need else None)
+    if mode.has_pads:
+        yield from examine_pads(config, need)
     yield from examine_enclave(config)
     # Before the trial of the doorbell, which is a session too.
     yield from examine_sessions()

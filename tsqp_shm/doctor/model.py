@@ -11,16 +11,25 @@ from tsqp_shm.errors import TsqpError
 from tsqp_shm.inspection.findings import embedding_bytes, read_network
 from tsqp_shm.inspection.memory import memory_of
 
+# Of a word of the field.
+PRODUCT_BYTES = 4
+
 
 @dataclass(frozen=True)
 class Need:
     """Attributes:
     arena_bytes: of shared memory; 0 in a mode that has none.
     memory_bytes: of weights, full cache and slots in all, where the GPU process's device is the CPU.
+    num_linears: each of which has a key in a mode with pads.
+    pad_row_bytes: what the pads of one row through the model take there.
+    max_model_len: rows of a longest sequence.
     """
 
     arena_bytes: int
     memory_bytes: int
+    num_linears: int
+    pad_row_bytes: int
+    max_model_len: int
 
 
 def examine_model(folder: Path, config: EngineConfig) -> tuple[Finding, Need | None]:
@@ -36,4 +45,12 @@ def examine_model(folder: Path, config: EngineConfig) -> tuple[Finding, Need | N
     totals = {where: memory.total(where) for where in memory.places}
     parts = ", ".join(f"{where} {mib(total)}" for where, total in totals.items())
     found = f"{spec.family}, {spec.num_layers} layers, {limits.max_model_len} tokens a sequence: {parts}"
-    return Finding("model", GOOD, found), Need(totals.get("arena", 0), sum(totals.values()))
+    need = Need(
+        totals.get("arena", 0),
+        sum(totals.values()),
+        len(network.linears),
+        # A product of each output is kept ready, and nothing of what is drawn.
+        PRODUCT_BYTES * sum(linear.outputs for linear in network.linears),
+        limits.max_model_len,
+    )
+    return Finding("model", GOOD, found), need

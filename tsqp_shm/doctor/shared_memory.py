@@ -6,10 +6,9 @@ import os
 import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding, mib
-from tsqp_shm.doctor.system import has_capability, read_text
+from tsqp_shm.doctor.system import has_capability, has_swap, read_text
 from tsqp_shm.shm.posix.objects import SHM_FOLDER
 
 CHECK = "shared memory"
@@ -86,7 +85,7 @@ def _memory_lock(arena_bytes: int | None) -> Finding:
     found = f"at most {mib(limit_bytes)} may be locked"
     if arena_bytes is not None and arena_bytes <= limit_bytes:
         return Finding("memory lock", GOOD, f"{found}, the arena takes {mib(arena_bytes)}")
-    if not _has_swap():
+    if not has_swap():
         return Finding("memory lock", GOOD, f"{found}; there is no swap, so nothing is swapped out in any case")
     if arena_bytes is not None:
         found += f", the arena takes {mib(arena_bytes)}"
@@ -118,7 +117,3 @@ def mount_of(path: str) -> Mount | None:
         if len(words) > 3 and words[1] == path:
             found = Mount(words[2], tuple(words[3].split(",")))
     return found
-
-
-def _has_swap() -> bool:
-    return len(Path("/proc/swaps").read_text().splitlines()) > 1 if Path("/proc/swaps").exists() else True

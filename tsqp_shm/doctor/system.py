@@ -38,6 +38,12 @@ def has_capability(number: int) -> bool:
     return False
 
 
+def has_swap() -> bool:
+    """Where the kernel does not say: True."""
+    lines = read_text("/proc/swaps").splitlines()
+    return len(lines) != 1
+
+
 def cgroup_limit(controller: str, version_1: str, version_2: str) -> int | None:
     """The smallest limit on the way from this process's cgroup up to the root; None: none is set.
 

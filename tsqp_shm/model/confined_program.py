@@ -3,7 +3,8 @@
 Both are programs of the checkpoint's author: a template loops as it likes, a tokenizer's expressions may backtrack for
 ever, and a malformed tokenizer can end the process of the library that reads it. So this process has nothing that is
 worth taking: no environment but what finds its libraries and the time zone, no descriptor but two sockets, little
-memory, an alarm that ends it, and a signal that does where its owner has ended.
+memory, an alarm that ends it, and a signal that does where its owner has ended. Nor does it let another process of its
+user look at what it was given.
 
 A request is a letter, a length, the seconds that it may take (8 characters) and that many bytes; an answer is "+" and a
 value or "-" and what was wrong.
@@ -14,6 +15,7 @@ NOTE: it is run as a file, and imports nothing of this package: its start is a p
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     import jinja2
     import tokenizers
 
+# Of prctl.
+_SET_DUMPABLE = 4
 HEADER = struct.Struct("<cQ")
 # Of an answer; a prompt of a million tokens has less.
 MAX_ANSWER_BYTES = 32 << 20
@@ -160,6 +164,9 @@ def answer(confined: Confined, request: bytes, content: bytes) -> tuple[bytes, b
 
 
 def main(memory_bytes: int) -> None:
+    # It sees prompts: what else runs as its user has no business in its memory. Where the system cannot, anybody has.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_SET_DUMPABLE, 0, 0, 0, 0)
     for limit, most in (
         (resource.RLIMIT_AS, memory_bytes),
         (resource.RLIMIT_FSIZE, 0),

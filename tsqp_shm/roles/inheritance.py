@@ -5,7 +5,7 @@ terminal, no descriptor, no secret of the environment.
 
     standard input         empty, or a pipe of the parent's
     standard output, error pipes, which the parent reads and cleans (`relay`)
-    other descriptors      a role's lifeline alone
+    other descriptors      a role's lifeline, and where a trace is made what it records in
     terminal, group        a session of its own, so no controlling terminal and no signal of the keyboard
     environment            the variables named here
     files it makes         its user's alone (umask); no core dumps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -32,6 +32,7 @@ def launch(
     verbose: bool,
     interactive: bool,
     report: Callable[[str], None] = lambda line: None,
+    descriptors: Mapping[str, int] | None = None,
 ) -> int:
     """Runs one session: `tsqp-shm gpu` and `tsqp-shm tee`, as a user would in two terminals.
 
@@ -41,6 +42,7 @@ def launch(
         tee_arguments: may hold prompts, and stand on no command line.
         interactive: Ctrl-C is for the TEE process alone, which has it from the terminal, and may go on after it.
         report: takes a line about each restart of the GPU process.
+        descriptors: by role, of this process, what that role has too; None: nothing.
 
     Returns:
         The exit code: the TEE process's, or that of the role that died first.
@@ -57,6 +59,7 @@ def launch(
         if verbose:
             print(line, file=sys.stderr, flush=True)
 
+    given = {role: [descriptor] for role, descriptor in (descriptors or {}).items()}
     with ExitStack() as stack:
         # Whatever a killed role could not remove itself; runs last.
         stack.enter_context(swept_afterwards())
@@ -68,7 +71,8 @@ def launch(
             return role
 
         def start_gpu() -> RoleProcess:
-            return keep(RoleProcess.start("gpu", [str(model), "--session", session, *gpu_arguments], listen=show))
+            words = [str(model), "--session", session, *gpu_arguments]
+            return keep(RoleProcess.start("gpu", words, descriptors=given.get("gpu", ()), listen=show))
 
         gpu = start_gpu()
         # The TEE process inherits this and unblocks when it can take Ctrl-C; a Python that has just begun would end in
@@ -79,6 +83,7 @@ def launch(
                 "tee",
                 [str(model), "--session", session],
                 private_arguments=tee_arguments,
+                descriptors=given.get("tee", ()),
                 takes_input=interactive,
             )
         )

@@ -53,6 +53,7 @@ class RoleProcess:
         arguments: Sequence[str],
         *,
         private_arguments: Sequence[str] = (),
+        descriptors: Sequence[int] = (),
         takes_input: bool = False,
         listen: Callable[[str], None] | None = None,
     ) -> RoleProcess:
@@ -60,6 +61,7 @@ class RoleProcess:
 
         Args:
             private_arguments: more of them, which do not stand on its command line.
+            descriptors: of this process, which the child has too, by the same numbers.
             takes_input: it has this process's standard input.
             listen: takes each line that the child prints, and keeps the child apart: it has nothing of this process's
                 (`inheritance`), and what it has started ends with it. None for one that is trusted: it has this
@@ -73,7 +75,7 @@ class RoleProcess:
             **{name: str(descriptor) for name, descriptor in handed_over.items()},
         }
         command = [sys.executable, "-m", "tsqp_shm", role, *arguments]
-        pass_fds = [theirs.fileno(), *handed_over.values()]
+        pass_fds = [theirs.fileno(), *handed_over.values(), *descriptors]
         try:
             if is_apart:
                 process = subprocess.Popen(

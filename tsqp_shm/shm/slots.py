@@ -31,7 +31,7 @@ class Slots:
         self.plan = plan
         self.loans = _native.Loans()
         buffer = None if arena is None else arena.buffer
-        own = _own_memory(plan.private_bytes) if plan.private_bytes else None
+        self._own = own = _own_memory(plan.private_bytes) if plan.private_bytes else None
         self.table = _native.SlotTable(buffer, _entries(plan.shared_slots), own, _entries(plan.private_slots))
         # UNTRUSTED: for `view` alone.
         self._arrays = {
@@ -55,6 +55,10 @@ class Slots:
         if operation is not None:
             raise SlotOwnershipError(slot.name, operation)
         return slot.index
+
+    def lock(self) -> int:
+        """Has the system keep the slots of its own in memory. Returns 0, or the number of the error it refuses with."""
+        return 0 if self._own is None else _native.lock_memory(self._own)
 
     @property
     def num_lent(self) -> int:
@@ -89,6 +93,7 @@ class Slots:
     def release(self) -> None:
         """Drops every view of the arena, and the memory of its own."""
         self._arrays.clear()
+        self._own = None
         self.table.release()
 
 

@@ -91,6 +91,9 @@ class Alone:
     def begin(self) -> None:
         """Nothing has to be made ready."""
 
+    def rest(self) -> None:
+        """Nobody waits for it."""
+
     def settle(self) -> None:
         """Nothing is in flight between two operations."""
 

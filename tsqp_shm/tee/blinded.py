@@ -10,12 +10,16 @@ from tsqp_shm.config import EngineConfig, Limits
 from tsqp_shm.model.digest import ModelDigest
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.weights import Checkpoint
+from tsqp_shm.shm.slots import Slots
+from tsqp_shm.tee.engine import Engine
 from tsqp_shm.tee.linears import CheckedLinears
 from tsqp_shm.tee.linears.blinded import BlindedLinears
 from tsqp_shm.tee.linears.field import FieldLinears
 from tsqp_shm.tee.linears.local import LocalLinears
+from tsqp_shm.tee.locking import lock_private
 from tsqp_shm.tee.ops import Operations
 from tsqp_shm.tee.pads import Pads
+from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
 from tsqp_shm.tee.transcript import Transcript
 from tsqp_shm.tee.verified import Verified
@@ -43,6 +47,8 @@ class Blinded(Verified):
         super().__init__(network, checkpoint, digest, transcript, keeps_weights=True)
         self._config, self._limits = config, limits
         self._begun: Pads | None = None
+        # What of its private memory is locked, where that is asked for.
+        self._locks: dict[str, Any] | None = None
 
     @property
     def _pads(self) -> Pads:
@@ -65,8 +71,22 @@ class Blinded(Verified):
     def wait_until_ready(self, report: Callable[[str], None], look: Callable[[], None]) -> None:
         self._pads.wait_until_ready(report, look)
 
+    def meet(self, device: str) -> None:
+        """A GPU process is ready, with this device, as it says."""
+        self._pads.meet(device)
+
+    def work(self, is_busy: bool) -> None:
+        """Steps are computed from here on, or none is for the moment."""
+        self._pads.work(is_busy)
+
+    def make_engine(self, slots: Slots, queue: SubmissionQueue, statistics: Statistics) -> Engine:
+        engine = super().make_engine(slots, queue, statistics)
+        if self._config.lock_memory:
+            self._locks = lock_private(slots, self._caches, stock=self._pads.is_locked)
+        return engine
+
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "pads": self._pads.describe()}
+        return {**super().describe(), "pads": {**self._pads.describe(), "locks": self._locks}}
 
     def facts(self) -> dict[str, Any]:
         return {"pads": self._pads.facts()}

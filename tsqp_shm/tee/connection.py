@@ -38,6 +38,9 @@ class Connection(Protocol):
     def begin(self) -> None:
         """Something is about to be computed."""
 
+    def rest(self) -> None:
+        """Nothing is to be computed for the moment."""
+
     def settle(self) -> None:
         """Returns when nothing is in flight any more."""
 

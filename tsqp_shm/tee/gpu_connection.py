@@ -209,6 +209,7 @@ class GpuConnection:
             watch.require_pulse(timeout_s, started)
             # From here on it is asked to stop: whoever has no hold on the arena is not.
             connection.gpu_pid, connection.gpu_device, connection.gpu_transfer = unpack_identity(identity)
+            loaded.meet(connection.gpu_device)
             if gpu_process is not None:
                 gpu_process.came_up()
             connection._stack = stack.pop_all()
@@ -247,6 +248,10 @@ class GpuConnection:
 
     def begin(self) -> None:
         self.arena.renew_guard()
+        self.loaded.work(True)
+
+    def rest(self) -> None:
+        self.loaded.work(False)
 
     def settle(self) -> None:
         self.queue.drain()

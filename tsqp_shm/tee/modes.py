@@ -26,6 +26,14 @@ def _is_ready(report: Callable[[str], None], look: Callable[[], None]) -> None:
     """Nothing is waited for."""
 
 
+def _is_told_nothing(device: str) -> None:
+    """Nothing depends on it."""
+
+
+def _works_at_nothing_else(is_busy: bool) -> None:
+    """There is nothing that would have to rest meanwhile."""
+
+
 class Loaded(NamedTuple):
     """What a mode has taken of the weights, once a session: the checkpoint is closed afterwards.
 
@@ -35,6 +43,8 @@ class Loaded(NamedTuple):
         begin: the session of that name begins; what ends with it is laid on the stack.
         wait_until_ready: returns when a first request may come. Called with what takes lines about what is waited for,
             and with what is called now and then meanwhile, and may end the wait.
+        meet: a GPU process is ready, with this device, as it says.
+        work: steps are computed from here on, or none is for the moment.
         describe: what of it belongs to the bring-up report, as plain values.
         facts: what of it belongs to the statistics.
     """
@@ -43,6 +53,8 @@ class Loaded(NamedTuple):
     linears_digest: str = ""
     begin: Callable[[str, ExitStack], None] = _nothing_begins
     wait_until_ready: Callable[[Callable[[str], None], Callable[[], None]], None] = _is_ready
+    meet: Callable[[str], None] = _is_told_nothing
+    work: Callable[[bool], None] = _works_at_nothing_else
     describe: Callable[[], dict[str, Any]] = dict
     facts: Callable[[], dict[str, Any]] = dict
 
@@ -80,6 +92,8 @@ def _load_blinded(of: Loading) -> Loaded:
         blinded.linears_digest,
         blinded.begin,
         blinded.wait_until_ready,
+        blinded.meet,
+        blinded.work,
         blinded.describe,
         blinded.facts,
     )

@@ -6,6 +6,7 @@ seed is a value of Python's: native code draws them in memory of its own (`nativ
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -52,6 +53,8 @@ class Pads:
         limits: Limits,
     ) -> None:
         self.products_in_tee = 0
+        self._shares_cores = True
+        self._is_busy = False
         self._config = config
         row_bytes = _native.PadStock.row_bytes(list(weights))
         self._rows = stock_rows(
@@ -87,6 +90,20 @@ class Pads:
                 raise ConfigError(
                     "pad_stock", self._config.pad_stock or self._rows, f"at least {rows} rows, for {name}"
                 )
+
+    def meet(self, device: str) -> None:
+        """A GPU process is ready, which computes on that device."""
+        threads = self._config.threads()
+        # One of it waits for the device, if there is another one than the processor.
+        busy = threads.tee + (threads.gpu if device.startswith("cpu") else 1)
+        self._shares_cores = busy + self._config.pad_threads > len(os.sched_getaffinity(0))
+
+    def work(self, is_busy: bool) -> None:
+        """Steps are computed from here on, or none is for the moment: where makers have no core of their own they rest
+        meanwhile, but for pads that are waited for."""
+        if self._shares_cores and is_busy != self._is_busy:
+            self._stock.rest(is_busy)
+        self._is_busy = is_busy
 
     def take_prompts(self, rows: int) -> bool:
         """Whether prompts of so many rows, all that is to come of them, go to the GPU process."""
@@ -155,6 +172,11 @@ class Pads:
             elif time.monotonic() - made_s > self._config.timeout_s:
                 raise PadsExhausted(rows, self._stock.available, f"none was made in {self._config.timeout_s:.0f} s")
 
+    @property
+    def is_locked(self) -> bool:
+        """Whether the stock is kept in memory; keys always are."""
+        return self._stock.is_locked
+
     def describe(self) -> dict[str, Any]:
         """What belongs to the bring-up report, as plain values."""
         return {
@@ -166,7 +188,7 @@ class Pads:
             "threads": self._config.pad_threads,
             "out": self._config.pads_out,
             "prefill": self._config.prefill,
-            "locked": self._stock.is_locked,
+            "locked": self.is_locked,
             "hardening": dict(self._hardening),
         }
 

@@ -324,6 +324,8 @@ class Runtime:
         self._orders.take()
         if not self._stepper.is_idle and self.fault is None:
             self._stepper.step()
+        if self._stepper.is_idle:
+            self._stepper.connection.rest()
         return not self._stepper.is_idle
 
     @property
@@ -408,6 +410,7 @@ class Runtime:
     def _run_steps(self, stepper: Stepper) -> None:
         while not self._is_leaving:
             if stepper.is_idle:
+                stepper.connection.rest()
                 self._orders.take(wait=True, timeout_s=stepper.patience_s)
                 stepper.expire()
             else:

@@ -198,20 +198,21 @@ class Scheduler:
             if budget == 0:
                 break
             sequence, num_tokens = self._running[completion], len(completion.all_token_ids)
-            if surplus := min(budget, self._surplus[completion]):
-                # Before the prompt, so that its last row is the last of as long a prompt; of what they leave in the
-                # cache nothing is read before it is written again.
+            surplus, end = min(budget, self._surplus[completion]), completion.cached
+            budget -= surplus
+            if budget > 0:
+                token_ids = completion.uncached_token_ids(budget)
+                budget -= len(token_ids)
+                end += len(token_ids)
+                wanted = completion.num_wanted(end)
+                batch.append((completion, Chunk(sequence, completion.cached, token_ids, wanted, num_tokens - end)))
+            if surplus > 0:
+                # In the first steps, so that the prompt's last row goes when that of as long a prompt would. Of what
+                # they leave in the cache nothing is read before it is written again.
                 self._surplus[completion] -= surplus
-                budget -= surplus
-                pending = self._surplus[completion] + num_tokens
+                # Where tokens go with them, these have counted what follows.
+                pending = self._surplus[completion] + (num_tokens - end if end == completion.cached else 0)
                 batch.append((completion, Chunk(sequence, num_tokens, [0] * surplus, 0, pending, is_surplus=True)))
-            if budget == 0:
-                break
-            token_ids = completion.uncached_token_ids(budget)
-            budget -= len(token_ids)
-            end = completion.cached + len(token_ids)
-            wanted = completion.num_wanted(end)
-            batch.append((completion, Chunk(sequence, completion.cached, token_ids, wanted, num_tokens - end)))
         return batch
 
     def _num_surplus(self, num_tokens: int) -> int:

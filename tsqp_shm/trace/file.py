@@ -1,8 +1,8 @@
 """The trace of a session, as whoever starts its roles makes it: their recordings in, one file out.
 
-The recordings go to memory files of this process, which the roles open under /proc: none has a name that could be left
-behind. They are put together by `tsqp-shm trace` in a process of its own, so that neither a TEE process nor a launch
-reads what the GPU process wrote.
+The recordings go to memory files of this process, of which each role is given its own: none has a name that could be
+left behind, and nobody has to look into this process, which may forbid that. They are put together by `tsqp-shm trace`
+in a process of its own, so that neither a TEE process nor a launch reads what the GPU process wrote.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tsqp_shm.descriptors import memory_file
 from tsqp_shm.errors import ConfigError, TraceError
 from tsqp_shm.files import open_regular
 from tsqp_shm.roles.inheritance import kept_apart
@@ -46,11 +47,15 @@ class TraceFile:
         # What this object has made, and may remove if nothing comes of it.
         self._made = os.fstat(fd) if is_new else None
         os.close(fd)
-        self._memory = {role: os.memfd_create(f"tsqp-shm-trace-{role}") for role in roles}
+        self._memory = {role: memory_file(f"tsqp-shm-trace-{role}", b"") for role in roles}
 
     def recording(self, role: str) -> Path:
-        """Where that role writes its recording."""
-        return Path(f"/proc/{os.getpid()}/fd/{self._memory[role]}")
+        """Where that role writes its recording: in this process, and in one that has been given `descriptor`."""
+        return Path(f"/proc/self/fd/{self._memory[role]}")
+
+    def descriptor(self, role: str) -> int:
+        """What that role is given; it has the same number there."""
+        return self._memory[role]
 
     def arguments(self, role: str) -> list[str]:
         """What that role is started with."""
@@ -85,6 +90,7 @@ class TraceFile:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 timeout=MERGE_TIMEOUT_S,
+                pass_fds=[self.descriptor(role) for role in written],
                 # Ctrl-C ends the run, and the trace of it is made nevertheless.
                 **kept_apart(),
             )
