@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tsqp_shm.config import EngineConfig, Limits
+from tsqp_shm.config import Limits
 from tsqp_shm.model.field_weights import MAX_INPUTS, packed_bytes
 from tsqp_shm.model.network import Network
 from tsqp_shm.modes import MODES, Mode
-from tsqp_shm.pad_stock import stock_rows
-from tsqp_shm.roles.resources import available_bytes, lockable_bytes
 from tsqp_shm.shm.layout import DTYPES
 from tsqp_shm.shm.plan import Plan, Slot
 from tsqp_shm.shm.tiling import padded_length
@@ -56,16 +54,12 @@ class ModeMemory:
         return list(dict.fromkeys(part.where for part in self.parts))
 
 
-def memory_of(network: Network, config: EngineConfig, limits: Limits, embedding_bytes: int | None) -> ModeMemory:
+def memory_of(network: Network, limits: Limits, embedding_bytes: int | None, pad_rows: int = 0) -> ModeMemory:
     """What a session of the limits' mode takes.
 
     Args:
-        config: whose limits these are; how large a stock of pads is to be, which without a word of it depends on the
-            memory that is free.
         embedding_bytes: as the checkpoint stores it; None: it is not there, and counts as bfloat16.
-
-    Raises:
-        ConfigError: a stock of pads that is asked for takes more memory than is free.
+        pad_rows: of its stock of pads, in a mode that has one.
     """
     plan = Plan.derive(network, limits)
     mode = MODES[limits.mode]
@@ -78,9 +72,15 @@ def memory_of(network: Network, config: EngineConfig, limits: Limits, embedding_
         if mode.has_pads or not mode.has_gpu_process:
             parts += _field_weights(network, "TEE process")
         if mode.has_pads:
-            parts.append(_pad_stock(network, config, limits))
+            stock_bytes = pad_rows * pad_row_bytes(network)
+            parts.append(Part("TEE process", f"pad stock of {pad_rows:,} rows", stock_bytes, (STOCK,)))
         parts += _own(network, plan, embedding_bytes)
     return ModeMemory(limits.mode, _refusal(network, mode), (*parts, *_of_tee(network, plan)))
+
+
+def pad_row_bytes(network: Network) -> int:
+    """What the pads of one row through the model take: of all Linears the product, as a pad itself is drawn again."""
+    return sum(linear.outputs for linear in network.linears) * _WORD_BYTES
 
 
 def _arena(plan: Plan) -> Iterator[Part]:
@@ -110,19 +110,6 @@ def _checks(network: Network, num_vectors: int) -> Iterator[Part]:
     yield Part("TEE process", "check vectors", words * _FLOAT32_BYTES)
     words = sum(linear.outputs * (2 if linear.parts[0].bias is not None else 1) for linear in network.linears)
     yield Part("TEE process", "scales and biases", words * _FLOAT32_BYTES)
-
-
-def _pad_stock(network: Network, config: EngineConfig, limits: Limits) -> Part:
-    """Of each row that is kept ready the pad's product, of all Linears: a pad itself is drawn again."""
-    row_bytes = sum(linear.outputs for linear in network.linears) * _WORD_BYTES
-    rows = stock_rows(
-        config.pad_stock,
-        row_bytes,
-        most_rows=limits.max_model_len,
-        free_bytes=available_bytes(),
-        lockable_bytes=lockable_bytes() if config.lock_memory else None,
-    )
-    return Part("TEE process", f"pad stock of {rows:,} rows", rows * row_bytes, (STOCK,))
 
 
 def _own(network: Network, plan: Plan, embedding_bytes: int | None) -> Iterator[Part]:
