@@ -192,6 +192,13 @@ def test_batch_measures_eight_sequences_against_one(tiny_model):
         (["prefill", "--json", "/nowhere/at/all.json"], "a file in a folder that exists"),
         (["prefill", "--plot", "bench.pdf"], "a name that ends in .png"),
         (["prefill", "--dtype", "int4"], "dtype: got 'int4'"),
+        (["modes", "--tokens", "8,8"], "tokens: got '8,8', expected three lengths, for prefill, decode, batch"),
+        (["modes", "--tokens", "8,0,8"], "tokens: got 0"),
+        (["modes", "--mode", "plain,open"], "mode: got 'open'"),
+        (["modes", "--pad-threads", "0"], "pad_threads: got 0"),
+        (["modes", "--new-tokens", "0"], "new_tokens: got 0"),
+        (["modes", "--assume", "colour=3"], "assume: got 'colour=3', expected NAME=X"),
+        (["modes", "--plot", "modes.pdf"], "a name that ends in .png"),
         (["prefill", "--mode", "plain,verified"], "mode: got 'plain,verified'"),
     ],
 )
