@@ -390,7 +390,7 @@ def test_random_weights_are_gone_after_the_run(tmp_path, monkeypatch):
     from tsqp_shm.bench.run import BenchOptions, run_bench
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("tsqp_shm.bench.run.write_shape", lambda folder, config: None)
+    monkeypatch.setattr("tsqp_shm.bench.chosen_model.write_shape", lambda folder, config: None)
     with pytest.raises(Exception, match=r"config\.json"):
         run_bench(BenchOptions("prefill", shape="llama-3.2-1b", vs="none"), demo_model=Path)
     assert not list(tmp_path.iterdir())
