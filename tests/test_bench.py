@@ -192,6 +192,13 @@ def test_batch_measures_eight_sequences_against_one(tiny_model):
         (["prefill", "--json", "/nowhere/at/all.json"], "a file in a folder that exists"),
         (["prefill", "--plot", "bench.pdf"], "a name that ends in .png"),
         (["prefill", "--dtype", "int4"], "dtype: got 'int4'"),
+        (["modes", "--tokens", "8,8"], "tokens: got '8,8', expected three lengths, for prefill, decode, batch"),
+        (["modes", "--tokens", "8,0,8"], "tokens: got 0"),
+        (["modes", "--mode", "plain,open"], "mode: got 'open'"),
+        (["modes", "--pad-threads", "0"], "pad_threads: got 0"),
+        (["modes", "--new-tokens", "0"], "new_tokens: got 0"),
+        (["modes", "--assume", "colour=3"], "assume: got 'colour=3', expected NAME=X"),
+        (["modes", "--plot", "modes.pdf"], "a name that ends in .png"),
         (["prefill", "--mode", "plain,verified"], "mode: got 'plain,verified'"),
     ],
 )
@@ -383,7 +390,7 @@ def test_random_weights_are_gone_after_the_run(tmp_path, monkeypatch):
     from tsqp_shm.bench.run import BenchOptions, run_bench
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("tsqp_shm.bench.run.write_shape", lambda folder, config: None)
+    monkeypatch.setattr("tsqp_shm.bench.chosen_model.write_shape", lambda folder, config: None)
     with pytest.raises(Exception, match=r"config\.json"):
         run_bench(BenchOptions("prefill", shape="llama-3.2-1b", vs="none"), demo_model=Path)
     assert not list(tmp_path.iterdir())

@@ -107,7 +107,7 @@ def test_a_machine_of_the_readers_has_what_is_said_of_it_and_says_so():
     )
     assert isinstance(machine, Machine)
     assert (machine.cores, machine.memory_bytes_per_s, machine.digit_macs_per_s) == (16, 90e9, 150e9)
-    assert machine.round_trip_s == 12.5e-6
+    assert machine.round_trip_s == pytest.approx(12.5e-6)
     assert machine.bus_bytes_per_s == WITH_VNNI.bus_bytes_per_s
     for said in ("16 cores of 150 G/s", "90 GB/s", "48 GB", "0.86 TB/s", "181 T/s", "bus 25 GB/s"):
         assert said in in_words(machine)

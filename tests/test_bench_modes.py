@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import assert_one_line, run
 from models import RandomModel, model_folder
 from process_table import children
 
@@ -134,19 +133,3 @@ def test_who_sleeps_wakes_where_the_one_that_stopped_it_is_killed():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.stdout.close()
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--tokens", "8,8"), "tokens: got '8,8', expected three lengths, for prefill, decode, batch"),
-        (("--tokens", "8,0,8"), "tokens: got 0"),
-        (("--mode", "open"), "mode: got 'open'"),
-        (("--pad-threads", "0"), "pad_threads: got 0"),
-        (("--assume", "colour=3"), "assume: got 'colour=3', expected NAME=X"),
-        (("--new-tokens", "0"), "new_tokens: got 0"),
-        (("--plot", "modes.pdf"), "a name that ends in .png"),
-    ],
-)
-def test_what_cannot_be_is_said_before_anything_is_measured(words, said):
-    assert_one_line(run("bench", "modes", *words), 2, said)
