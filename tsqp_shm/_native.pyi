@@ -341,8 +341,6 @@ class PadRows:
     def first_row(self) -> int: ...
     @property
     def rows(self) -> int: ...
-    def fetch(self) -> None:
-        """Brings what `FieldCheck.finish` reads of few of them near this core: for who waits anyway."""
 
 class PadStock:
     """Pads that are made ahead, for each Linear rows from 0 on (native/pads/stock.h).

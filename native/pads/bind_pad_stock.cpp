@@ -12,8 +12,7 @@ void bind_pad_stock(py::module_& module) {
     py::class_<PadRows, std::shared_ptr<PadRows>>(module, "PadRows")
         .def_property_readonly("linear", &PadRows::linear)
         .def_property_readonly("first_row", &PadRows::first_row)
-        .def_property_readonly("rows", &PadRows::rows)
-        .def("fetch", &PadRows::fetch);
+        .def_property_readonly("rows", &PadRows::rows);
     const auto of_stock = [](auto ask) { return [ask](const HeldStock& held) { return ask(held.stock()); }; };
     py::class_<HeldStock>(module, "PadStock")
         .def(py::init<std::shared_ptr<PadKeys>, const HeldStock::Linears&, Index, Index, bool>(), "keys"_a,

@@ -27,8 +27,6 @@ class PadRows {
     // rW [outputs] of one of them.
     const std::uint32_t* product(std::size_t row) const { return stock_->row(linear_, first_row_ + row); }
 
-    // Asks for what finish will read of few rows: for who waits anyway.
-    void fetch() const;
     // Before anything that they blind leaves. Throws invalid_argument where they have blinded something: a
     // second row under one pad shows the difference of both.
     void spend();

@@ -308,18 +308,6 @@ void PadStock::close() {
     give_up_when_all_is_back();
 }
 
-void PadRows::fetch() const {
-    // What a second-level cache has room for beside all else.
-    constexpr std::size_t kFetchedBytes = 128 * 1024;
-    const auto* bytes = reinterpret_cast<const std::byte*>(product(0));
-    const std::size_t row_bytes = stock_->linears_[linear_].outputs * sizeof(std::uint32_t);
-    // Up to the end of the ring: what is behind it is asked for too late, and read all the same.
-    const std::size_t rows =
-        std::min<std::uint64_t>(rows_, stock_->capacity_ - first_row_ % stock_->capacity_);
-    if (rows_ * row_bytes > kFetchedBytes) return;
-    for (std::size_t at = 0; at < rows * row_bytes; at += 64) __builtin_prefetch(bytes + at);
-}
-
 void PadRows::spend() {
     stock_->require_this_process();
     if (std::exchange(is_spent_, true))
