@@ -170,6 +170,8 @@ std::uint32_t FieldCheck::finish_words(const CheckKernels& kernels, const Rows& 
     alignas(64) std::uint32_t words[kRunWords];
     std::uint32_t largest = 0;
     if (rows.are_few) ask_for_run(begin, end);
+    for (std::size_t row = 0; rows.are_few && rows.pads != nullptr && row < rows.count; ++row)
+        if (rows.pads[row] != nullptr) ask_for(rows.pads[row] + begin, std::min(kAskedPads, end - begin));
     for (std::size_t first = begin; first < end; first += kRunWords) {
         const std::size_t size = std::min(kRunWords, end - first);
         for (std::size_t row = 0; row < rows.count; ++row) {
