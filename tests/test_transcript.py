@@ -89,6 +89,24 @@ def test_answers_that_end_in_every_way_agree(tmp_path, fast):
     assert problems_of(Session(model, **files)) == []
 
 
+@pytest.mark.parametrize("settings", [{"pads_out": "wait"}, {"pad_stock": "20", "pad_ready": 20}], ids=["all", "some"])
+def test_a_session_of_blinded_agrees_wherever_its_products_were_computed(tmp_path, fast, settings):
+    """Where all rows cross, and where pads run out in the middle: what was kept is told, and one more is found."""
+    model, files = model_folder(MODELS[0]), files_in(tmp_path)
+    limits = {"max_model_len": 96, "max_num_seqs": 2, "max_batch_tokens": 20, "block_rows": 8}
+    with fast.llm(model, mode="blinded", prefill="gpu", **settings, **limits, **files) as llm:
+        llm.generate([random_token_ids(length, seed=length) for length in (3, 40)], PARAMS)
+    session = Session(model, **files)
+    assert problems_of(session) == []
+    evidence = json.loads(session.evidence.read_text())
+    parts = [part for each in evidence["requests"] for part in each["completions"]]
+    assert all(part["pads_used"] == part["products_checked"] > 0 for part in parts)
+    assert any(part["products_in_tee"] for part in parts) == ("pad_stock" in settings)
+    parts[0]["products_in_tee"] += 1
+    session.evidence.write_text(json.dumps(evidence))
+    assert problems_of(session)
+
+
 @pytest.mark.slow
 def test_a_launch_leaves_what_can_be_checked_and_computed_again(tmp_path):
     model = with_bytes_as_tokens(RandomModel("llama", {"vocab_size": 256}).write(tmp_path / "model"))
