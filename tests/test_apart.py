@@ -48,7 +48,7 @@ def trial(folder: Path) -> None:
 
 
 def contender(folder: Path) -> None:
-    job = Job(OURS, str(folder), (Turn(1, 8),), new_tokens=0, threads=1, dtype="float32", device="cpu", timeout_s=30.0)
+    job = Job(OURS, str(folder), (Turn("prefill", 1, 8),), threads=1, dtype="float32", device="cpu", timeout_s=30.0)
     running = RunningContender.start(job)
     try:
         running.wait_ready(30)

@@ -22,7 +22,7 @@ from process_table import children
 from tsqp_shm import _native
 from tsqp_shm.bench import shapes
 from tsqp_shm.bench.arithmetic import prefill_flops
-from tsqp_shm.bench.cases import CASES, OURS, Job, Turn
+from tsqp_shm.bench.cases import OURS, Job, Turn
 from tsqp_shm.bench.child import processor_seconds
 from tsqp_shm.bench.contenders import KINDS, SCRIPTS, RunningContender, parse_contenders, require_installed
 from tsqp_shm.bench.kernel_cases import kernel_cases, kernel_plan
@@ -41,7 +41,7 @@ ROW_KEYS = {
     *("operations", "tee_busy_share", "gpu_busy_share", "ratios", "speedup_over_one_sequence", "growth"),
 }
 ALONE = "tsqp-shm-tee-only"
-ROLES = {OURS: {"tee", "gpu"}, ALONE: {"tee"}, "transformers-sdpa": {"whole"}, "serialized": {"client", "server"}}
+ROLES = {OURS: {"tee", "gpu"}, "transformers-sdpa": {"whole"}, "serialized": {"client", "server"}}
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -51,13 +51,12 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def job_of(contender: str, model: str, tokens: int = 8, **fields: object) -> Job:
     defaults = {
-        "new_tokens": 0,
         "threads": 1,
         "dtype": "float32",
         "device": "cpu",
         "timeout_s": 30.0,
     }
-    return Job(contender, model, (Turn(1, tokens),), **{**defaults, **fields})
+    return Job(contender, model, (Turn("prefill", 1, tokens),), **{**defaults, **fields})
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,7 @@ def prefill(tiny_model, tmp_path_factory, runtime_folder):
     drawn = importlib.util.find_spec("matplotlib") is not None
     run = bench(
         *("prefill", tiny_model, "--tokens", "8", "--runs", "2", "--threads", "1", "--device", "cpu"),
-        *("--mode", "plain,tee-only", "--vs", "transformers-sdpa,serialized", "--json", str(folder / "bench.json")),
+        *("--vs", "transformers-sdpa,serialized", "--json", str(folder / "bench.json")),
         *(("--plot", str(folder / "bench.png")) if drawn else ()),
     )
     assert run.returncode == 0, run.stderr
@@ -90,13 +89,22 @@ def test_every_contender_has_a_row_with_exactly_the_promised_keys(prefill):
     assert all(row.keys() == ROW_KEYS for row in prefill["rows"])
 
 
-def test_a_row_names_its_mode_and_says_nothing_of_what_the_mode_has_not(prefill):
+def test_a_row_names_its_mode(prefill):
     modes = {row["contender"]: row["mode"] for row in prefill["rows"]}
-    assert modes == {OURS: "plain", ALONE: "tee-only", "transformers-sdpa": None, "serialized": None}
-    alone = row_of(prefill, ALONE)
+    assert modes == {OURS: "plain", "transformers-sdpa": None, "serialized": None}
+
+
+def test_of_a_mode_it_says_nothing_that_the_mode_has_not(tiny_model, tmp_path):
+    run = bench(
+        *("prefill", tiny_model, "--mode", "tee-only", "--vs", "none", "--tokens", "8", "--runs", "1"),
+        *("--threads", "1", "--json", str(tmp_path / "alone.json")),
+    )
+    assert run.returncode == 0, run.stderr
+    (alone,) = json.loads((tmp_path / "alone.json").read_text())["rows"]
+    assert (alone["contender"], alone["mode"], set(alone["peak_bytes"])) == (ALONE, "tee-only", {"tee"})
     assert {alone[name] for name in ("doorbells", "bytes_to_gpu", "bytes_to_tee", "gpu_busy_share")} == {None}
     assert alone["tee_busy_share"] > 0
-    assert f"{ALONE} computes in w8, cache bf16" in prefill["table"]
+    assert f"{ALONE} computes in w8, cache bf16" in run.stdout
 
 
 def test_the_warm_up_is_not_counted(prefill):
@@ -184,6 +192,14 @@ def test_batch_measures_eight_sequences_against_one(tiny_model):
         (["prefill", "--json", "/nowhere/at/all.json"], "a file in a folder that exists"),
         (["prefill", "--plot", "bench.pdf"], "a name that ends in .png"),
         (["prefill", "--dtype", "int4"], "dtype: got 'int4'"),
+        (["modes", "--tokens", "8,8"], "tokens: got '8,8', expected three lengths, for prefill, decode, batch"),
+        (["modes", "--tokens", "8,0,8"], "tokens: got 0"),
+        (["modes", "--mode", "plain,open"], "mode: got 'open'"),
+        (["modes", "--pad-threads", "0"], "pad_threads: got 0"),
+        (["modes", "--new-tokens", "0"], "new_tokens: got 0"),
+        (["modes", "--assume", "colour=3"], "assume: got 'colour=3', expected NAME=X"),
+        (["modes", "--plot", "modes.pdf"], "a name that ends in .png"),
+        (["prefill", "--mode", "plain,verified"], "mode: got 'plain,verified'"),
     ],
 )
 def test_what_cannot_be_is_a_usage_error_in_one_line(arguments, message, capsys):
@@ -315,9 +331,8 @@ def test_a_median_a_spread_and_a_ratio_are_those_of_the_samples():
     def answers(*seconds: float) -> list[dict[str, object]]:
         return [{"seconds": s, "tokens": 8, "cpu_s": 2 * s, "peak_bytes": {"whole": 1}} for s in seconds]
 
-    ours, other = make_rows(
-        CASES["prefill"], {("a", Turn(1, 8)): answers(1.0, 3.0, 2.0), ("b", Turn(1, 8)): answers(4.0)}
-    )
+    turn = Turn("prefill", 1, 8)
+    ours, other = make_rows({("a", turn): answers(1.0, 3.0, 2.0), ("b", turn): answers(4.0)})
     assert (ours["median_s"], ours["spread"], ours["ratios"], other["ratios"]) == (2.0, 1.0, {"b": 0.5}, {"a": 2.0})
     assert ours["cpu_s_per_token"] == 0.5
     assert ours["tokens_per_s"] == 4.0
@@ -327,7 +342,13 @@ def test_a_median_a_spread_and_a_ratio_are_those_of_the_samples():
 def test_a_shape_has_the_size_of_its_name(name):
     network = Network.of(ModelSpec.from_config(shapes.shape_config(name)))
     parameters = sum(int(np.prod(shape)) for _, shape in network.tensors())
-    billions = {"smollm2-135m": 0.13, "llama-3.2-1b": 1.24, "llama-3.1-8b": 8.03, "qwen2.5-0.5b": 0.49}
+    billions = {
+        "smollm2-135m": 0.13,
+        "llama-3.2-1b": 1.24,
+        "llama-3.1-8b": 8.03,
+        "llama-3.1-70b": 70.55,
+        "qwen2.5-0.5b": 0.49,
+    }
     assert round(parameters / 1e9, 2) == billions[name]
 
 
@@ -369,7 +390,7 @@ def test_random_weights_are_gone_after_the_run(tmp_path, monkeypatch):
     from tsqp_shm.bench.run import BenchOptions, run_bench
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("tsqp_shm.bench.run.write_shape", lambda folder, config: None)
+    monkeypatch.setattr("tsqp_shm.bench.chosen_model.write_shape", lambda folder, config: None)
     with pytest.raises(Exception, match=r"config\.json"):
         run_bench(BenchOptions("prefill", shape="llama-3.2-1b", vs="none"), demo_model=Path)
     assert not list(tmp_path.iterdir())

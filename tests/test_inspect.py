@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 
@@ -99,6 +100,31 @@ def test_weights_and_caches_of_tee_only_take_what_they_take_when_they_are_there(
     heads = [(layer.attention.num_kv_heads, layer.attention.head_dim) for layer in network.layers]
     expected = sum(_native.KeyValueCache(count, head_dim, blocks).num_bytes for count, head_dim in heads)
     assert size_of(found, "tee-only", "key and value cache, bfloat16") == expected
+
+
+def test_weights_checks_and_pads_of_blinded_take_what_they_take_when_they_are_there():
+    folder = model_folder(RandomModel("qwen2"))
+    found, _ = examine(
+        folder, lambda mode: EngineConfig(mode=mode, **({"pad_stock": "5"} if mode == "blinded" else {}))
+    )
+    network = Network.of(ModelSpec.from_folder(folder))
+    with Checkpoint.open(folder) as checkpoint:
+        weights = [load_field_linear(checkpoint, linear) for linear in network.linears]
+    keys = _native.PadKeys(b"inspected", b"", 0, len(weights))
+    with contextlib.closing(_native.PadStock(keys, weights, 5, 0)) as stock:
+        # A ring begins at a line of its own, behind a page.
+        assert size_of(found, "blinded", "pad stock of 5 rows") == 5 * _native.PadStock.row_bytes(weights)
+        assert 0 <= stock.num_bytes - 5 * stock.row_bytes(weights) <= 4096 + 64 * len(weights)
+
+    parts = [(part["where"], part["size_bytes"]) for part in found["modes"]["blinded"]["parts"]]
+    of_weights = [where for where, size in parts if size == size_of(found, "tee-only", "weights, int8")]
+    assert of_weights == ["GPU process", "TEE process"]
+    assert size_of(found, "blinded", "check vectors") == size_of(found, "verified", "check vectors")
+
+
+def test_without_a_word_of_it_a_pad_stock_covers_the_longest_sequence():
+    found = inspected(model_folder(RandomModel("llama")), max_model_len=300)
+    assert size_of(found, "blinded", "pad stock of 300 rows") > 0
 
 
 @pytest.mark.parametrize(

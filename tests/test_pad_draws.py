@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from checked_linear import FIELD
@@ -48,6 +50,39 @@ def test_a_long_row_is_the_stream_of_another_library(isa):
     inputs = 4 * 2**16 + 258
     expected = pads_of(stream_of(COUNTED_KEY, 5, inputs + 16), inputs)
     np.testing.assert_array_equal(_native.draw_pads(COUNTED_KEY, 5, inputs), expected)
+
+
+def replaced_words(rows: int) -> int:
+    """How many words of so many rows of 2^16 were not in the field; all pads are another library's."""
+    inputs, replaced = 2**16, 0
+    random = np.random.default_rng(rows)
+    key = b""
+    for index in range(rows):
+        if index % 64 == 0:
+            key = random.bytes(32)
+        row = int(random.integers(2**64, dtype=np.uint64))
+        stream = stream_of(key, row, inputs + 16)
+        drawn = _native.draw_pads(key, row, inputs)
+        outside = np.count_nonzero(stream[:inputs] & FIELD == FIELD)
+        expected = pads_of(stream, inputs) if outside else stream[:inputs] & FIELD
+        assert np.array_equal(drawn, expected)
+        replaced += outside
+    return replaced
+
+
+def test_many_rows_are_the_streams_of_another_library():
+    replaced_words(300)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("isa", [name for name in ("avx2", "avx512") if name in _native.instruction_sets()])
+def test_as_many_rows_as_have_words_to_be_replaced_are_the_streams_of_another_library(isa):
+    """2^33 words, of which four are expected to be p. `-s` prints how many were."""
+    with instruction_set(isa):
+        began = time.monotonic()
+        replaced = replaced_words(2**17)
+        print(f"{_native.pads_instruction_set()}: 2^33 words, {replaced} replaced, {time.monotonic() - began:.0f} s")
+    assert 1 <= replaced <= 20
 
 
 @pytest.mark.parametrize(("row", "k"), [(875_322, 274), (2_121_503, 702), (2_816_882, 2903)])

@@ -142,8 +142,8 @@ def test_no_row_is_blinded_twice_whatever_breaks_a_pass_off(fast, model, tmp_pat
         with pytest.raises(TsqpError, match="forked child"):
             llm.generate([PROMPTS[0]], GREEDY)
 
-    settings = {**ALL_CROSS, "pad_stock": 300, "restart_gpu": 2, "timeout_s": 30.0, **LIMITS}
-    start_gpu = killed_at(fast, model, [15, 60])
+    settings = {**ALL_CROSS, "pad_stock": 300, "restart_gpu": 1, "timeout_s": 30.0, **LIMITS}
+    start_gpu = killed_at(fast, model, [60])
     with (
         noted(tmp_path / "log", monkeypatch) as log,
         LLM(model, mode="blinded", start_gpu=start_gpu, **settings) as llm,
@@ -153,7 +153,7 @@ def test_no_row_is_blinded_twice_whatever_breaks_a_pass_off(fast, model, tmp_pat
         given_up(llm)
         interrupted(llm)
         child.join()
-        assert llm.statistics.gpu_restarts == 2
+        assert llm.statistics.gpu_restarts == 1
         pads = pads_of(llm)
     assert log.repeats() == []
     assert log.processes == {os.getpid()}

@@ -42,7 +42,7 @@ BORDER_SOURCES = BORDER_HEADERS | {
 }
 GPU_SOURCES = {f"products/{name}" for name in ("bind_cpu_device.cpp", "cpu_products.cpp", "cpu_products.h")}
 # They take slots too, but of private memory, which a TEE without a GPU process has in the arena's place.
-PRIVATE_SOURCES = {"field/bind_field.cpp", "attention/bind_attention.cpp"}
+PRIVATE_SOURCES = {"field/held_linear.h", "attention/bind_attention.cpp"}
 KERNELS = {
     f"{path.parent.name}/{path.name}"
     for pattern in ("kernels/kernels_*.*", "field/check_*.cpp")

@@ -168,6 +168,8 @@ std::uint32_t FieldCheck::finish_words(const CheckKernels& kernels, const Rows& 
                 if (rows.copy != nullptr) std::copy_n(words, size, rows.copy + at);
             }
             const std::uint32_t* const pads = rows.pads == nullptr ? nullptr : rows.pads[row];
+            if (pads != nullptr && first + kRunWords < end)
+                ask_for(pads + first + kRunWords, std::min(kRunWords, end - first - kRunWords));
             largest = std::max(largest, kernels.take({.words = from,
                                                       .size = size,
                                                       .pads = pads == nullptr ? nullptr : pads + first,

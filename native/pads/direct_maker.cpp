@@ -15,12 +15,6 @@ namespace {
 // over in some hundredths of a second, which is how long the end of a maker's thread may take.
 constexpr std::size_t kBatchRows = 2 * kBlockRows;
 
-// The words of one row's pad, where a maker's thread keeps its next one too.
-std::uint32_t* pad_of_this_thread(std::size_t inputs) {
-    thread_local Pages<std::uint32_t> pad;
-    return reserved(pad, inputs);
-}
-
 }  // namespace
 
 DirectMaker::DirectMaker(std::shared_ptr<const PadKeys> keys, std::vector<const FieldWeights*> weights)
@@ -36,13 +30,14 @@ void DirectMaker::make(std::size_t linear, std::uint64_t first_row, std::size_t 
                        const Rest& rest) {
     const FieldWeights& weights = *weights_.at(linear);
     const FieldKernels& kernels = field_kernels_of(active_kernels().name);
-    std::uint32_t* const pad = pad_of_this_thread(weights.inputs());
     multiply_rows(
         kernels, weights, rows, kMaxDigits, 1,
         [&](std::size_t row, std::int32_t* integers) {
-            // SAFETY: it throws in a forked child only, which has no maker.
-            keys_->draw(linear, first_row + row, weights.inputs(), pad);
-            kernels.centre(pad, weights.inputs(), integers);
+            // SAFETY: it throws in a forked child only, which has no maker; integers of one size are each
+            // other's, with a sign or without.
+            // NOTE(numerics): not centred, as four digits hold r too and sums below 2^54 are put together alike.
+            keys_->draw(linear, first_row + row, weights.inputs(),
+                        reinterpret_cast<std::uint32_t*>(integers));
             // Four, whatever was drawn: how long a row takes says nothing of it.
             return IntegerRow{.digits = kMaxDigits, .scale = 1.0f, .is_narrow = false};
         },

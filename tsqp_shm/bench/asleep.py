@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 # What was woken finds its caches cold and its clock low.
-_WAKING_S = 0.2
+WAKING_S = 0.2
 _PR_SET_PDEATHSIG = 1
 
 
@@ -29,7 +29,7 @@ def wake(pid: int, *, gently: bool = True) -> None:
     """
     _signal([*_descendants(pid), pid], signal.SIGCONT)
     if gently:
-        time.sleep(_WAKING_S)
+        time.sleep(WAKING_S)
 
 
 def wake_when_parent_dies() -> None:

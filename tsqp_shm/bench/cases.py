@@ -64,7 +64,7 @@ class Turn:
     Attributes:
         case: whose it is.
         new_tokens: as in `Case`.
-        lead_tokens: decoded before these, not timed; of a prefill, the same one goes before, where there are any.
+        lead_tokens: decoded before these, not timed; of a prefill, so many at least of the same prompt go before.
         stocked_rows: pads of mode blinded that are to be ready first, for so many rows.
     """
 

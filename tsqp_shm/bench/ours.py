@@ -70,7 +70,7 @@ class Ours:
         answer: Answer = {}
         if not turn.new_tokens:
             params = SamplingParams(max_tokens=1, ignore_eos=True, temperature=0)
-            if turn.lead_tokens:
+            for _ in range(-(-turn.lead_tokens // turn.tokens)):
                 llm.generate([prompts[0]], params, use_tqdm=False)
             before = self._tallies()
             with measured(self.processes, answer):

@@ -9,17 +9,14 @@ from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor.finding import BAD, GOOD, Finding, mib
 from tsqp_shm.errors import TsqpError
 from tsqp_shm.inspection.findings import embedding_bytes, read_network
-from tsqp_shm.inspection.memory import memory_of
-
-# Of a word of the field.
-PRODUCT_BYTES = 4
+from tsqp_shm.inspection.memory import memory_of, pad_row_bytes
 
 
 @dataclass(frozen=True)
 class Need:
     """Attributes:
     arena_bytes: of shared memory; 0 in a mode that has none.
-    memory_bytes: of weights, full cache and slots in all, where the GPU process's device is the CPU.
+    memory_bytes: of weights, full cache and slots in all, where the GPU process's device is the CPU; pads left aside.
     num_linears: each of which has a key in a mode with pads.
     pad_row_bytes: what the pads of one row through the model take there.
     max_model_len: rows of a longest sequence.
@@ -37,10 +34,9 @@ def examine_model(folder: Path, config: EngineConfig) -> tuple[Finding, Need | N
     try:
         spec, network = read_network(folder)
         limits = config.limits(spec.max_positions, network.layer_parameters)
-        stored_bytes = embedding_bytes(folder, network)
+        memory = memory_of(network, limits, embedding_bytes(folder, network))
     except TsqpError as error:
         return Finding("model", BAD, str(error), "it cannot be run", "name another model or mend its folder"), None
-    memory = memory_of(network, limits, stored_bytes)
     if memory.refused is not None:
         return Finding("model", BAD, memory.refused, f"mode {memory.mode} cannot run it", "another --mode"), None
     totals = {where: memory.total(where) for where in memory.places}
@@ -50,8 +46,7 @@ def examine_model(folder: Path, config: EngineConfig) -> tuple[Finding, Need | N
         totals.get("arena", 0),
         sum(totals.values()),
         len(network.linears),
-        # A product of each output is kept ready, and nothing of what is drawn.
-        PRODUCT_BYTES * sum(linear.outputs for linear in network.linears),
+        pad_row_bytes(network),
         limits.max_model_len,
     )
     return Finding("model", GOOD, found), need

@@ -11,8 +11,7 @@ from tsqp_shm import _native
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding, mib
 from tsqp_shm.doctor.model import Need
-from tsqp_shm.doctor.shared_memory import CAP_IPC_LOCK
-from tsqp_shm.doctor.system import cpuinfo, has_capability, has_swap, read_text
+from tsqp_shm.doctor.system import cpuinfo, has_swap, read_text
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.pad_stock import stock_rows
 from tsqp_shm.roles.inheritance import kept_apart
@@ -31,8 +30,8 @@ def examine_pads(config: EngineConfig, need: Need | None) -> Iterator[Finding]:
     """
     yield _kernels()
     yield _keys(SOME_LINEARS if need is None else need.num_linears)
-    yield _dumps()
     yield _stock(config, need)
+    yield _dumps()
 
 
 def _kernels(root: Path = Path("/")) -> Finding:
@@ -78,8 +77,7 @@ def _stock(config: EngineConfig, need: Need | None) -> Finding:
     if need is None:
         return Finding("pad stock", GOOD, "its size depends on the model; `tsqp-shm doctor MODEL` says it")
     free_bytes = available_bytes()
-    may_lock_all = has_capability(CAP_IPC_LOCK)
-    most_bytes = None if may_lock_all else lockable_bytes()
+    most_bytes = lockable_bytes()
     try:
         rows = stock_rows(
             config.pad_stock,

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING, Finding, mib
-from tsqp_shm.doctor.system import has_capability, has_swap, read_text
+from tsqp_shm.doctor.system import has_swap, read_text
+from tsqp_shm.roles.resources import lockable_bytes
 from tsqp_shm.shm.posix.objects import SHM_FOLDER
 
 CHECK = "shared memory"
 # What Docker gives a container that asks for nothing; less than the default arena of all but the smallest models.
 USUAL_CONTAINER_BYTES = 64 << 20
-CAP_IPC_LOCK = 14
 REMOUNT = f"docker run --shm-size, or mount -o remount,size=SIZE {SHM_FOLDER}"
 
 
@@ -79,8 +78,8 @@ def _room(size_bytes: int, free_bytes: int, arena_bytes: int | None) -> Finding:
 
 
 def _memory_lock(arena_bytes: int | None) -> Finding:
-    limit_bytes = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    if limit_bytes == resource.RLIM_INFINITY or has_capability(CAP_IPC_LOCK):
+    limit_bytes = lockable_bytes()
+    if limit_bytes is None:
         return Finding("memory lock", GOOD, "no limit for this user: the arena is locked")
     found = f"at most {mib(limit_bytes)} may be locked"
     if arena_bytes is not None and arena_bytes <= limit_bytes:

@@ -31,13 +31,6 @@ def cpuinfo(root: Path = Path("/")) -> dict[str, str]:
     return fields
 
 
-def has_capability(number: int) -> bool:
-    for line in read_text("/proc/self/status").splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> number & 1)
-    return False
-
-
 def has_swap() -> bool:
     """Where the kernel does not say: True."""
     lines = read_text("/proc/swaps").splitlines()

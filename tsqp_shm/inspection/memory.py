@@ -14,10 +14,12 @@ from tsqp_shm.shm.plan import Plan, Slot
 from tsqp_shm.shm.tiling import padded_length
 
 _FLOAT32_BYTES = 4
+_WORD_BYTES = 4
 _BFLOAT16_BYTES = 2
 # As `native/attention` lays values out.
 _LANES = 16
 LENGTH, SEQUENCES, BATCH, TILES = "--max-model-len", "--max-num-seqs", "--max-batch-tokens", "--tile-rows"
+STOCK = "--pad-stock"
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,12 @@ class ModeMemory:
         return list(dict.fromkeys(part.where for part in self.parts))
 
 
-def memory_of(network: Network, limits: Limits, embedding_bytes: int | None) -> ModeMemory:
+def memory_of(network: Network, limits: Limits, embedding_bytes: int | None, pad_rows: int = 0) -> ModeMemory:
     """What a session of the limits' mode takes.
 
     Args:
         embedding_bytes: as the checkpoint stores it; None: it is not there, and counts as bfloat16.
+        pad_rows: of its stock of pads, in a mode that has one.
     """
     plan = Plan.derive(network, limits)
     mode = MODES[limits.mode]
@@ -66,10 +69,18 @@ def memory_of(network: Network, limits: Limits, embedding_bytes: int | None) -> 
     else:
         if mode.has_gpu_process:
             parts += [*_field_weights(network, "GPU process"), *_checks(network, mode.num_vectors)]
-        else:
+        if mode.has_pads or not mode.has_gpu_process:
             parts += _field_weights(network, "TEE process")
+        if mode.has_pads:
+            stock_bytes = pad_rows * pad_row_bytes(network)
+            parts.append(Part("TEE process", f"pad stock of {pad_rows:,} rows", stock_bytes, (STOCK,)))
         parts += _own(network, plan, embedding_bytes)
     return ModeMemory(limits.mode, _refusal(network, mode), (*parts, *_of_tee(network, plan)))
+
+
+def pad_row_bytes(network: Network) -> int:
+    """What the pads of one row through the model take: of all Linears the product, as a pad itself is drawn again."""
+    return sum(linear.outputs for linear in network.linears) * _WORD_BYTES
 
 
 def _arena(plan: Plan) -> Iterator[Part]:

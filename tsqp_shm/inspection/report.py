@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from tsqp_shm import _native
 from tsqp_shm.arguments import STDOUT, require_writable
-from tsqp_shm.config import MAX_THREADS, EngineConfig
+from tsqp_shm.config import MAX_THREADS, EngineConfig, Limits
 from tsqp_shm.errors import ModelFileError, UnsupportedModel
 from tsqp_shm.inspection.findings import (
     Facts,
@@ -24,14 +24,16 @@ from tsqp_shm.inspection.findings import (
     embedding_bytes,
     read_network,
 )
-from tsqp_shm.inspection.memory import ModeMemory, memory_of
+from tsqp_shm.inspection.memory import ModeMemory, memory_of, pad_row_bytes
 from tsqp_shm.model.digest import Digests, model_digest
 from tsqp_shm.model.files import ModelFiles
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.modes import MODES
+from tsqp_shm.pad_stock import stock_rows
 from tsqp_shm.printable import shown
 from tsqp_shm.progress import Progress
+from tsqp_shm.roles.resources import available_bytes, lockable_bytes
 
 # The settings of a mode, whatever others say.
 ConfigOfMode = Callable[[str], EngineConfig]
@@ -79,12 +81,29 @@ def examine(folder: Path, config_of: ConfigOfMode) -> tuple[Facts, list[ModeMemo
         found["refused"] = str(error)
     if network is not None:
         for mode in MODES:
-            limits = config_of(mode).limits(spec.max_positions, network.layer_parameters)
-            memory.append(memory_of(network, limits, stored_bytes))
+            config = config_of(mode)
+            limits = config.limits(spec.max_positions, network.layer_parameters)
+            pad_rows = _pad_rows(network, config, limits) if MODES[mode].has_pads else 0
+            memory.append(memory_of(network, limits, stored_bytes, pad_rows))
             found["modes"][mode] = {"limits": asdict(limits), **_plain(memory[-1])}
     elif found["checkpoint"] is None:
         found["checkpoint"] = _checkpoint_or_none(folder)
     return {**found, **describe_text(folder)}, memory
+
+
+def _pad_rows(network: Network, config: EngineConfig, limits: Limits) -> int:
+    """As a session on this machine would have them; without a word of the user's that depends on the memory here.
+
+    Raises:
+        ConfigError: there is not so much memory.
+    """
+    return stock_rows(
+        config.pad_stock,
+        pad_row_bytes(network),
+        most_rows=limits.max_model_len,
+        free_bytes=available_bytes(),
+        lockable_bytes=lockable_bytes() if config.lock_memory else None,
+    )
 
 
 def _checkpoint_or_none(folder: Path) -> Facts | None:

@@ -20,6 +20,8 @@ ISA_VARIABLE = "TSQP_SHM_ISA"
 NEEDED_DESCRIPTORS = 48
 # libzmq's two, the heartbeat, and a parent's listeners.
 NEEDED_THREADS = 6
+# Whoever has it may lock what he likes.
+_CAP_IPC_LOCK = 14
 # Those that are started for a trial end by themselves after so long, where a signal handler keeps them from being told.
 TRIAL_S = 2.0
 
@@ -113,6 +115,14 @@ def available_bytes() -> int:
 
 
 def lockable_bytes() -> int | None:
-    """Of memory, what this process may lock in all; None: the system sets no limit."""
+    """Of memory, what this process may lock in all; None: the system sets it no limit."""
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    return None if limit == resource.RLIM_INFINITY else limit
+    return None if limit == resource.RLIM_INFINITY or _has_capability(_CAP_IPC_LOCK) else limit
+
+
+def _has_capability(number: int) -> bool:
+    with suppress(OSError, ValueError, IndexError), Path("/proc/self/status").open(encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> number & 1)
+    return False

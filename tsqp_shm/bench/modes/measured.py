@@ -13,6 +13,8 @@ from tsqp_shm.bench import _field_checks, _field_products, _pads
 from tsqp_shm.bench.modes.forecast import Costs, Machine, ModelShape, Work
 from tsqp_shm.errors import TsqpError
 
+# The modes whose runs the forecast is made with.
+FORECAST_BY = ("verified", "tee-only")
 # Outputs and inputs of the Linear that is measured with: as wide as those of a model of 8 thousand million weights.
 _WIDTH = 4096
 _VECTORS = 2
@@ -97,13 +99,9 @@ def _pad_macs_per_s(cores: int) -> float:
         stock.close()
 
 
-def costs_of(calibration: Calibration, rows: list[dict[str, Any]], shape: ModelShape, cores: int) -> Costs | None:
-    """With how fast attention was in the contenders' prompts, on all cores where there is no GPU process; None: no
-    prompt of the modes that compute in integers was measured."""
-    found = [row for row in rows if row["case"] == "prefill" and row["mode"] == "tee-only"]
-    if not found:
-        return None
-    (row,) = found
+def costs_of(calibration: Calibration, rows: list[dict[str, Any]], shape: ModelShape, threads: int) -> Costs:
+    """With how fast attention was in a prompt of `tee-only`, on so many threads."""
+    (row,) = [row for row in rows if row["case"] == "prefill" and row["mode"] == "tee-only"]
     operations = Work(row["prompt_tokens"]).attention_operations(shape)
     return Costs(
         check_ns=calibration.check_ns,
@@ -111,17 +109,15 @@ def costs_of(calibration: Calibration, rows: list[dict[str, Any]], shape: ModelS
         pad_ns=calibration.pad_ns,
         digit_macs_per_s=calibration.digit_macs_per_s,
         pad_macs_per_s=calibration.pad_macs_per_s,
-        attention_flops_per_s=operations / seconds_of(row, "tee", "ATTENTION") / cores,
+        attention_flops_per_s=operations / seconds_of(row, "tee", "ATTENTION") / threads,
     )
 
 
 def this_machine(
     calibration: Calibration, rows: list[dict[str, Any]], shape: ModelShape, cores: int, tee_cores: int
-) -> Machine | None:
-    """With a GPU process as it was in `verified`; None: that was not measured."""
-    found = {row["case"]: row for row in rows if row["mode"] == "verified" and row["sequences"] == 1}
-    if not {"prefill", "decode"} <= found.keys():
-        return None
+) -> Machine:
+    """With a GPU process as it was in `verified`."""
+    found = {row["case"]: row for row in rows if row["mode"] == "verified"}
     prefill, decode = found["prefill"], found["decode"]
     multiplications = 2 * Work(prefill["prompt_tokens"]).multiplications(shape)
     on_cores = prefill["device"] == "cpu"

@@ -26,19 +26,17 @@ def outlook(
     rows: list[Row],
     measured_shape: ModelShape,
     cores: int,
-    tee_cores: int,
+    threads: int,
     of_reader: Machine | None,
-) -> dict[str, Any] | None:
-    """As plain values; None where a mode that it stands on was not measured.
+) -> dict[str, Any]:
+    """As plain values.
 
     Args:
-        tee_cores: of the TEE process beside a GPU process.
+        threads: of the GPU process and of `tee-only`; the TEE process beside one has half.
         of_reader: a machine that was asked for.
     """
-    costs = costs_of(calibration, rows, measured_shape, cores)
-    here = this_machine(calibration, rows, measured_shape, cores, tee_cores)
-    if costs is None or here is None:
-        return None
+    costs = costs_of(calibration, rows, measured_shape, threads)
+    here = this_machine(calibration, rows, measured_shape, cores, max(1, threads // 2))
     machines = [*STATED, *([of_reader] if of_reader else [])]
     return {
         "costs": asdict(costs),

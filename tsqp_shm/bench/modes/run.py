@@ -17,7 +17,7 @@ from tsqp_shm.bench.chosen_model import ChosenModel
 from tsqp_shm.bench.contenders import RunningContender, require_installed
 from tsqp_shm.bench.modes.forecast import ModelShape
 from tsqp_shm.bench.modes.machines import assumed
-from tsqp_shm.bench.modes.measured import calibrate
+from tsqp_shm.bench.modes.measured import FORECAST_BY, calibrate
 from tsqp_shm.bench.modes.outlook import outlook
 from tsqp_shm.bench.modes.picture import draw
 from tsqp_shm.bench.modes.rows import make_rows
@@ -90,8 +90,10 @@ def run_modes(options: ModesOptions, demo_model: Callable[[], Path]) -> int:
         require_positions(jobs, folder)
         facts = environment()
         with Progress(options.quiet) as progress:
-            progress.show("measuring what the forecast takes from this machine")
-            calibration = calibrate(cores)
+            calibration = None
+            if set(FORECAST_BY) <= set(options.modes):
+                progress.show("measuring what the forecast takes from this machine")
+                calibration = calibrate(cores)
             running = start_contenders(jobs, stack, options.timeout_s, progress)
             answers = repeat_in_turns(running, options.runs, options.timeout_s, progress)
     rows = make_rows(answers, running, len(network.linears))
@@ -99,12 +101,13 @@ def run_modes(options: ModesOptions, demo_model: Callable[[], Path]) -> int:
         "environment": facts,
         "settings": _settings(options, name, jobs, running, cores),
         "rows": rows,
-        "outlook": outlook(
+        "outlook": calibration
+        and outlook(
             calibration,
             rows,
             ModelShape.of(name, network),
             cores,
-            tee_cores=max(1, jobs[0].threads // 2),
+            jobs[0].threads,
             of_reader=assumed(options.assume) if options.assume else None,
         ),
     }

@@ -47,7 +47,7 @@ def print_tables(document: dict[str, Any], out: TextIO) -> None:
     _print_modes(settings, rows, out)
     if document["outlook"] is None:
         print("", file=out)
-        _say("No forecast: it takes what it needs from verified and tee-only, which were not both measured.", out)
+        _say("No forecast: it is made of what verified and tee-only have done, which were not both measured.", out)
         return
     _print_here(document["outlook"], out)
     _print_forecast(document["outlook"], out)

@@ -1,0 +1,133 @@
+#!/usr/bin/env python3
+"""What pads cost: nanoseconds a word to draw, mask and take off, and how fast a maker makes the products of pads.
+
+    scripts/bench_pads.py [--rounds N] [--shape OUTPUTSxINPUTS ...] [--rows N ...] [--json FILE]
+
+One thread. A word is one of m (draw, mask) or of y (unmask). `draw` is what a maker draws; `mask` draws too, and
+writes m; `unmask` is what a check with pads takes more than one without, both in turns, with rW in a cache near by, and
+in brackets with rW that comes from memory, as that of a large stock does. `together` is mask and unmask, of a Linear
+with as many outputs as inputs; in brackets again from memory.
+
+`direct` makes batches as the stock's threads do: draws, digits, products, rW put together. Its rate stands beside that
+of the four-digit products alone, whose digits lie ready, in turns, on Linears of one shape that take turns too. Medians
+of the rounds. Needs no model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tsqp_shm.bench import _blinded_checks as blinded
+from tsqp_shm.bench import _pads as pads
+from tsqp_shm.bench.report import environment
+
+# Outputs x inputs: SmolLM2-135M's q|k|v, o, gate|up, down and lm_head.
+SHAPES = ("960x576", "576x576", "3072x576", "576x1536", "49152x576")
+ROWS = (1, 4, 64)
+STOCK_BYTES = 128 << 20  # more than caches hold
+WEIGHT_BYTES = 32 << 20
+WORDS_A_ROUND = 1_000_000
+
+
+def sizes_of(shape: str) -> tuple[int, int]:
+    outputs, inputs = map(int, shape.split("x"))
+    return outputs, inputs
+
+
+def nanoseconds(work: Callable[[int], float], words: int, rounds: int) -> float:
+    """A word, of `words` a time."""
+    times = max(1, WORDS_A_ROUND // words)
+    return statistics.median(work(times) for _ in range(rounds)) * 1e9 / times / words
+
+
+def draws(kernels: str, width: int, rows: int, rounds: int) -> dict[str, float]:
+    of_rows = pads.PadRows(kernels, width, rows)
+    return {
+        "draw": nanoseconds(of_rows.draw, width * rows, rounds),
+        "mask": nanoseconds(of_rows.mask, width * rows, rounds),
+    }
+
+
+def unmask(outputs: int, inputs: int, rows: int, stock_rows: int, rounds: int) -> float:
+    checks = blinded.BlindedChecks(outputs, inputs, rows, stock_rows)
+    times = max(1, WORDS_A_ROUND // outputs // rows)
+    more = [checks.finish(times, True) - checks.finish(times, False) for _ in range(rounds)]
+    return statistics.median(more) * 1e9 / times / outputs / rows
+
+
+def words(kernels: str, shape: str, rows: int, rounds: int) -> dict[str, float]:
+    outputs, inputs = sizes_of(shape)
+    found = draws(kernels, inputs, rows, rounds)
+    found["unmask"] = unmask(outputs, inputs, rows, rows, rounds)
+    found["unmask, from memory"] = unmask(outputs, inputs, rows, max(rows, STOCK_BYTES // 4 // outputs), rounds)
+    for name in ("unmask", "unmask, from memory"):
+        found[name.replace("unmask", "together")] = found["mask"] + found[name]
+    return found
+
+
+def direct(shape: str, rounds: int) -> dict[str, float]:
+    """Thousand millions of products of field elements with weights a second."""
+    outputs, inputs = sizes_of(shape)
+    copies = max(2, WEIGHT_BYTES // (outputs * inputs))
+    linears = blinded.DirectPads(outputs, inputs, copies)
+    made, multiplied = [], []
+    for _ in range(rounds):
+        for linear in range(copies):
+            made.append(linears.make(linear) / linears.made_rows)
+            multiplied.append(linears.multiply(linear) / linears.product_rows)
+    a_row = outputs * inputs / 1e9
+    rates = {"products": a_row / statistics.median(multiplied), "direct": a_row / statistics.median(made)}
+    return {**rates, "direct / products": rates["direct"] / rates["products"]}
+
+
+def print_table(title: str, rows: dict[str, dict[str, float]]) -> None:
+    columns = list(next(iter(rows.values())))
+    print(f"\n| {title} | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
+    for name, found in rows.items():
+        print(f"| {name} | {' | '.join(f'{found[column]:.3f}' for column in columns)} |", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15, metavar="N")
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS, metavar="N")
+    parser.add_argument("--shape", nargs="+", default=SHAPES, metavar="OUTPUTSxINPUTS")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    kernels = pads.kernel_names()[-1]
+    facts: dict[str, Any] = {
+        **environment(),
+        "draws by": kernels,
+        "products by": blinded.field_instruction_set(),
+        "rounds": arguments.rounds,
+    }
+    for name, fact in facts.items():
+        print(f"{name}: {fact}")
+    tables: dict[str, dict[str, dict[str, float]]] = {}
+    for rows in arguments.rows:
+        title = f"ns a word, {rows} rows" if rows > 1 else "ns a word, 1 row"
+        tables[title] = {shape: words(kernels, shape, rows, arguments.rounds) for shape in arguments.shape}
+        print_table(title, tables[title])
+    for narrower in pads.kernel_names()[:-1]:
+        title = f"ns a word, 4 rows, by {narrower}"
+        inputs = {str(sizes_of(shape)[1]) for shape in arguments.shape}
+        tables[title] = {width: draws(narrower, int(width), 4, max(1, arguments.rounds // 5)) for width in sorted(inputs)}
+        print_table(title, tables[title])
+    title = "thousand million products a second and thread"
+    tables[title] = {shape: direct(shape, max(1, arguments.rounds // 5)) for shape in arguments.shape}
+    print_table(title, tables[title])
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**facts, **tables}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
