@@ -91,7 +91,7 @@ def _print_modes(settings: dict[str, Any], rows: list[dict[str, Any]], out: Text
         meanwhile = ", ".join(f"{row['pads']['made']:,.0f} ({row['case']})" for row in stocked)
         _say(
             f"blinded stocked: a stock of {settings['pad_stock']['stocked']:,} rows is full before each run, which "
-            f"takes fewer, and no maker works when it begins; pads made again while it lasts: {meanwhile}",
+            f"takes fewer, and no maker works when it begins; pads made again by its end: {meanwhile}",
             out,
         )
         _say(
