@@ -119,7 +119,9 @@ def main() -> int:
     for narrower in pads.kernel_names()[:-1]:
         title = f"ns a word, 4 rows, by {narrower}"
         inputs = {str(sizes_of(shape)[1]) for shape in arguments.shape}
-        tables[title] = {width: draws(narrower, int(width), 4, max(1, arguments.rounds // 5)) for width in sorted(inputs)}
+        tables[title] = {
+            width: draws(narrower, int(width), 4, max(1, arguments.rounds // 5)) for width in sorted(inputs)
+        }
         print_table(title, tables[title])
     title = "thousand million products a second and thread"
     tables[title] = {shape: direct(shape, max(1, arguments.rounds // 5)) for shape in arguments.shape}

@@ -48,7 +48,5 @@ def taken(stock: _native.PadStock, linear: int, rows: int) -> _native.PadRows:
     return pads
 
 
-def begin(
-    linear: CheckedLinear, pads: _native.PadRows, first_row: int = 0, copy: np.ndarray | None = None
-) -> None:
+def begin(linear: CheckedLinear, pads: _native.PadRows, first_row: int = 0, copy: np.ndarray | None = None) -> None:
     linear.check.begin(linear.slots, X, M, first_row, pads.rows, copy, pads)

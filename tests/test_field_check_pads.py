@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_blocks_of_any_size_are_finished_in_any_order_round_after_round_of_the_r
 def blocks(random: np.random.Generator, rows: int) -> list[tuple[int, int]]:
     """First row and number of rows, which together are all."""
     cuts = [0, *sorted({int(cut) for cut in random.integers(1, rows, 4)}), rows]
-    return [(first, end - first) for first, end in zip(cuts, cuts[1:], strict=False)]
+    return [(first, end - first) for first, end in pairwise(cuts)]
 
 
 def test_rows_with_pads_and_rows_without_are_finished_together(isa):

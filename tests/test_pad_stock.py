@@ -77,6 +77,16 @@ def test_waiting_ends_with_its_time_and_at_once_for_what_cannot_come():
         closing.join()
 
 
+def test_makers_that_are_to_rest_work_for_who_waits():
+    with stocked([small()], 4) as stock:
+        stock.rest(True)
+        for row in range(0, 12, 4):
+            assert taken(stock, 0, 4).first_row == row
+        stock.rest(False)
+        assert stock.wait(0, 4, SOON_S)
+        stock.rest(True)
+
+
 def test_what_was_used_and_what_was_burned_is_counted():
     linear = honest(40, 16, 4)
     linear.finish()
@@ -135,15 +145,15 @@ def test_no_row_of_one_caller_comes_twice():
 
 
 def test_makers_run_when_nobody_else_wants_the_core_and_end_with_the_stock():
-    before = set(os.listdir("/proc/self/task"))
+    before = threads_of_this_process()
     with stocked([small()], 4, threads=2):
-        makers = set(os.listdir("/proc/self/task")) - before
+        makers = threads_of_this_process() - before
         assert len(makers) == 2
         deadline = time.monotonic() + SOON_S
-        while {os.sched_getscheduler(int(maker)) for maker in makers} != {os.SCHED_IDLE}:
+        while {os.sched_getscheduler(maker) for maker in makers} != {os.SCHED_IDLE}:
             assert time.monotonic() < deadline
             time.sleep(0.001)
-    assert not makers & set(os.listdir("/proc/self/task"))
+    assert not makers & threads_of_this_process()
 
 
 def test_a_stock_that_is_being_made_can_be_closed():
@@ -169,36 +179,38 @@ def test_a_stock_that_nobody_holds_ends_its_threads():
     assert pads.rows == 1
 
 
-def threads_of_this_process() -> set[str]:
-    return set(os.listdir("/proc/self/task"))
+def threads_of_this_process() -> set[int]:
+    return {int(task.name) for task in Path("/proc/self/task").iterdir()}
 
 
 def test_neither_a_core_nor_a_child_gets_a_stock_s_memory():
     """What the kernel says of it: dd, not dumped; wf, wiped on fork."""
-    with stocked([small(64)], 5000) as stock:
-        assert stock.num_bytes >= 5000 * 64 * 4
-        flags = flags_of_mappings(stock.num_bytes)
-        assert any({"dd", "wf"} <= of_one for of_one in flags)
-        assert not stock.is_locked
+    before = bytes_of_mappings("dd", "wf")
+    stock = _native.PadStock(pad_keys(1), [small(64).linear], 5000, 0)
+    assert stock.num_bytes >= 5000 * 64 * 4
+    assert bytes_of_mappings("dd", "wf") >= before + stock.num_bytes
+    assert not stock.is_locked
+    stock.close()
 
 
-def test_a_stock_is_locked_where_that_is_asked_for():
+def test_a_stock_is_locked_where_that_is_asked_for_until_it_is_closed():
+    before = bytes_of_mappings("lo")
     stock = _native.PadStock(pad_keys(1), [small(64).linear], 2000, 0, lock=True)
     assert stock.is_locked
-    assert any({"dd", "wf", "lo"} <= of_one for of_one in flags_of_mappings(stock.num_bytes))
+    assert bytes_of_mappings("dd", "wf", "lo") >= before + stock.num_bytes
     stock.close()
-    assert not any({"dd", "wf", "lo"} <= of_one for of_one in flags_of_mappings(stock.num_bytes - 4096))
+    assert bytes_of_mappings("lo") < before + stock.num_bytes
 
 
-def flags_of_mappings(size_bytes: int) -> list[set[str]]:
-    """Of those that are so large, less what rounding takes."""
-    found, size = [], 0
+def bytes_of_mappings(*flags: str) -> int:
+    """Of this process, of those that have all these flags."""
+    total = size = 0
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if kibibytes := re.match(r"Size: +(\d+) kB", line):
             size = int(kibibytes[1]) * 1024
-        if line.startswith("VmFlags:") and size_bytes <= size <= size_bytes + 2 * 4096:
-            found.append(set(line.split()[1:]))
-    return found
+        if line.startswith("VmFlags:") and {*flags} <= set(line.split()[1:]):
+            total += size
+    return total
 
 
 def test_a_forked_child_has_no_pads(forked):
@@ -231,7 +243,7 @@ def test_a_forked_child_has_no_pads(forked):
         linear.answer()
         assert linear.finish()
         assert stock.used == 4
-        del pads
+        pads = None
         assert stock.wait(0, 8, SOON_S)
 
 

@@ -133,7 +133,7 @@ class DirectPads {
     double make(std::size_t linear) {
         const py::gil_scoped_release unlocked;
         const auto begin = Clock::now();
-        maker_->make(linear, next_row_, rows_, made_.data(), nobody_rests_);
+        maker_->make(linear, next_row_, rows_, made_.data(), Rest());
         next_row_ += rows_;
         return seconds_since(begin);
     }
@@ -149,7 +149,6 @@ class DirectPads {
   private:
     std::vector<FieldWeights> linears_;
     std::unique_ptr<DirectMaker> maker_;
-    const Rest nobody_rests_;
     std::size_t rows_, run_rows_;
     std::uint64_t next_row_ = 0;
     Pages<std::uint32_t> made_;

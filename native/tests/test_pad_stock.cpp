@@ -43,6 +43,7 @@ class TellingMaker : public PadMaker {
     std::size_t batch_rows() const override { return 7; }
     void make(std::size_t linear, std::uint64_t first, std::size_t rows, std::uint32_t* products,
               const Rest& rest) override {
+        rest.look();
         CHECK(rows >= 1 && rows <= batch_rows());
         CHECK(!is_at_work_[linear].exchange(true));
         if (first + rows > fails_at_) throw std::runtime_error("the maker is told to fail");
@@ -129,6 +130,18 @@ void test_it_ends_in_the_middle(std::size_t threads) {
     }
 }
 
+void test_makers_rest_and_go_on(std::size_t threads) {
+    const auto stock = stock_of({3, 2}, 20, threads);
+    for (int round = 0; round < 500; ++round) {
+        stock->rest(round % 3 != 0);
+        const std::size_t linear = static_cast<std::size_t>(round) % 2,
+                          rows = 1 + static_cast<std::size_t>(round) % 20;
+        CHECK(stock->wait(linear, rows, kSoon));
+        check_rows(*stock->take(linear, rows), linear == 0 ? 3 : 2);
+    }
+    stock->rest(true);  // it ends all the same
+}
+
 void test_a_maker_that_fails_ends_the_stock(std::size_t threads) {
     const auto stock = stock_of({3, 2}, 20, threads, 30);
     std::shared_ptr<PadRows> held;
@@ -162,7 +175,7 @@ void test_the_maker_that_multiplies(std::size_t outputs, std::size_t inputs, std
     DirectMaker maker(keys, {&weights, &weights});
     for (const std::uint64_t first : {std::uint64_t{0}, std::uint64_t{1} << 40}) {
         std::vector<std::uint32_t> products(rows * outputs, 7), pad(inputs);
-        maker.make(1, first, rows, products.data());
+        maker.make(1, first, rows, products.data(), Rest());
         for (std::size_t row = 0; row < rows; ++row) {
             keys->draw(1, first + row, inputs, pad.data());
             for (std::size_t j = 0; j < outputs; ++j) {
@@ -183,6 +196,7 @@ int main() {
             test_rows_come_once_and_in_order(capacity, threads);
         test_a_stock_that_is_full_sleeps_and_wakes(threads);
         test_it_ends_in_the_middle(threads);
+        test_makers_rest_and_go_on(threads);
         test_a_maker_that_fails_ends_the_stock(threads);
     }
     test_rows_that_are_given_back_are_wiped();
