@@ -106,7 +106,6 @@ setup(
         extension("tsqp_shm.bench._field_checks", [*sources("bench/field_checks.cpp"), *FIELD]),
         extension("tsqp_shm.bench._blinded_checks", [*sources("bench/blinded_checks.cpp"), *FIELD]),
         extension("tsqp_shm.bench._pads", [*sources("bench/pads.cpp"), *PADS]),
-        extension("tsqp_shm.bench._blinded_checks", [*sources("bench/blinded_checks.cpp"), *FIELD]),
     ],
     cmdclass={"build_ext": BuildWithIsaFlags},
 )
