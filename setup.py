@@ -104,8 +104,8 @@ setup(
         extension("tsqp_shm.bench._round_trips", sources("bench/round_trips.cpp", "border/ring.cpp")),
         extension("tsqp_shm.bench._field_products", [*sources("bench/field_products.cpp", "bench/peak*.cpp"), *FIELD]),
         extension("tsqp_shm.bench._field_checks", [*sources("bench/field_checks.cpp"), *FIELD]),
-        extension("tsqp_shm.bench._pads", [*sources("bench/pads.cpp"), *PADS]),
         extension("tsqp_shm.bench._blinded_checks", [*sources("bench/blinded_checks.cpp"), *FIELD]),
+        extension("tsqp_shm.bench._pads", [*sources("bench/pads.cpp"), *PADS]),
     ],
     cmdclass={"build_ext": BuildWithIsaFlags},
 )

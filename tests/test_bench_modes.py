@@ -63,7 +63,7 @@ def check(document: dict, printed: str, labels: list[str]) -> None:
         assert sustained["pads"]["made"] > 0
     if {"verified", "blinded stocked"} <= set(labels):
         # The same words cross.
-        assert rows["decode", "blinded stocked"]["bytes_to_gpu"] == rows["decode", "verified"]["bytes_to_gpu"]
+        assert rows["prefill", "blinded stocked"]["bytes_to_gpu"] == rows["prefill", "verified"]["bytes_to_gpu"]
     assert max(map(len, printed.splitlines())) <= 100
     for mode in {label.split()[0] for label in labels}:
         assert f"{mode}: {MODES[mode].summary}" in printed

@@ -61,7 +61,7 @@ def _print_case(rows: list[dict[str, Any]], out: TextIO) -> None:
     title = _CASES[rows[0]["case"]].format(tokens=rows[0]["prompt_tokens"], sequences=rows[0]["sequences"])
     print(f"\n{title}", file=out)
     print(
-        f"{'':<18}{'median':>10}{'spread':>8}{'tokens/s':>10}{'/verified':>11}{'/tee-only':>11}{'MB':>8}"
+        f"{'':<18}{'median':>10}{'spread':>8}{'tokens/s':>10}{'/verified':>10}{'/tee-only':>10}{'MB':>8}"
         f"{'CPU':>8}{'+pads':>8}{'pads/s':>8}",
         file=out,
     )
@@ -74,8 +74,8 @@ def _print_case(rows: list[dict[str, Any]], out: TextIO) -> None:
         ratios = [row["median_s"] / medians[other] if other in medians else None for other in ("verified", "tee-only")]
         with_pads = row["cpu_s_per_token_with_pads"]
         print(
-            f"{row['label']:<18}{duration(row['median_s']):>10}{row['spread']:>8.0%}{row['tokens_per_s']:>10,.1f}"
-            f"{_or_dash(ratios[0], '.2f'):>11}{_or_dash(ratios[1], '.2f'):>11}{_or_dash(crossed, '.3f'):>8}"
+            f"{row['label']:<18}{duration(row['median_s']):>10}{row['spread']:>8.0%}{_speed(row['tokens_per_s']):>10}"
+            f"{_or_dash(ratios[0], '.2f'):>10}{_or_dash(ratios[1], '.2f'):>10}{_or_dash(crossed, '.3f'):>8}"
             f"{1e3 * row['cpu_s_per_token']:>8.2f}{_or_dash(with_pads and 1e3 * with_pads, '.2f'):>8}"
             f"{_thousands(row['pads_per_s']):>8}",
             file=out,
@@ -91,7 +91,7 @@ def _print_modes(settings: dict[str, Any], rows: list[dict[str, Any]], out: Text
         meanwhile = ", ".join(f"{row['pads']['made']:,.0f} ({row['case']})" for row in stocked)
         _say(
             f"blinded stocked: a stock of {settings['pad_stock']['stocked']:,} rows is full before each run, which "
-            f"takes fewer, and no maker works when it begins; pads made again while it lasts: {meanwhile}",
+            f"takes fewer, and no maker works when it begins; pads made again by its end: {meanwhile}",
             out,
         )
         _say(
@@ -138,7 +138,7 @@ def _print_forecast(outlook: dict[str, Any], out: TextIO) -> None:
         for row in machine["rows"]:
             name = f"{row['rows']:,} sequences" if row["context"] else f"prompt of {row['rows']:,}"
             name = "1 sequence" if row["context"] and row["rows"] == 1 else name
-            cells = "".join(f"{_speed(row, mode):>9}" for mode in row["seconds"])
+            cells = "".join(f"{_cell(row, mode):>9}" for mode in row["seconds"])
             print(f"{row['model']:<15}{name:<17}{cells}  {winner(row['seconds'])}", file=out)
 
 
@@ -155,13 +155,17 @@ def _faster(tee_only: float, blinded: float) -> str:
     return f"blinded {tee_only / blinded:.1f}x" if blinded <= tee_only else f"tee-only {blinded / tee_only:.1f}x"
 
 
-def _speed(row: dict[str, Any], mode: str) -> str:
+def _cell(row: dict[str, Any], mode: str) -> str:
     seconds = row["seconds"][mode]
     if seconds is None:
         return "-"
     if not row["context"]:
         return f"{seconds:,.2f} s"
-    return f"{row['rows'] / seconds:,.1f}" if row["rows"] / seconds < 100 else f"{row['rows'] / seconds:,.0f}"
+    return _speed(row["rows"] / seconds)
+
+
+def _speed(tokens_per_s: float) -> str:
+    return f"{tokens_per_s:,.1f}" if tokens_per_s < 100 else f"{tokens_per_s:,.0f}"
 
 
 def duration(seconds: float) -> str:
