@@ -153,8 +153,8 @@ def test_what_the_arena_carries_does_not_depend_on_what_is_asked(fast, model, mo
             seen.clear()
             before = llm.runtime.connection.progress.progress
             llm.generate([list(random_token_ids(length, seed=seed)) for length in (3, 40, 17)], GREEDY)
-            after = llm.runtime.connection.progress.progress.without_times()
-            told.append((list(seen), [now - then for now, then in zip(after, before.without_times(), strict=True)]))
+            after = llm.runtime.connection.progress.progress.public()
+            told.append((list(seen), [now - then for now, then in zip(after, before.public(), strict=True)]))
     # Of the first, what came before it is told with it.
     assert told[1] == told[2]
 

@@ -14,7 +14,7 @@ from tsqp_shm.model.network import Linear
 from tsqp_shm.shm.plan import Plan, Slot
 from tsqp_shm.shm.protocol import Opcode
 from tsqp_shm.shm.tiling import Block
-from tsqp_shm.tee.batch import Chunk, Step
+from tsqp_shm.tee.batch import Step
 from tsqp_shm.tee.interleave import Task
 from tsqp_shm.tee.ops import Operations
 from tsqp_shm.tee.submission import SubmissionQueue
@@ -94,9 +94,6 @@ class FieldLinears:
 
     def check_arrived(self) -> None:
         self._check(self._queue.take_arrived())
-
-    def lacks_pads(self, chunks: Sequence[Chunk]) -> int | None:
-        return None
 
     def _check(self, sequence: int) -> None:
         """All that is complete up to that number."""
