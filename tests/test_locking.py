@@ -81,5 +81,3 @@ def test_a_session_says_what_of_it_is_locked_where_that_is_asked_for(fast):
     with fast.llm(model, mode="blinded", lock_memory=True, **limits) as llm:
         locks = llm.bring_up()["pads"]["locks"]
     assert locks == {"keys": True, "stock": True, "slots": True, "caches": True, "reason": None}
-    with fast.llm(model, mode="blinded", **limits) as llm:
-        assert llm.bring_up()["pads"]["locks"] is None

@@ -41,3 +41,18 @@ def test_every_mode_has_its_column():
 
 def test_every_mode_makes_a_claim_of_its_own():
     assert {claim[1] for claim in CLAIMS} >= set(MODES)
+
+
+def test_the_claim_of_blinded_names_leakage_adversary_bound_sketch_and_what_is_not_covered():
+    section = DOCUMENT.split("## The claim of `blinded`")[1].split("\n## ")[0]
+    rows = [line.strip("|").split(" | ")[0].strip() for line in section.split("\n\n")[1].splitlines()[2:]]
+    assert rows == ["leakage L", "adversary", "claim", "sketch", "not covered"]
+    assert "Adv_PRF(AES-256-CTR) + Adv_KDF + Adv_seed + Q p^-2" in section
+    assert "computational" in section
+
+
+@pytest.mark.parametrize("document", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_no_document_promises_what_nobody_can_keep(document):
+    text = (ROOT / document).read_text().lower()
+    for promise in ("information-theoretic", "perfect secrecy", "learns nothing", "no accuracy loss"):
+        assert promise not in text

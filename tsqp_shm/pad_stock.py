@@ -10,6 +10,8 @@ from tsqp_shm.errors import ConfigError
 _UNITS = {"KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
 # Without a word of the user's, at most such a part of the memory that is free.
 _SHARE_OF_MEMORY = 1 / 4
+# And of what may be locked, where it is to be: keys, slots and caches are locked beside it.
+_SHARE_OF_LOCKABLE = 1 / 2
 
 
 class Stock(NamedTuple):
@@ -57,7 +59,7 @@ def stock_rows(
     if stock is None:
         bound_bytes = int(free_bytes * _SHARE_OF_MEMORY)
         if lockable_bytes is not None:
-            bound_bytes = min(bound_bytes, lockable_bytes)
+            bound_bytes = min(bound_bytes, int(lockable_bytes * _SHARE_OF_LOCKABLE))
         return max(1, min(most_rows, bound_bytes // row_bytes))
     rows = stock.rows if stock.size_bytes is None else stock.size_bytes // row_bytes
     if not rows:

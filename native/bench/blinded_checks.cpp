@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <vector>
@@ -112,7 +113,7 @@ class DirectPads {
             std::make_shared<PadKeys>("session", "digest", 0, copies, seed), std::move(weights));
         rows_ = maker_->batch_rows();
         made_ = Pages<std::uint32_t>(rows_ * outputs, true);
-        run_rows_ = blocks_of_a_run(linears_[0].depth(), kMaxDigits) * kBlockRows;
+        run_rows_ = std::max(rows_, blocks_of_a_run(linears_[0].depth(), kMaxDigits) * kBlockRows);
         out_ = Pages<float>(run_rows_ * outputs, true);
         const std::size_t blocks = blocks_of_rows(run_rows_);
         digit_rows_.reserve(blocks, linears_[0].depth(), kMaxDigits, kMaxDigits);
@@ -125,7 +126,7 @@ class DirectPads {
         }
     }
 
-    // Of a call of each.
+    // Of a batch, and of a run of products at most.
     std::size_t made_rows() const { return rows_; }
     std::size_t product_rows() const { return run_rows_; }
 
@@ -137,12 +138,12 @@ class DirectPads {
         next_row_ += rows_;
         return seconds_since(begin);
     }
-    // Seconds that a run of blocks takes whose digits are there.
-    double multiply(std::size_t linear) {
+    // Seconds that blocks of so many rows take whose digits are there.
+    double multiply(std::size_t linear, std::size_t rows) {
         const py::gil_scoped_release unlocked;
         const auto begin = Clock::now();
-        multiply_blocks(field_kernels(), linears_[linear], digit_rows_, blocks_of_rows(run_rows_),
-                        out_.data());
+        multiply_blocks(field_kernels(), linears_[linear], digit_rows_,
+                        blocks_of_rows(std::min(rows, run_rows_)), out_.data());
         return seconds_since(begin);
     }
 
@@ -174,5 +175,5 @@ PYBIND11_MODULE(_blinded_checks, module) {
         .def_property_readonly("made_rows", &DirectPads::made_rows)
         .def_property_readonly("product_rows", &DirectPads::product_rows)
         .def("make", &DirectPads::make, "linear"_a)
-        .def("multiply", &DirectPads::multiply, "linear"_a);
+        .def("multiply", &DirectPads::multiply, "linear"_a, "rows"_a);
 }

@@ -20,6 +20,8 @@ constexpr std::size_t kTaskWords = 8192;
 
 // Of a vector so many words are asked for ahead.
 constexpr std::size_t kAskedWords = 2048;
+// Of a row's pads while another row's begin is checked.
+constexpr std::size_t kAskedPads = 1024;
 
 constexpr std::size_t ceil_div(std::size_t size, std::size_t block) { return (size + block - 1) / block; }
 
@@ -27,6 +29,8 @@ constexpr std::size_t ceil_div(std::size_t size, std::size_t block) { return (si
 // short as a row of most Linears.
 template <class T>
 void ask_for(const T* data, std::size_t size) {
+    // gcc 12 takes a function that does nothing but ask for one without effect, and drops its calls.
+    asm volatile("");
     for (std::size_t i = 0; i < size; i += 64 / sizeof(T)) __builtin_prefetch(data + i);
 }
 
@@ -150,6 +154,15 @@ void FieldCheck::ask_for_run(std::size_t first, std::size_t end) const {
         ask_for(vectors_.data() + v * padded_outputs_ + first, size);
 }
 
+void FieldCheck::ask_for_pads(const Rows& rows, std::size_t row, std::size_t begin, std::size_t first,
+                              std::size_t end) {
+    const std::uint32_t* const* const pads = rows.pads + row;
+    const std::size_t next = first + kRunWords;
+    if (next < end) ask_for(*pads + next, std::min(kRunWords, end - next));
+    if (first == begin && pads + kCheckRows < rows.pads_end && pads[kCheckRows] != nullptr)
+        ask_for(pads[kCheckRows] + begin, std::min(kAskedPads, end - begin));
+}
+
 // Some rows' words [begin, end). Returns the largest.
 std::uint32_t FieldCheck::finish_words(const CheckKernels& kernels, const Rows& rows, std::size_t begin,
                                        std::size_t end, std::int64_t* sums) const {
@@ -157,6 +170,8 @@ std::uint32_t FieldCheck::finish_words(const CheckKernels& kernels, const Rows& 
     alignas(64) std::uint32_t words[kRunWords];
     std::uint32_t largest = 0;
     if (rows.are_few) ask_for_run(begin, end);
+    for (std::size_t row = 0; rows.are_few && rows.pads != nullptr && row < rows.count; ++row)
+        if (rows.pads[row] != nullptr) ask_for(rows.pads[row] + begin, std::min(kAskedPads, end - begin));
     for (std::size_t first = begin; first < end; first += kRunWords) {
         const std::size_t size = std::min(kRunWords, end - first);
         for (std::size_t row = 0; row < rows.count; ++row) {
@@ -168,8 +183,7 @@ std::uint32_t FieldCheck::finish_words(const CheckKernels& kernels, const Rows& 
                 if (rows.copy != nullptr) std::copy_n(words, size, rows.copy + at);
             }
             const std::uint32_t* const pads = rows.pads == nullptr ? nullptr : rows.pads[row];
-            if (pads != nullptr && first + kRunWords < end)
-                ask_for(pads + first + kRunWords, std::min(kRunWords, end - first - kRunWords));
+            if (pads != nullptr) ask_for_pads(rows, row, begin, first, end);
             largest = std::max(largest, kernels.take({.words = from,
                                                       .size = size,
                                                       .pads = pads == nullptr ? nullptr : pads + first,
@@ -221,7 +235,8 @@ bool FieldCheck::finish(const CheckKernels& kernels, const std::uint32_t* y, std
                                .scales = scales + first,
                                .out = out + first * outputs_,
                                .copy = copy == nullptr ? nullptr : copy + first * outputs_,
-                               .pads = pads == nullptr ? nullptr : pads + first},
+                               .pads = pads == nullptr ? nullptr : pads + first,
+                               .pads_end = pads == nullptr ? nullptr : pads + rows},
                               from, std::min(outputs_, from + piece_words), wide + unit * of_unit);
                       }
                   });

@@ -69,12 +69,17 @@ class FieldCheck {
         float* out;
         std::uint32_t* copy;
         const std::uint32_t* const* pads;
+        const std::uint32_t* const* pads_end;  // of all rows of the call
     };
     // Their words [begin, end); begin is whole runs. Adds to sums [count, num_vectors], returns the largest
     // word.
     std::uint32_t finish_words(const CheckKernels& kernels, const Rows& rows, std::size_t begin,
                                std::size_t end, std::int64_t* sums) const;
     void ask_for_run(std::size_t first, std::size_t end) const;
+    // Pads come out of memory: those of a row's next run are asked for while one is worked on, and with the first run
+    // of a piece [begin, end) of the row that is next in its place.
+    static void ask_for_pads(const Rows& rows, std::size_t row, std::size_t begin, std::size_t first,
+                             std::size_t end);
 
     std::size_t inputs_, outputs_, num_vectors_;
     std::size_t padded_inputs_, padded_outputs_;

@@ -102,6 +102,7 @@ class PadStock : public std::enable_shared_from_this<PadStock> {
     Ring& ring(std::size_t linear) const;
     std::size_t ready(const Ring& ring) const;
     std::size_t rows_to_make(const Ring& ring) const;
+    void start_makers(std::size_t num_threads);
     std::optional<Batch> claim_batch();
     void serve();
     void make_batches();

@@ -114,6 +114,11 @@ void test_check(const CheckKernels& kernels) {
               [&] { check.finish(kernels, words, 3, scales.data(), sums.data(), out.data(), nullptr); });
         watch("finish with a copy",
               [&] { check.finish(kernels, words, 3, scales.data(), sums.data(), out.data(), copy.data()); });
+        const std::vector<std::uint32_t> products(out.size(), 5);
+        const std::uint32_t* const pads[] = {products.data(), products.data(), products.data()};
+        watch("check, finish with pads", [&] {
+            check.finish(kernels, words, 3, scales.data(), sums.data(), out.data(), nullptr, pads);
+        });
     }
     // Rows of an odd width, as logits may be: the second begins inside a word.
     FieldWeights weights(37, 2);

@@ -49,7 +49,7 @@ def _keys(num_linears: int) -> Finding:
         keys = _native.PadKeys(b"doctor", b"", 0, num_linears)
     except OSError as error:
         why = "keys are kept in locked memory or not at all, so a start is refused"
-        return Finding("keys", BAD, f"{num_linears} cannot be locked: {error}", why, LOCK_CURE)
+        return Finding("keys", BAD, f"{num_linears} Linears: {error.strerror or error}", why, LOCK_CURE)
     del keys
     return Finding("keys", GOOD, f"{num_linears} made, in locked memory")
 
@@ -89,7 +89,7 @@ def _stock(config: EngineConfig, need: Need | None) -> Finding:
     except ConfigError as error:
         return Finding("pad stock", BAD, str(error), "a start is refused", "another --pad-stock, or leave it out")
     size_bytes = rows * need.pad_row_bytes
-    found = f"{rows:,} rows of {need.pad_row_bytes / 1e6:,.2f} MB: {mib(size_bytes)} of {mib(free_bytes)} available"
+    found = f"{rows:,} rows of {need.pad_row_bytes:,} bytes: {mib(size_bytes)} of {mib(free_bytes)} available"
     if rows < need.max_model_len and config.pad_stock is None:
         why = f"less than the {need.max_model_len:,} rows of a longest sequence: what has no pad is computed in the TEE"
         return Finding("pad stock", WARNING, found, why, "free memory, or lower --max-model-len")

@@ -70,7 +70,7 @@ class Pads:
             keys = _native.PadKeys(session.encode(), linears_digest.encode(), _KEY_EPOCH, len(weights))
             stock = _native.PadStock(keys, list(weights), self._rows, config.pad_threads, config.lock_memory)
         except OSError as error:
-            raise LimitError("memory", str(error)) from error
+            raise LimitError("memory", error.strerror or str(error)) from error
         # Whose keys are its own from here on, and end with it.
         self._stock, self._key_id, self._row_bytes = stock, keys.key_id, row_bytes
         # When it was looked at, and how many pads had been made.

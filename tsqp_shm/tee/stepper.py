@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from traceback import clear_frames
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -266,6 +267,9 @@ class Stepper:
                     self.connection.begin()
                     return act()
                 except PeerDied as death:
+                    # The error holds the frames of the pass, which may hold the error in turn, and they hold what the
+                    # pass had begun: pads that nobody could be given again before a collector came by.
+                    clear_frames(death.__traceback__)
                     self._replace_gpu(death)
             except TsqpError as error:
                 self.connection.mark_broken()
