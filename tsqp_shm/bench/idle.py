@@ -19,7 +19,7 @@ from tsqp_shm.llm import LLM, SamplingParams
 from tsqp_shm.modes import MODES
 from tsqp_shm.progress import Progress
 
-# Until both sides have parked.
+# Until both sides have parked; and pads are made while nobody asks, as long as there is room for any.
 SETTLE_S = 1.0
 
 
@@ -81,9 +81,17 @@ def _core_shares(folder: Path, mode: str, options: IdleOptions) -> dict[str, flo
     with LLM(folder, mode=mode, **settings) as llm:
         llm.generate([[1, 2, 3]], SamplingParams(max_tokens=4, ignore_eos=True, temperature=0))
         pids = {role: facts["pid"] for role, facts in llm.bring_up()["processes"].items()}
-        time.sleep(SETTLE_S)
+        _settle(llm)
         began = time.monotonic()
         before = {process: processor_seconds(pid) for process, pid in pids.items()}
         time.sleep(options.seconds)
         passed_s = time.monotonic() - began
         return {process: (processor_seconds(pid) - before[process]) / passed_s for process, pid in pids.items()}
+
+
+def _settle(llm: LLM) -> None:
+    """Returns when both sides have parked and no pads are made any more."""
+    made, made_before = 0, -1
+    while made != made_before:
+        time.sleep(SETTLE_S)
+        made, made_before = llm.stats().get("pads", {}).get("made", 0), made
