@@ -3,9 +3,9 @@
 Whoever controls the GPU process sees them too; they tell it nothing that it could not count itself. No role reads them.
 Without an arena the words lie in a file of the session's folder, for this user's processes.
 
-In a mode with pads the words that whoever controls the GPU process sees follow from lengths and batches alone. What does
-not, times and how many wait, is 0 there, and goes with what is to be said of the pads over a socket in the session's
-folder (`tee.telling`).
+In a mode with pads the words that whoever controls the GPU process sees follow from lengths and batches alone. What
+does not, times and how many wait, is 0 there, and goes with what is to be said of the pads over a socket in the
+session's folder (`tee.telling`).
 """
 
 from __future__ import annotations

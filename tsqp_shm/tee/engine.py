@@ -26,7 +26,6 @@ from tsqp_shm.tee.linears import LinearsPort
 from tsqp_shm.tee.mlp import GatedMlp
 from tsqp_shm.tee.ops import Float32, Operations
 from tsqp_shm.tee.statistics import Statistics
-from tsqp_shm.tee.submission import SubmissionQueue
 from tsqp_shm.tee.verification import Products, Unverified, Verification
 
 # What is done with logits: never all of a prompt's at once, which would take T x V floats.
@@ -149,6 +148,6 @@ class Engine:
             take(first, Unverified(self._rows[:rows], verification))
 
 
-# Makes the engine of a session without a GPU process. What is handed in is called between two operations, whose step it may end: deadlines
-# and the session's end are looked at there, as they are in waits.
+# Makes the engine of a session without a GPU process. What is handed in is called between two operations, whose step it
+# may end: deadlines and the session's end are looked at there, as they are in waits.
 MakeEngineAlone = Callable[[Slots, Callable[[], None], Statistics], Engine]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -13,16 +12,16 @@ from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
 
 
-class Loaded(ABC):
+class Loaded:
     """Attributes:
     linears_digest: of the Linears as integers, for the GPU process to compare; "" where it has no need of them.
     """
 
     linears_digest = ""
 
-    @abstractmethod
     def make_engine(self, slots: Slots, queue: SubmissionQueue, statistics: Statistics) -> Engine:
         """An engine of one connection, whose ports lead to the GPU process at the other end of `queue`."""
+        raise NotImplementedError
 
     def begin(self, session: str, stack: ExitStack) -> None:
         """The session of that name begins; what ends with it is laid on the stack."""

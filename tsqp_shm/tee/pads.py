@@ -82,9 +82,10 @@ class Pads:
         """Raises:
         ConfigError: a block of rows waits for more pads than there ever are at once.
         """
-        of_block = max(limits.block_rows, -(-limits.max_batch_tokens // MAX_BLOCKS)) + limits.tile_rows
+        of_step = min(limits.max_batch_tokens, limits.max_num_seqs * limits.max_model_len)
+        of_block = max(limits.block_rows, -(-of_step // MAX_BLOCKS)) + limits.tile_rows
         for name, rows in (
-            ("pads_out=wait", min(of_block, limits.max_batch_tokens) if self._config.pads_out == "wait" else 0),
+            ("pads_out=wait", min(of_block, of_step) if self.waits else 0),
             ("pad_ready", self._config.pad_ready),
         ):
             if rows > self._rows:

@@ -105,6 +105,7 @@ class Verified(Loaded):
             wait=queue.wait,
             begin=linears.begin,
             check_arrived=linears.check_arrived,
+            lack_pads=linears.lack_pads,
             keeps_caches=True,
             # Attention takes as long as all else of a layer here.
             staggers_blocks=True,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from tsqp_shm.errors import PadsExhausted
 from tsqp_shm.model.network import Linear
 from tsqp_shm.shm.plan import Slot
 from tsqp_shm.shm.tiling import Block
-from tsqp_shm.tee.batch import Step
+from tsqp_shm.tee.batch import Chunk, Step
 from tsqp_shm.tee.interleave import Task
 from tsqp_shm.tee.verification import Verification
 
@@ -30,3 +32,6 @@ class CheckedLinears(LinearsPort, Protocol):
 
     def check_arrived(self) -> None:
         """Checks what has arrived of a pass that breaks off."""
+
+    def lack_pads(self, chunks: Sequence[Chunk]) -> Mapping[int, PadsExhausted]:
+        """As `Ports.lack_pads`."""

@@ -64,8 +64,10 @@ class BlindedLinears:
     def lack_pads(self, chunks: Sequence[Chunk]) -> Mapping[int, PadsExhausted]:
         """As `Ports.lack_pads`: who fits goes on, whoever else is in the step."""
         left = self._pads.refuses_beyond
-        lacking = {}
-        for index, chunk in enumerate(chunks if left is not None else ()):
+        lacking: dict[int, PadsExhausted] = {}
+        if left is None:
+            return lacking
+        for index, chunk in enumerate(chunks):
             # Of a prompt all that is to come, or others would find nothing where it is refused in the end.
             rows = 0 if chunk.is_prompt and self._pads.keeps_prompts else len(chunk.token_ids) + chunk.pending
             if rows > left:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tsqp_shm import _native
+from tsqp_shm.errors import PadsExhausted
 from tsqp_shm.model.network import Linear
 from tsqp_shm.shm.plan import Plan, Slot
 from tsqp_shm.shm.protocol import Opcode
 from tsqp_shm.shm.tiling import Block
-from tsqp_shm.tee.batch import Step
+from tsqp_shm.tee.batch import Chunk, Step
 from tsqp_shm.tee.interleave import Task
 from tsqp_shm.tee.ops import Operations
 from tsqp_shm.tee.submission import SubmissionQueue
@@ -94,6 +95,9 @@ class FieldLinears:
 
     def check_arrived(self) -> None:
         self._check(self._queue.take_arrived())
+
+    def lack_pads(self, chunks: Sequence[Chunk]) -> Mapping[int, PadsExhausted]:
+        return {}
 
     def _check(self, sequence: int) -> None:
         """All that is complete up to that number."""
