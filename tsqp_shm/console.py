@@ -203,7 +203,7 @@ def _pads(pads: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "keys",
-            f"key {pads['key_id'][:16]}, locked; no core dumps, and the kernel lets no other process of this user begin to look in",
+            f"key {pads['key_id'][:16]}, locked; no core dumps, and no other process of this user can begin to look in",
         ),
         *([("locked", _locks(pads["locks"]))] if pads["locks"] else []),
     ]
