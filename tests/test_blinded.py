@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -13,8 +16,8 @@ from models import RandomModel, model_folder, random_token_ids
 from test_parity import CASES
 from test_verified import DRAWN, GREEDY, LIMITS, PROMPTS, answers
 
-from tsqp_shm import LLM
-from tsqp_shm.errors import ConfigError, PadsExhausted
+from tsqp_shm import LLM, _native
+from tsqp_shm.errors import ConfigError, PadsExhausted, RequestError
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.shm.protocol import Opcode
@@ -99,18 +102,48 @@ def test_another_gpu_process_goes_on_with_the_same_pads_where_one_died(fast, mod
 
 
 def test_what_has_no_pads_is_refused_and_the_others_go_on(fast, model):
-    settings = {"pad_stock": 64, "pad_ready": 64, "pads_out": "refuse", "max_model_len": 128, "max_num_seqs": 2}
+    settings = {"pad_stock": 64, "pad_ready": 64, "pads_out": "refuse", "max_model_len": 160, "max_num_seqs": 2}
     long, short = list(random_token_ids(100)), list(random_token_ids(5))
-    with LLM(model, mode="tee-only", max_model_len=128) as llm:
+    with LLM(model, mode="tee-only", max_model_len=160) as llm:
         alone = answers(llm, GREEDY, [short])
-    with fast.llm(model, mode="blinded", **settings) as llm:
+    with fast.llm(model, mode="blinded", max_batch_tokens=32, **settings) as llm:
         assert answers(llm, GREEDY, [short]) == alone
+        before = pads_of(llm)["used"]
         with pytest.raises(PadsExhausted, match="needed for 100 rows, and there are"):
             llm.generate([long], GREEDY)
         with pytest.raises(PadsExhausted, match="needed for 100 rows"):
             llm.logits(long)
-        assert answers(llm, GREEDY, [short]) == alone
+        # Before it has taken what others can use.
+        assert pads_of(llm)["used"] == before
+        completions = [llm.start(prompt, GREEDY) for prompt in (long, short)]
+        updates = SimpleQueue()
+        llm.runtime.add(completions, updates.put)
+        while any(completion.finish_reason is None for completion in completions):
+            updates.get(timeout=30)
+        assert [completion.finish_reason for completion in completions] == ["error", "length"]
+        assert completions[1].token_ids == alone[0][0]
+        # What it needs itself, and nothing of who asks beside it.
+        assert "needed for 100 rows" in str(completions[0].error)
         assert pads_of(llm)["tee_products"] == 0
+
+
+def test_a_check_of_blinded_rows_begins_none_without_a_pad(monkeypatch, fast, model):
+    begun = []
+
+    class Seen(_native.FieldCheck):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            begun.append(arguments[2])
+
+    monkeypatch.setattr(_native, "FieldCheck", Seen)
+    with fast.llm(model, mode="blinded", pad_stock=16, max_model_len=64):
+        assert all(begun)
+    monkeypatch.undo()
+    linear = _native.FieldLinear(64, 64)
+    check = _native.FieldCheck(linear, np.ones((2, 64), np.uint32), True)
+    slots = _native.SlotTable(None, [], mmap.mmap(-1, 8192), [(0, 1, 64, 2), (4096, 1, 64, 4)])
+    with pytest.raises(ValueError, match="nothing crosses here without"):
+        check.begin(slots, 0, 1, 0, 1)
 
 
 @contextmanager
@@ -128,21 +161,76 @@ def watched(monkeypatch) -> Iterator[list[tuple[int, int, int]]]:
     yield seen
 
 
-@pytest.mark.parametrize("to", [16, 64])
-def test_prompts_of_other_lengths_look_the_same_where_they_are_rounded_up(fast, model, monkeypatch, to):
-    """Also where a prompt goes in several steps: 49 and 64 tokens, 32 a step."""
-    lengths = (49, 55, 64)
-    limits = {"max_model_len": 96, "max_num_seqs": 1, "max_batch_tokens": 32}
+@pytest.mark.parametrize("to", [16, 64, 200])
+@pytest.mark.parametrize("batch", [32, 256])
+def test_prompts_of_other_lengths_look_the_same_where_they_are_rounded_up(fast, model, monkeypatch, to, batch):
+    """Whole and in several steps, cut into blocks, beside another sequence: records, and the words of progress."""
+    lengths = [to - 15, to - 9, to] if to < 64 else [to - 59, to - 9, to - 1, to]
+    limits = {"max_model_len": 224, "max_num_seqs": 2, "max_batch_tokens": batch, "block_rows": 16}
+    told = []
     with (
         watched(monkeypatch) as seen,
-        fast.llm(model, mode="blinded", **ALL_CROSS, pad_stock=300, pad_prompt_to=to, **limits) as llm,
+        fast.llm(model, mode="blinded", **ALL_CROSS, pad_stock=600, pad_prompt_to=to, **limits) as llm,
     ):
-        asked = []
-        for length in lengths:
+        for length in (1, *lengths):
             seen.clear()
-            llm.generate([list(random_token_ids(length, seed=length))], GREEDY)
-            asked.append(list(seen))
-    assert asked[0] == asked[1] == asked[2]
+            before = llm.runtime.connection.progress.progress.public()
+            llm.generate([list(random_token_ids(length, seed=length)), [1, 2, 3]], GREEDY)
+            after = llm.runtime.connection.progress.progress.public()
+            told.append((list(seen), [now - then for now, then in zip(after, before, strict=True)]))
+    # Of the first, what came before it is told with it.
+    assert all(each == told[1] for each in told[2:])
+
+
+def test_a_gpu_process_that_dies_sees_no_length_that_was_rounded_up(fast, model, monkeypatch):
+    """Its first step is made again as it was."""
+    asked = []
+    for length in (41, 64):
+        deaths = [5]
+
+        def start_gpu(session, deaths=deaths):
+            fast.start_gpu(model, session, dies_at=deaths.pop(0) if deaths else 0)
+
+        settings = {**ALL_CROSS, "pad_stock": 300, "pad_prompt_to": 64, "max_model_len": 96, "max_num_seqs": 1}
+        with (
+            watched(monkeypatch) as seen,
+            LLM(model, mode="blinded", start_gpu=start_gpu, restart_gpu=1, timeout_s=30.0, **settings) as llm,
+        ):
+            llm.generate([list(random_token_ids(length))], GREEDY)
+            # How far a step had got when the death was noticed is not the question.
+            asked.append([rows for linear, _, rows in seen if linear == 0])
+    assert asked[0] == asked[1]
+
+
+def test_what_would_show_a_length_is_refused_where_lengths_are_rounded_up(fast, model):
+    with fast.llm(model, mode="blinded", pad_stock=64, pad_prompt_to=16, max_model_len=96) as llm:
+        with pytest.raises(RequestError, match="prompt_logprobs"):
+            llm.generate([[1, 2, 3]], replace(GREEDY, prompt_logprobs=1))
+        with pytest.raises(RequestError, match="logits"):
+            llm.logits([1, 2, 3])
+
+
+def test_blocks_that_wait_for_the_same_pads_let_others_give_theirs_back(fast, model):
+    """More rows are in one step than the stock has, and two blocks of them at one Linear."""
+    limits = {"max_model_len": 128, "max_num_seqs": 5, "max_batch_tokens": 512, "block_rows": 64}
+    prompts = [list(random_token_ids(100, seed=seed)) for seed in range(5)]
+    with LLM(model, mode="tee-only", **limits) as llm:
+        alone = answers(llm, GREEDY, prompts)
+    with fast.llm(model, mode="blinded", **ALL_CROSS, pad_stock=200, **limits) as llm:
+        assert answers(llm, GREEDY, prompts) == alone
+        assert pads_of(llm)["tee_products"] == 0
+
+
+def test_pads_are_waited_for_before_the_first_request_and_not_where_a_gpu_process_died(fast, model, expected):
+    deaths = [15]
+
+    def start_gpu(session):
+        fast.start_gpu(model, session, dies_at=deaths.pop(0) if deaths else 0)
+
+    settings = {"pad_stock": 300, "pad_ready": 300, "restart_gpu": 1, "timeout_s": 30.0}
+    with LLM(model, mode="blinded", start_gpu=start_gpu, **settings, **LIMITS) as llm:
+        assert answers(llm, GREEDY) == expected["greedy"]
+        assert llm.statistics.gpu_restarts == 1
 
 
 def test_what_the_arena_carries_does_not_depend_on_what_is_asked(fast, model, monkeypatch):
@@ -153,8 +241,8 @@ def test_what_the_arena_carries_does_not_depend_on_what_is_asked(fast, model, mo
             seen.clear()
             before = llm.runtime.connection.progress.progress
             llm.generate([list(random_token_ids(length, seed=seed)) for length in (3, 40, 17)], GREEDY)
-            after = llm.runtime.connection.progress.progress.without_times()
-            told.append((list(seen), [now - then for now, then in zip(after, before.without_times(), strict=True)]))
+            after = llm.runtime.connection.progress.progress.public()
+            told.append((list(seen), [now - then for now, then in zip(after, before.public(), strict=True)]))
     # Of the first, what came before it is told with it.
     assert told[1] == told[2]
 

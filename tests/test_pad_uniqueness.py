@@ -165,8 +165,10 @@ def test_a_taker_that_is_one_behind_is_found(fast, model, tmp_path, monkeypatch)
     """Which the core refuses besides: what has blinded a row blinds no other."""
     last: dict[tuple[int, int], Any] = {}
 
-    def behind(pads: Pads, linear: Any, rows: int, look: Callable[[], None]) -> Any:
-        fresh = take(pads, linear, rows, look)
+    def behind(pads: Pads, linear: Any, rows: int) -> Any:
+        fresh = take(pads, linear, rows)
+        if fresh is None:
+            return None
         given, last[linear.index, rows] = last.get((linear.index, rows), fresh), fresh
         return given
 

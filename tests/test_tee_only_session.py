@@ -414,8 +414,8 @@ class EndlessEngine:
         self._look = look
         self.begun = 0
 
-    def lacks_pads(self, chunks: Sequence[Chunk]) -> None:
-        return None
+    def lack_pads(self, chunks: Sequence[Chunk]) -> dict[int, TsqpError]:
+        return {}
 
     def forward(self, chunks: Sequence[Chunk], take: Callable[[int, np.ndarray], None]) -> None:
         self.begun += 1
@@ -453,8 +453,8 @@ def test_closing_ends_a_step(endless):
 def test_a_fault_in_a_step_is_an_equal_error_for_each_caller(model, monkeypatch):
     def fail(slots, look, statistics):
         class Failing:
-            def lacks_pads(self, chunks):
-                return None
+            def lack_pads(self, chunks):
+                return {}
 
             def forward(self, chunks, take):
                 raise MemoryError("no room")

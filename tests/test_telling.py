@@ -17,7 +17,7 @@ import pytest
 
 from tsqp_shm.shm.posix.folder import sessions_folder, sweep_dead_sessions
 from tsqp_shm.shm.posix.session import Session
-from tsqp_shm.shm.progress import MAX_STATS_BYTES, STATS_SOCKET, TIMES, Progress
+from tsqp_shm.shm.progress import MAX_STATS_BYTES, STATS_SOCKET, WITHHELD, Progress
 from tsqp_shm.tee.telling import Telling
 from tsqp_shm.top.told import Pads, Told, ask, tells
 
@@ -32,8 +32,8 @@ PADS = Pads(
     tee_products=42,
     fault=None,
 )
-TIMES_TOLD = dict.fromkeys(TIMES, 7)
-FACTS = {"pads": PADS._asdict(), "times": TIMES_TOLD}
+WITHHELD_TOLD = dict.fromkeys(WITHHELD, 7)
+FACTS = {"pads": PADS._asdict(), "withheld": WITHHELD_TOLD}
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_who_connects_gets_one_line_and_the_end(told):
     with connected(told.path) as connection, connection.makefile("rb") as lines:
         assert json.loads(lines.readline()) == FACTS
         assert lines.read() == b""
-    assert ask(told.path.parent) == Told(PADS, TIMES_TOLD)
+    assert ask(told.path.parent) == Told(PADS, WITHHELD_TOLD)
 
 
 def test_the_socket_is_its_users_alone_whatever_the_mask(session):
@@ -92,7 +92,7 @@ def test_another_user_is_told_nothing(runtime_folder, forked, tmp_path_factory):
 
     with contextlib.closing(Telling(open_folder, lambda: FACTS)) as telling:
         telling.path.chmod(0o666)
-        assert ask(open_folder) == Told(PADS, TIMES_TOLD)
+        assert ask(open_folder) == Told(PADS, WITHHELD_TOLD)
         forked(run).join()
 
 
@@ -100,7 +100,7 @@ def test_who_never_reads_holds_nobody_up(told):
     with contextlib.ExitStack() as stack:
         for _ in range(50):
             stack.enter_context(connected(told.path))
-        assert ask(told.path.parent) == Told(PADS, TIMES_TOLD)
+        assert ask(told.path.parent) == Told(PADS, WITHHELD_TOLD)
         began = threading.active_count()
         told.close()
         assert threading.active_count() == began - 1
@@ -116,7 +116,7 @@ def test_facts_that_cannot_be_told_end_one_connection_and_no_more(session):
         return answer
 
     with contextlib.closing(Telling(session.folder, facts)):
-        assert [ask(session.folder) for _ in range(3)] == [None, None, Told(PADS, TIMES_TOLD)]
+        assert [ask(session.folder) for _ in range(3)] == [None, None, Told(PADS, WITHHELD_TOLD)]
 
 
 def test_it_is_gone_after_close_and_closing_twice_is_nothing(session, told):
@@ -129,7 +129,7 @@ def test_it_is_gone_after_close_and_closing_twice_is_nothing(session, told):
 
 def test_another_arena_of_the_session_leaves_it_where_it_is(session, told):
     session.create_memory(1 << 16).close()
-    assert ask(session.folder) == Told(PADS, TIMES_TOLD)
+    assert ask(session.folder) == Told(PADS, WITHHELD_TOLD)
 
 
 def test_a_killed_sessions_socket_is_swept_with_its_folder(forked):
@@ -172,12 +172,12 @@ def test_a_folder_without_room_for_a_socket_is_a_reason_and_no_error(tmp_path):
 @pytest.mark.parametrize(
     "said",
     [
-        b"", b"{}\n", b"[" * 60_000, b"9" * 100_000, b'{"pads": 3, "times": {}}',
+        b"", b"{}\n", b"[" * 60_000, b"9" * 100_000, b'{"pads": 3, "withheld": {}}',
         json.dumps({**FACTS, "pads": {**PADS._asdict(), "used": -1}}).encode(),
         json.dumps({**FACTS, "pads": {**PADS._asdict(), "used": 1 << 64}}).encode(),
         json.dumps({**FACTS, "pads": {**PADS._asdict(), "pads_per_s": float("inf")}}).encode(),
         json.dumps({**FACTS, "pads": {**PADS._asdict(), "fault": 3}}).encode(),
-        json.dumps({**FACTS, "times": dict.fromkeys(TIMES, "7")}).encode(),
+        json.dumps({**FACTS, "withheld": dict.fromkeys(WITHHELD, "7")}).encode(),
     ],
     ids=["nothing", "empty", "deep", "long", "no object", "negative", "large", "infinite", "no text", "no times"],
 )  # fmt: skip
@@ -208,6 +208,6 @@ def test_who_answers_with_nothing_or_never_is_waited_for_no_longer_than_said(tmp
 
 def test_the_times_are_what_is_no_count():
     progress = Progress(*range(1, len(Progress._fields) + 1))
-    assert progress.without_times()._replace(**progress.times()) == progress
-    assert {name for name in Progress._fields if name.endswith("_ns")} == set(TIMES)
-    assert not any(progress.without_times().times().values())
+    assert progress.public()._replace(**progress.withheld()) == progress
+    assert {name for name in Progress._fields if name.endswith("_ns") or name == "waiting"} == set(WITHHELD)
+    assert not any(progress.public().withheld().values())

@@ -28,7 +28,7 @@ from tsqp_shm.shm.posix.folder import sessions_folder
 from tsqp_shm.shm.posix.objects import arena_name
 from tsqp_shm.shm.posix.session import Session
 from tsqp_shm.shm.posix.transport import PosixTransport
-from tsqp_shm.shm.progress import STATS_SOCKET, TIMES, Progress
+from tsqp_shm.shm.progress import STATS_SOCKET, WITHHELD, Progress
 from tsqp_shm.shm.protocol import Opcode
 from tsqp_shm.top.summary import Summary
 from tsqp_shm.top.told import Pads, Told
@@ -150,7 +150,7 @@ def test_what_the_arena_of_a_blinded_session_does_not_say_it_tells(fast):
     with fast.llm(model_folder(RandomModel("llama")), mode="blinded", **settings) as llm:
         llm.generate([3, 4, 5], SamplingParams(max_tokens=7, ignore_eos=True, temperature=0))
         with closing(observer_of(session_of(llm))) as observer:
-            assert not any(observer.look().progress.times().values())
+            assert not any(observer.look().progress.withheld().values())
         facts = json.loads(seen(llm, "--interval", "0.3", "--json"))
         shown = seen(llm, "--interval", "0.3")
         pads = llm.stats()["pads"]
@@ -180,9 +180,9 @@ def test_the_tees_state_without_times_is_what_its_counts_say(llm):
 
         def doing(told: dict[str, int] | None = None, **progress: int) -> str:
             summary = Summary(observer)
-            summary.take(replace(idle, progress=idle.progress.without_times()._replace(**progress)))
+            summary.take(replace(idle, progress=idle.progress.public()._replace(**progress)))
             if told is not None:
-                summary.hear(Told(PADS, {**dict.fromkeys(TIMES, 0), **told}))
+                summary.hear(Told(PADS, {**dict.fromkeys(WITHHELD, 0), **told}))
             facts = summary.facts()
             assert ("pads" in facts) == (told is not None)
             return facts["tee"]["doing"]

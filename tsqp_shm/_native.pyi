@@ -251,12 +251,14 @@ class FieldCheck:
     Rows are begun and finished by their number, each once; several blocks of them may be between the two.
 
     Shapes:   vectors [V, outputs], words in [0, p), V 1 to 16.
+    Args:
+        is_blinded: no row crosses that no pad was taken from.
     Raises:
         ValueError: a word of `vectors` is not in the field; a row is begun that was not finished, or finished that was
             not begun; x or out are not private memory.
     """
 
-    def __init__(self, linear: FieldLinear, vectors: npt.NDArray[np.uint32]) -> None: ...
+    def __init__(self, linear: FieldLinear, vectors: npt.NDArray[np.uint32], is_blinded: bool = False) -> None: ...
     @property
     def num_bytes(self) -> int: ...
     def fetch(self) -> None:

@@ -201,7 +201,10 @@ def _pads(pads: dict[str, Any]) -> list[tuple[str, str]]:
             f"stock of {rows:,} rows, {pads['bytes']:,} bytes, {locked}; maker {pads['maker']}, {makers}; "
             f"{_WITHOUT_PADS[pads['out']]}, prefill {pads['prefill']}",
         ),
-        ("keys", f"key {pads['key_id'][:16]}, locked; no core dumps, and no other process of this user looks in"),
+        (
+            "keys",
+            f"key {pads['key_id'][:16]}, locked; no core dumps, and no other process of this user can begin to look in",
+        ),
         *([("locked", _locks(pads["locks"]))] if pads["locks"] else []),
     ]
 

@@ -19,8 +19,10 @@ void bind_field(py::module_& module) {
         .def("multiply", &HeldLinear::multiply, "slots"_a, "in_slot"_a, "out_slot"_a, "first_row"_a,
              "rows"_a);
     py::class_<HeldCheck>(module, "FieldCheck")
-        .def(py::init([](HeldLinear& linear, const py::array& vectors) { return linear.check(vectors); }),
-             "linear"_a, "vectors"_a)
+        .def(py::init([](HeldLinear& linear, const py::array& vectors, bool is_blinded) {
+                 return linear.check(vectors, is_blinded);
+             }),
+             "linear"_a, "vectors"_a, "is_blinded"_a = false)
         .def_property_readonly("num_bytes", &HeldCheck::num_bytes)
         .def("fetch", &HeldCheck::fetch)
         .def("begin", &HeldCheck::begin, "slots"_a, "x_slot"_a, "m_slot"_a, "first_row"_a, "rows"_a,

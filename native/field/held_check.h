@@ -15,8 +15,9 @@ namespace tsqp {
 
 class HeldCheck {
   public:
-    HeldCheck(const FieldWeights& weights, const py::array& vectors)
-        : check_(make(weights, vectors)), begun_(check_.num_vectors()) {}
+    // `is_blinded`: no row crosses that no pad was taken from.
+    HeldCheck(const FieldWeights& weights, const py::array& vectors, bool is_blinded)
+        : check_(make(weights, vectors)), begun_(check_.num_vectors()), is_blinded_(is_blinded) {}
 
     std::size_t num_bytes() const { return check_.num_bytes() + begun_.num_bytes(); }
 
@@ -31,6 +32,8 @@ class HeldCheck {
             throw py::value_error("m_slot: a row takes " + std::to_string(m.row_bytes()) +
                                   " bytes, expected whole words of 8");
         std::uint32_t* const to = copy_of(copy, rows, check_.inputs());
+        if (is_blinded_ && pads == nullptr)
+            throw py::value_error("pads: got none, and nothing crosses here without");
         const std::string_view name = active_kernels().name;
         const FieldKernels& field = field_kernels_of(name);
         const CheckKernels& kernels = check_kernels_of(name);
@@ -122,6 +125,7 @@ class HeldCheck {
 
     const FieldCheck check_;
     BegunRows begun_;
+    const bool is_blinded_;
 };
 
 }  // namespace tsqp

@@ -82,9 +82,9 @@ class HeldLinear {
     std::size_t num_bytes() const { return weights_.num_bytes(); }
     const FieldWeights& weights() const { return weights_; }
 
-    std::unique_ptr<HeldCheck> check(const py::array& vectors) {
+    std::unique_ptr<HeldCheck> check(const py::array& vectors, bool is_blinded) {
         const Reading reading(*this);
-        return std::make_unique<HeldCheck>(weights_, vectors);
+        return std::make_unique<HeldCheck>(weights_, vectors, is_blinded);
     }
 
     void apply(HeldSlots& slots, Index in_slot, Index out_slot, Index first_row, Index rows) {

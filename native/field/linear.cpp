@@ -49,6 +49,13 @@ struct Residues {
     }
 };
 
+// Whether rows take four digits, as blinded ones do. A guess, of which only the number of threads depends.
+bool has_four_digits(const std::uint32_t* m, std::size_t inputs) {
+    return std::any_of(m, m + std::min<std::size_t>(inputs, 64), [](std::uint32_t word) {
+        return word > kThreeDigits && kPrime - word > kThreeDigits;
+    });
+}
+
 }  // namespace
 
 void apply_linear(const FieldKernels& kernels, const FieldWeights& weights, const float* x, std::size_t rows,
@@ -69,10 +76,11 @@ void apply_linear(const FieldKernels& kernels, const FieldWeights& weights, cons
 void multiply_linear(const FieldKernels& kernels, const FieldWeights& weights, const std::uint32_t* m,
                      std::size_t rows, std::uint32_t* y) {
     const std::size_t inputs = weights.inputs();
-    // Of many rows there are other blocks in flight, and the TEE's thread is at work on one of them; of few, it
-    // sleeps while a long product lasts.
-    const bool has_core =
-        rows > kBlockRows || weights.num_panels() * weights.panel_bytes() < kShortProductBytes;
+    // Of many rows there are other blocks in flight, and the TEE's thread is at work on one of them, but that
+    // products of four digits take twice as long as it does; of few, it sleeps while a long product lasts.
+    const bool has_core = rows > kBlockRows
+                              ? !has_four_digits(m, inputs)
+                              : weights.num_panels() * weights.panel_bytes() < kShortProductBytes;
     multiply_rows(
         kernels, weights, rows, kMaxDigits, has_core ? num_threads_beside_another() : get_num_threads(),
         [&](std::size_t row, std::int32_t* integers) {

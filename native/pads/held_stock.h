@@ -82,6 +82,8 @@ class HeldStock {
     const PadStock& stock() const { return *stock_; }
 
     void close() {
+        // Whoever closes it meanwhile too: the weights are read until the threads have ended.
+        if (std::exchange(is_closing_, true)) return;
         {
             const py::gil_scoped_release unlocked;
             stock_->close();
@@ -95,6 +97,7 @@ class HeldStock {
     const Linears linears_;
     std::deque<HeldLinear::Reading> readings_;
     std::shared_ptr<PadStock> stock_;
+    bool is_closing_ = false;
 };
 
 }  // namespace tsqp

@@ -18,7 +18,9 @@ class Rest {
     }
     // Returns whether it was so before.
     bool ask(bool is_asked) {
-        const bool was = is_asked_.exchange(is_asked, std::memory_order_relaxed);
+        // SYNC POINT: in one order with the end of a stock, which is said before makers are called from their rest:
+        // who asks for rest after that sees it.
+        const bool was = is_asked_.exchange(is_asked, std::memory_order_seq_cst);
         if (was && !is_asked) is_asked_.notify_all();
         return was;
     }

@@ -104,7 +104,7 @@ void PadStock::end_with(const char* fault) {
         // SYNC POINT: release; pairs with the acquire load in fault.
         fault_is_told_.store(true, std::memory_order_release);
     }
-    is_ending_.store(true, std::memory_order_release);
+    is_ending_.store(true, std::memory_order_seq_cst);
     rest_.ask(false);
     ring_bell();
     tell_waiting();
@@ -117,7 +117,7 @@ void PadStock::close() {
         new std::vector<std::thread>(std::move(threads_));
         return;
     }
-    is_ending_.store(true, std::memory_order_release);
+    is_ending_.store(true, std::memory_order_seq_cst);
     rest_.ask(false);
     ring_bell();
     tell_waiting();

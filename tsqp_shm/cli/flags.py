@@ -220,7 +220,8 @@ def pad_flags() -> Parser:
     )  # fmt: skip
     pads.add_argument(
         "--pad-prompt-to", type=int, metavar="N",
-        help="have prompts look as if their length were the next multiple of N tokens, at the cost of these (0: off)",
+        help="have prompts look as if their length were the next multiple of N tokens, at the cost of these; no scores "
+        "of prompts then (0: off)",
     )  # fmt: skip
     pads.add_argument(
         "--lock-memory", action="store_true", default=None,

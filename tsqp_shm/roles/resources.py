@@ -106,12 +106,18 @@ def num_open_descriptors() -> int:
 
 
 def available_bytes() -> int:
-    """Of memory, what the system says is free or can be made so; a cgroup may grant less."""
+    """Of memory, what the system says is free or can be made so, as far as a cgroup grants it."""
+    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, ValueError, IndexError), Path("/proc/meminfo").open(encoding="ascii") as lines:
-        for line in lines:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free_bytes = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    # UNTRUSTED: of the system's making, for sizes only. A container sees its own cgroup as the root.
+    with suppress(OSError, ValueError):
+        own = Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]
+        for folder in {Path("/sys/fs/cgroup", own), Path("/sys/fs/cgroup")}:
+            with suppress(OSError, ValueError):
+                limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+                free_bytes = min(free_bytes, max(0, limit - used))
+    return free_bytes
 
 
 def lockable_bytes() -> int | None:

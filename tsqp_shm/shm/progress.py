@@ -3,8 +3,9 @@
 Whoever controls the GPU process sees them too; they tell it nothing that it could not count itself. No role reads them.
 Without an arena the words lie in a file of the session's folder, for this user's processes.
 
-In a mode with pads the words that whoever controls the GPU process sees follow from lengths alone. So the times are 0
-there, and go with what is to be said of the pads over a socket in the session's folder (`tee.telling`).
+In a mode with pads the words that whoever controls the GPU process sees follow from lengths and batches alone. What
+does not, times and how many wait, is 0 there, and goes with what is to be said of the pads over a socket in the
+session's folder (`tee.telling`).
 """
 
 from __future__ import annotations
@@ -41,16 +42,16 @@ class Progress(NamedTuple):
     def load(cls, arena: bytes) -> Progress:
         return cls._make(_WORDS.unpack_from(arena, layout.PROGRESS_OFFSET_BYTES))
 
-    def without_times(self) -> Progress:
-        return self._replace(**dict.fromkeys(TIMES, 0))
+    def public(self) -> Progress:
+        return self._replace(**dict.fromkeys(WITHHELD, 0))
 
-    def times(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in TIMES}
+    def withheld(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in WITHHELD}
 
     def pack(self) -> bytes:
         return _WORDS.pack(*self)
 
 
-# Those of the words that are no counts.
-TIMES = ("step_began_ns", "step_ended_ns", "round_trip_p50_ns", "round_trip_p99_ns")
+# Those of the words that say more than what crosses.
+WITHHELD = ("waiting", "step_began_ns", "step_ended_ns", "round_trip_p50_ns", "round_trip_p99_ns")
 _WORDS = struct.Struct(f"<{len(Progress._fields)}Q")

@@ -24,9 +24,9 @@ class Chunk:
         sequence: index of its cache, below max_num_seqs.
         position: position of the first token; everything before it is in the cache.
         token_ids: at least one.
-        num_logits: of how many of the last tokens logits are wanted.
-        pending: how many tokens of the sequence are to follow that are known already.
-        is_surplus: whether these are no tokens of anybody's: they make a prompt look longer from outside.
+        num_logits: of how many of the last tokens that are somebody's logits are wanted.
+        pending: how many rows of the sequence are to follow that are known already.
+        num_surplus: how many of the last token_ids are nobody's: they make a prompt look longer from outside.
     """
 
     sequence: int
@@ -34,7 +34,12 @@ class Chunk:
     token_ids: Sequence[int]
     num_logits: int = 1
     pending: int = 0
-    is_surplus: bool = False
+    num_surplus: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Of somebody's."""
+        return len(self.token_ids) - self.num_surplus
 
     @property
     def is_prompt(self) -> bool:
@@ -44,7 +49,7 @@ class Chunk:
     @property
     def wanted_positions(self) -> range:
         """Those after which logits are wanted."""
-        end = self.position + len(self.token_ids)
+        end = self.position + self.num_tokens
         return range(end - self.num_logits, end)
 
 
@@ -84,5 +89,6 @@ def _wanted_rows(chunks: Sequence[Chunk]) -> Int32:
     end = 0
     for chunk in chunks:
         end += len(chunk.token_ids)
-        wanted.append(np.arange(end - chunk.num_logits, end, dtype=np.int32))
+        last = end - chunk.num_surplus
+        wanted.append(np.arange(last - chunk.num_logits, last, dtype=np.int32))
     return np.concatenate(wanted)

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from tsqp_shm.config import EngineConfig, Limits
+from tsqp_shm.hardening import harden
 from tsqp_shm.model.digest import ModelDigest
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.weights import Checkpoint
@@ -35,6 +36,8 @@ class Blinded(Verified):
         As `Verified`.
     """
 
+    is_blinded = True
+
     def __init__(
         self,
         network: Network,
@@ -44,6 +47,8 @@ class Blinded(Verified):
         digest: ModelDigest | None = None,
         transcript: Transcript | None = None,
     ) -> None:
+        # Long before there is a key: what has opened this process's memory by then keeps it.
+        harden()
         super().__init__(network, checkpoint, digest, transcript, keeps_weights=True)
         self._config, self._limits = config, limits
         self._begun: Pads | None = None
@@ -72,11 +77,9 @@ class Blinded(Verified):
         self._pads.wait_until_ready(report, look)
 
     def meet(self, device: str) -> None:
-        """A GPU process is ready, with this device, as it says."""
         self._pads.meet(device)
 
     def work(self, is_busy: bool) -> None:
-        """Steps are computed from here on, or none is for the moment."""
         self._pads.work(is_busy)
 
     def make_engine(self, slots: Slots, queue: SubmissionQueue, statistics: Statistics) -> Engine:
@@ -88,8 +91,8 @@ class Blinded(Verified):
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "pads": {**self._pads.describe(), "locks": self._locks}}
 
-    def facts(self) -> dict[str, Any]:
-        return {"pads": self._pads.facts()}
+    def pads(self) -> dict[str, Any]:
+        return self._pads.facts()
 
     def _linears(self, of_gpu: FieldLinears, queue: SubmissionQueue, ops: Operations) -> CheckedLinears:
         local = LocalLinears(self.weights, ops, queue.look)

@@ -8,11 +8,12 @@ Shapes: T tokens, C hidden, F feed-forward, V vocabulary, R rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from tsqp_shm.errors import PadsExhausted
 from tsqp_shm.model.network import Network
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.slots import Slots
@@ -25,7 +26,6 @@ from tsqp_shm.tee.linears import LinearsPort
 from tsqp_shm.tee.mlp import GatedMlp
 from tsqp_shm.tee.ops import Float32, Operations
 from tsqp_shm.tee.statistics import Statistics
-from tsqp_shm.tee.submission import SubmissionQueue
 from tsqp_shm.tee.verification import Products, Unverified, Verification
 
 # What is done with logits: never all of a prompt's at once, which would take T x V floats.
@@ -36,9 +36,9 @@ def _nothing_to_check() -> None:
     """What arrives is not checked."""
 
 
-def _wants_no_pads(chunks: Sequence[Chunk]) -> int | None:
-    """Nothing is blinded."""
-    return None
+def _lacks_no_pads(chunks: Sequence[Chunk]) -> Mapping[int, PadsExhausted]:
+    """Nothing is refused for want of pads."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class Ports:
         begin: the step that is handed in begins, whose checks are told to what is handed in; returns when nothing of an
             earlier one is in flight any more.
         check_arrived: the step breaks off; checks what has arrived of it, without waiting.
-        lacks_pads: how many rows pads are there for, where they are too few for a step of these chunks and nothing else
-            than to refuse it is left; None: it can be run.
+        lack_pads: which chunks of a step have to be refused for want of pads, by their places, and why.
         keeps_caches: whether another engine of the same session finds the keys and values of this one's.
         staggers_blocks: whether blocks begin one after the other, as one needs this side for long at one place.
     """
@@ -62,7 +61,7 @@ class Ports:
     wait: Callable[[int], object]
     begin: Callable[[Verification, Step], None]
     check_arrived: Callable[[], None] = _nothing_to_check
-    lacks_pads: Callable[[Sequence[Chunk]], int | None] = _wants_no_pads
+    lack_pads: Callable[[Sequence[Chunk]], Mapping[int, PadsExhausted]] = _lacks_no_pads
     keeps_caches: bool = False
     staggers_blocks: bool = False
 
@@ -85,9 +84,9 @@ class Engine:
     def keeps_caches(self) -> bool:
         return self._ports.keeps_caches
 
-    def lacks_pads(self, chunks: Sequence[Chunk]) -> int | None:
-        """As `Ports.lacks_pads`."""
-        return self._ports.lacks_pads(chunks)
+    def lack_pads(self, chunks: Sequence[Chunk]) -> Mapping[int, PadsExhausted]:
+        """As `Ports.lack_pads`."""
+        return self._ports.lack_pads(chunks)
 
     def forward(self, chunks: Sequence[Chunk], take: TakeLogits) -> Products:
         """Runs one step: every chunk's tokens enter the cache.
@@ -149,8 +148,6 @@ class Engine:
             take(first, Unverified(self._rows[:rows], verification))
 
 
-# Makes the engine of one connection, and another for each GPU process that takes an earlier one's place.
-MakeEngine = Callable[[Slots, SubmissionQueue, Statistics], Engine]
-# The same without a GPU process. What is handed in is called between two operations, whose step it may end: deadlines
-# and the session's end are looked at there, as they are in waits.
+# Makes the engine of a session without a GPU process. What is handed in is called between two operations, whose step it
+# may end: deadlines and the session's end are looked at there, as they are in waits.
 MakeEngineAlone = Callable[[Slots, Callable[[], None], Statistics], Engine]

@@ -136,12 +136,12 @@ class Evidence:
         first = first_wanted = 0
         for completion, chunk in batch:
             end, end_wanted = first + len(chunk.token_ids), first_wanted + chunk.num_logits
-            in_tee = products.kept_of((first, end), (first_wanted, end_wanted))
+            in_tee = products.kept_of((first, first + chunk.num_tokens), (first_wanted, end_wanted))
             first, first_wanted = end, end_wanted
             if completion is not None and completion.receipt is not None:
                 counts = self._requests[completion.receipt.request].running[completion]
                 counts.passes += 1
-                counts.rows += len(chunk.token_ids)
+                counts.rows += chunk.num_tokens
                 counts.wanted_rows += chunk.num_logits
                 counts.in_tee += in_tee
 

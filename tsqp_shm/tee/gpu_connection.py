@@ -28,7 +28,7 @@ from tsqp_shm.shm.transport import Hold
 from tsqp_shm.tee.connection import CLOSED
 from tsqp_shm.tee.engine import Engine
 from tsqp_shm.tee.finite import FiniteSubmissionQueue
-from tsqp_shm.tee.modes import Loaded
+from tsqp_shm.tee.loaded import Loaded
 from tsqp_shm.tee.progress import ProgressWriter, store_in
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
@@ -217,7 +217,7 @@ class GpuConnection:
 
     def _tell(self) -> dict[str, Any]:
         """What the arena says nothing of, for who watches the session."""
-        return {"pads": self.pads, "times": self.progress.progress.times()}
+        return {"pads": self.pads, "withheld": self.progress.progress.withheld()}
 
     def _stop_gpu(self) -> None:
         """Tells the GPU process to end, if it still listens."""
@@ -243,8 +243,7 @@ class GpuConnection:
 
     @property
     def pads(self) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = self.loaded.facts().get("pads")
-        return found
+        return self.loaded.pads()
 
     def begin(self) -> None:
         self.arena.renew_guard()
@@ -301,7 +300,8 @@ class GpuConnection:
 
     def facts(self, *, asks: bool) -> dict[str, Any]:
         facts = self.describe()
-        facts.update(self.loaded.facts())
+        if self.pads is not None:
+            facts["pads"].update(self.pads)
         statistics = self.statistics
         # What the GPU process says its peak memory is; for display.
         facts["processes"]["gpu"]["peak_rss_bytes"] = self.queue.call(Opcode.STATUS).value if asks else 0
@@ -325,4 +325,4 @@ def _publish_in(arena: Arena, mode: Mode) -> Callable[[Progress], None]:
     if not mode.has_pads:
         return lambda progress: store_in(arena, progress)
     # Whoever controls the GPU process reads them: they follow from lengths alone.
-    return lambda progress: store_in(arena, progress.without_times())
+    return lambda progress: store_in(arena, progress.public())

@@ -54,13 +54,14 @@ class Pads:
     ) -> None:
         self.products_in_tee = 0
         self._shares_cores = True
-        self._is_busy = False
+        self._has_been_ready = config.pad_ready == 0
+        self._are_resting = False
         self._config = config
         row_bytes = _native.PadStock.row_bytes(list(weights))
         self._rows = stock_rows(
             config.pad_stock,
             row_bytes,
-            most_rows=limits.max_model_len,
+            most_rows=max(limits.max_model_len, limits.max_batch_tokens),
             free_bytes=available_bytes(),
             lockable_bytes=lockable_bytes() if config.lock_memory else None,
         )
@@ -81,9 +82,10 @@ class Pads:
         """Raises:
         ConfigError: a block of rows waits for more pads than there ever are at once.
         """
-        of_block = max(limits.block_rows, -(-limits.max_batch_tokens // MAX_BLOCKS)) + limits.tile_rows
+        of_step = min(limits.max_batch_tokens, limits.max_num_seqs * limits.max_model_len)
+        of_block = max(limits.block_rows, -(-of_step // MAX_BLOCKS)) + limits.tile_rows
         for name, rows in (
-            ("pads_out=wait", min(of_block, limits.max_batch_tokens) if self._config.pads_out == "wait" else 0),
+            ("pads_out=wait", min(of_block, of_step) if self.waits else 0),
             ("pad_ready", self._config.pad_ready),
         ):
             if rows > self._rows:
@@ -101,9 +103,10 @@ class Pads:
     def work(self, is_busy: bool) -> None:
         """Steps are computed from here on, or none is for the moment: where makers have no core of their own they rest
         meanwhile, but for pads that are waited for."""
-        if self._shares_cores and is_busy != self._is_busy:
-            self._stock.rest(is_busy)
-        self._is_busy = is_busy
+        rest = is_busy and self._shares_cores
+        if rest != self._are_resting:
+            self._stock.rest(rest)
+        self._are_resting = rest
 
     def take_prompts(self, rows: int) -> bool:
         """Whether prompts of so many rows, all that is to come of them, go to the GPU process."""
@@ -117,36 +120,41 @@ class Pads:
         """Whether no prompt goes to the GPU process."""
         return self._config.prefill == "tee"
 
-    def lack(self, rows: int) -> int | None:
-        """How many rows there are pads for, where these are more and have to be refused; else None."""
-        if self._config.pads_out != "refuse":
-            return None
-        available = self._stock.available
-        return available if available < rows else None
+    @property
+    def waits(self) -> bool:
+        """Whether rows for which there are no pads wait for them."""
+        return self._config.pads_out == "wait"
 
-    def take(self, linear: Linear, rows: int, look: Callable[[], None]) -> _native.PadRows | None:
-        """Pads for so many rows of a Linear, burned from here on; None: they are to be computed here.
+    @property
+    def refuses_beyond(self) -> int | None:
+        """For how many rows there are pads, where more are refused; None: none is."""
+        return self._stock.available if self._config.pads_out == "refuse" else None
+
+    def take(self, linear: Linear, rows: int) -> _native.PadRows | None:
+        """Pads for so many rows of a Linear, burned from here on; None: there are too few."""
+        return self._stock.take(linear.index, rows)
+
+    def wait(self, linear: Linear, rows: int, look: Callable[[], None]) -> None:
+        """Returns when there are so many of a Linear.
 
         Args:
-            look: called now and then while they are waited for; what it raises ends the wait.
+            look: called now and then; what it raises ends the wait.
 
         Raises:
             PadsExhausted: none came in time.
         """
-        taken = self._stock.take(linear.index, rows)
-        if taken is None and self._config.pads_out == "wait":
-            self._wait(lambda: self._stock.wait(linear.index, rows, LOOK_INTERVAL_S), rows, look)
-            taken = self._stock.take(linear.index, rows)
-        return taken
+        self._wait(lambda: self._stock.wait(linear.index, rows, LOOK_INTERVAL_S), rows, look)
 
     def wait_until_ready(self, report: Callable[[str], None], look: Callable[[], None]) -> None:
-        """Returns when there are as many as are to be there before the first request.
+        """Returns when there are as many as are to be there before the first request, which is waited for once.
 
         Raises:
             PadsExhausted: none came in time.
             TsqpError: what `look` raises.
         """
         rows, told_s = self._config.pad_ready, time.monotonic()
+        if self._has_been_ready:
+            return
 
         def is_ready() -> bool:
             nonlocal told_s
@@ -159,6 +167,7 @@ class Pads:
             return False
 
         self._wait(is_ready, rows, look)
+        self._has_been_ready = True
 
     def _wait(self, is_there: Callable[[], bool], rows: int, look: Callable[[], None]) -> None:
         """Until there are some, however long that takes while any are made."""

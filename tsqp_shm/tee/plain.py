@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.tee.attention.split import SplitAttention
 from tsqp_shm.tee.embedding import RemoteEmbedding
-from tsqp_shm.tee.engine import Engine, MakeEngine, Ports
+from tsqp_shm.tee.engine import Engine, Ports
 from tsqp_shm.tee.linears.remote import RemoteLinears
+from tsqp_shm.tee.loaded import Loaded
 from tsqp_shm.tee.norms import NormWeights
 from tsqp_shm.tee.ops import Operations
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.submission import SubmissionQueue
 
 
-def load_plain(network: Network, checkpoint: Checkpoint) -> MakeEngine:
+class Plain(Loaded):
     """Of the weights, this mode wants the norms'.
 
     Raises:
         ModelFileError: a tensor is missing or has another shape.
     """
-    return partial(_plain_engine, network, NormWeights.load(network, checkpoint))
 
+    def __init__(self, network: Network, checkpoint: Checkpoint) -> None:
+        self._network = network
+        self._norms = NormWeights.load(network, checkpoint)
 
-def _plain_engine(
-    network: Network, norms: NormWeights, slots: Slots, queue: SubmissionQueue, statistics: Statistics
-) -> Engine:
-    """An engine whose ports lead to the GPU process at the other end of `queue`."""
-    ops = Operations(network, norms, slots, statistics)
-    ports = Ports(
-        embedding=RemoteEmbedding(slots, queue, ops),
-        attention=SplitAttention(slots.plan, queue, ops),
-        linears=RemoteLinears(queue),
-        wait=queue.wait,
-        begin=lambda verification, step: queue.begin_step(),
-    )
-    return Engine(network, slots.plan, ops, ports)
+    def make_engine(self, slots: Slots, queue: SubmissionQueue, statistics: Statistics) -> Engine:
+        ops = Operations(self._network, self._norms, slots, statistics)
+        ports = Ports(
+            embedding=RemoteEmbedding(slots, queue, ops),
+            attention=SplitAttention(slots.plan, queue, ops),
+            linears=RemoteLinears(queue),
+            wait=queue.wait,
+            begin=lambda verification, step: queue.begin_step(),
+        )
+        return Engine(self._network, slots.plan, ops, ports)

@@ -44,6 +44,7 @@ from tsqp_shm.tee.witness import Witness
 from tsqp_shm.trace.recorder import Recorder
 
 T = TypeVar("T")
+_UNROUNDED = "none, as prompts look as long as the next multiple of pad_prompt_to, and a row for each token would not"
 # What this process itself has done wrong; every other signal is for the main thread.
 FAULTS = {signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
 
@@ -97,6 +98,7 @@ class Runtime:
             statistics, lambda: self._is_leaving,
         )  # fmt: skip
         self._vocab_size = spec.vocab_size
+        self._pad_prompt_to = config.pad_prompt_to
         self._pid = os.getpid()
         self._ending = Ending()
         self._orders = Orders(self._ending)
@@ -224,6 +226,8 @@ class Runtime:
         taken = list(completions)
         for completion in taken:
             self._checked(completion.prompt_token_ids, self._limits.max_model_len - 1)
+            if self._pad_prompt_to and completion.params.prompt_logprobs is not None:
+                raise RequestError("prompt_logprobs", completion.params.prompt_logprobs, _UNROUNDED)
             if completion.vocab_size != self._vocab_size:
                 raise RequestError("completion", f"one of {completion.vocab_size} tokens", f"{self._vocab_size}")
             completion.begin()
@@ -304,6 +308,8 @@ class Runtime:
         """
         if sequence not in self._reserved:
             raise RequestError("sequence", sequence, "one that `sequence()` has given")
+        if self._pad_prompt_to:
+            raise RequestError("logits", f"those of {len(token_ids)} tokens", _UNROUNDED)
         ids = self._checked(token_ids, self._limits.max_model_len)
         return self._ask(lambda: self._stepper.forward(sequence, ids))
 

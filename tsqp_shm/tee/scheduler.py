@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from tsqp_shm.errors import PadsExhausted
 from tsqp_shm.modes import MODES
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.tee.batch import Chunk
@@ -162,18 +161,16 @@ class Scheduler:
         if not batch:
             return
         harvest = Harvest(batch, self._statistics, are_own=self._are_own)
-        # Rows that only look like a prompt's are nobody's.
-        told = [(None if chunk.is_surplus else completion, chunk) for completion, chunk in batch]
-        self._witness.begin_pass(told)
+        self._witness.begin_pass(batch)
         products = self._engine.forward([chunk for _, chunk in batch], harvest.take)
         harvest.bring_in()
-        self._witness.end_pass(told, products)
+        self._witness.end_pass(batch, products)
         self._statistics.steps += 1
         for completion, chunk in batch:
-            if chunk.is_surplus:
-                continue
             self._statistics.tokens += len(chunk.token_ids)
-            completion.cached += len(chunk.token_ids)
+            completion.cached += chunk.num_tokens
+            if completion in self._surplus:
+                self._surplus[completion] -= chunk.num_surplus
             # What ended while the step lasted takes nothing of it.
             if completion.finish_reason is None:
                 self._statistics.generated += harvest.give(completion)
@@ -197,22 +194,22 @@ class Scheduler:
         for completion in by_phase:
             if budget == 0:
                 break
-            sequence, num_tokens = self._running[completion], len(completion.all_token_ids)
-            surplus, end = min(budget, self._surplus[completion]), completion.cached
-            budget -= surplus
-            if budget > 0:
-                token_ids = completion.uncached_token_ids(budget)
-                budget -= len(token_ids)
-                end += len(token_ids)
-                wanted = completion.num_wanted(end)
-                batch.append((completion, Chunk(sequence, completion.cached, token_ids, wanted, num_tokens - end)))
-            if surplus > 0:
-                # In the first steps, so that the prompt's last row goes when that of as long a prompt would. Of what
-                # they leave in the cache nothing is read before it is written again.
-                self._surplus[completion] -= surplus
-                # Where tokens go with them, these have counted what follows.
-                pending = self._surplus[completion] + (num_tokens - end if end == completion.cached else 0)
-                batch.append((completion, Chunk(sequence, num_tokens, [0] * surplus, 0, pending, is_surplus=True)))
+            num_tokens, surplus = len(completion.all_token_ids), min(budget, self._surplus[completion])
+            token_ids = completion.uncached_token_ids(budget - surplus)
+            end = completion.cached + len(token_ids)
+            # In the first steps, so that the prompt's last row goes when that of as long a prompt would. Of what they
+            # leave in the cache nothing is read before it is written again.
+            pending = num_tokens - end + self._surplus[completion] - surplus
+            chunk = Chunk(
+                self._running[completion],
+                completion.cached,
+                [*token_ids, *(0 for _ in range(surplus))],
+                completion.num_wanted(end) if token_ids else 0,
+                pending,
+                surplus,
+            )
+            budget -= len(chunk.token_ids)
+            batch.append((completion, chunk))
         return batch
 
     def _num_surplus(self, num_tokens: int) -> int:
@@ -221,13 +218,13 @@ class Scheduler:
         return min(-num_tokens % self._pad_prompt_to, self._max_model_len - num_tokens)
 
     def _with_pads(self, batch: list[tuple[Completion, Chunk]]) -> list[tuple[Completion, Chunk]]:
-        """Without the completions, the last ones first, that end because pads for them are to be had and are not."""
-        while batch and (available := self._engine.lacks_pads([chunk for _, chunk in batch])) is not None:
-            last, _ = batch[-1]
-            last.fail(PadsExhausted(sum(len(chunk.token_ids) for _, chunk in batch), available))
-            self._release(last)
-            batch = [(completion, chunk) for completion, chunk in batch if completion is not last]
-        return batch
+        """Without the completions that end because pads for them are to be had and are not."""
+        lacking = self._engine.lack_pads([chunk for _, chunk in batch])
+        for index, error in lacking.items():
+            completion, _ = batch[index]
+            completion.fail(error)
+            self._release(completion)
+        return [each for index, each in enumerate(batch) if index not in lacking]
 
     def _release(self, completion: Completion) -> None:
         self._surplus.pop(completion, None)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tsqp_shm.errors import EvidenceError, IntegrityError, PadsExhausted, PeerDied, TsqpError
+from tsqp_shm.errors import EvidenceError, IntegrityError, PeerDied, TsqpError
 from tsqp_shm.roles.process import peak_resident_bytes
 from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.completion import Completion
@@ -169,8 +169,8 @@ class Stepper:
         plan = self.connection.plan
         most = plan.limits.max_batch_tokens
         logits: Float32 = np.empty((len(token_ids), plan.slot("logits").row_elements), np.float32)
-        if (available := self.connection.engine.lacks_pads([Chunk(sequence, 0, token_ids)])) is not None:
-            raise PadsExhausted(len(token_ids), available)
+        for error in self.connection.engine.lack_pads([Chunk(sequence, 0, token_ids)]).values():
+            raise error
 
         def forward() -> Float32:
             for position in range(0, len(token_ids), most):

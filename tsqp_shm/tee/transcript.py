@@ -65,7 +65,11 @@ class Transcript:
         for completion, chunk in parts:
             receipt = None if completion is None else completion.receipt
             index = 0 if completion is None else completion.index
-            words += [receipt.request if receipt else 0, index, chunk.position, len(chunk.token_ids), chunk.num_logits]
+            request = receipt.request if receipt else 0
+            if chunk.num_tokens:
+                words += [request, index, chunk.position, chunk.num_tokens, chunk.num_logits]
+            if chunk.num_surplus:
+                words += [0, 0, chunk.position + chunk.num_tokens, chunk.num_surplus, 0]
         self._write(_words(BEGIN, len(words) // 5, *words))
 
     def add(self, linear: Linear, first_row: int, m: UInt32, y: UInt32) -> None:

@@ -22,6 +22,7 @@ from tsqp_shm.tee.embedding import PrivateEmbedding
 from tsqp_shm.tee.engine import Engine, Ports
 from tsqp_shm.tee.linears import CheckedLinears
 from tsqp_shm.tee.linears.field import FieldLinears
+from tsqp_shm.tee.loaded import Loaded
 from tsqp_shm.tee.norms import NormWeights
 from tsqp_shm.tee.ops import Operations
 from tsqp_shm.tee.statistics import Statistics
@@ -32,13 +33,16 @@ from tsqp_shm.tee.transcript import Transcript
 NUM_VECTORS = MODES["verified"].num_vectors
 
 
-class Verified:
+class Verified(Loaded):
     """What the TEE process keeps for a session: norms, embedding, what checks products, keys and values.
 
     Attributes:
         linears_digest: of the Linears as integers, which both sides compute.
         weights: of each Linear, at its index, where they are kept; else none are here.
+        is_blinded: whether no row crosses that no pad was taken from.
     """
+
+    is_blinded = False
 
     def __init__(
         self,
@@ -70,7 +74,10 @@ class Verified:
         linears = _load(network, checkpoint)
         self.weights = tuple(linears) if keeps_weights else ()
         self._drawn: _Drawn | None = _draw(
-            network, self.weights or linears, LinearsDigest() if digest is None else digest.linears
+            network,
+            self.weights or linears,
+            LinearsDigest() if digest is None else digest.linears,
+            is_blinded=self.is_blinded,
         )
         self.linears_digest = self._drawn.linears_digest
         self._check_bytes = sum(check.num_bytes for check in self._drawn.checks)
@@ -82,7 +89,7 @@ class Verified:
         return {"checks": {"vectors": NUM_VECTORS, "bytes": self._check_bytes, "has_weights": bool(self.weights)}}
 
     def make_engine(self, slots: Slots, queue: SubmissionQueue, statistics: Statistics) -> Engine:
-        """An engine whose Linears lead to the GPU process at the other end of `queue`.
+        """As `Loaded.make_engine`.
 
         Raises:
             ModelFileError: the model's files have changed since the session began.
@@ -98,7 +105,7 @@ class Verified:
             wait=queue.wait,
             begin=linears.begin,
             check_arrived=linears.check_arrived,
-            lacks_pads=linears.lacks_pads,
+            lack_pads=linears.lack_pads,
             keeps_caches=True,
             # Attention takes as long as all else of a layer here.
             staggers_blocks=True,
@@ -114,7 +121,7 @@ class Verified:
         again."""
         drawn, self._drawn = self._drawn, None
         if drawn is None and self.weights:
-            return _draw(self._network, self.weights, LinearsDigest()).checks
+            return _draw(self._network, self.weights, LinearsDigest(), is_blinded=self.is_blinded).checks
         if drawn is None:
             with Checkpoint.open(self._folder) as checkpoint:
                 drawn = _draw(self._network, _load(self._network, checkpoint), LinearsDigest())
@@ -133,12 +140,14 @@ def _load(network: Network, checkpoint: Checkpoint) -> Iterator[_native.FieldLin
     return (load_field_linear(checkpoint, linear) for linear in network.linears)
 
 
-def _draw(network: Network, weights: Iterable[_native.FieldLinear], digest: LinearsDigest) -> _Drawn:
+def _draw(
+    network: Network, weights: Iterable[_native.FieldLinear], digest: LinearsDigest, *, is_blinded: bool = False
+) -> _Drawn:
     """Vectors for each Linear and what they give with its weights."""
     checks = []
     for linear, loaded in zip(network.linears, weights, strict=True):
         digest.add(linear, loaded)
-        checks.append(_native.FieldCheck(loaded, _secret_vectors(linear.outputs)))
+        checks.append(_native.FieldCheck(loaded, _secret_vectors(linear.outputs), is_blinded))
     return _Drawn(tuple(checks), digest.value)
 
 

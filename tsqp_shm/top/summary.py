@@ -94,7 +94,7 @@ class Summary:
         look = self._looks[-1]
         if self._told is None:
             return look
-        return replace(look, progress=look.progress._replace(**self._told.times))
+        return replace(look, progress=look.progress._replace(**self._told.withheld))
 
     def _doorbells(self, look: Look) -> int:
         return look.control.submitted if self._rings else look.progress.doorbells

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tsqp_shm.shm.progress import MAX_STATS_BYTES, STATS_SOCKET, TIMES
+from tsqp_shm.shm.progress import MAX_STATS_BYTES, STATS_SOCKET, WITHHELD
 
 TIMEOUT_S = 0.5
 _CREDENTIALS = struct.Struct("3i")
@@ -40,11 +40,11 @@ class Pads(NamedTuple):
 
 class Told(NamedTuple):
     """Attributes:
-    times: of `shm.progress.Progress`, by their names.
+    withheld: of `shm.progress.Progress`, by their names.
     """
 
     pads: Pads
-    times: dict[str, int]
+    withheld: dict[str, int]
 
 
 def tells(folder: Path) -> bool:
@@ -87,8 +87,8 @@ def _told(facts: Any) -> Told:
     rate = pads["pads_per_s"]
     if rate is not None and not math.isfinite(rate):
         raise ValueError("no rate")
-    times = {name: _count(facts["times"][name]) for name in TIMES}
-    return Told(Pads(**values, pads_per_s=rate, fault=fault), times)
+    withheld = {name: _count(facts["withheld"][name]) for name in WITHHELD}
+    return Told(Pads(**values, pads_per_s=rate, fault=fault), withheld)
 
 
 def _count(value: object) -> int:

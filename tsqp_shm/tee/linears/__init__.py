@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from tsqp_shm.errors import PadsExhausted
 from tsqp_shm.model.network import Linear
 from tsqp_shm.shm.plan import Slot
 from tsqp_shm.shm.tiling import Block
@@ -32,5 +33,5 @@ class CheckedLinears(LinearsPort, Protocol):
     def check_arrived(self) -> None:
         """Checks what has arrived of a pass that breaks off."""
 
-    def lacks_pads(self, chunks: Sequence[Chunk]) -> int | None:
-        """As `Ports.lacks_pads`."""
+    def lack_pads(self, chunks: Sequence[Chunk]) -> Mapping[int, PadsExhausted]:
+        """As `Ports.lack_pads`."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
+from tsqp_shm.errors import PadsExhausted
 from tsqp_shm.model.network import Linear
 from tsqp_shm.shm.plan import Slot
 from tsqp_shm.shm.tiling import Block
@@ -44,11 +46,14 @@ class BlindedLinears:
         # Of the step: the blocks whose rows stay here, and how many rows lm_head has had.
         self._kept_blocks: frozenset[int] = frozenset()
         self._wanted_rows = 0
+        # Of each Linear, how many blocks are with the GPU process.
+        self._num_out: Counter[int] = Counter()
 
     def begin(self, verification: Verification, step: Step) -> None:
         self._field.begin(verification, step)
         self._verification = verification
         self._wanted_rows = 0
+        self._num_out.clear()
         prompts = [chunk for chunk in step.chunks if chunk.is_prompt]
         rows = sum(len(chunk.token_ids) + chunk.pending for chunk in prompts)
         self._kept_blocks = frozenset() if self._pads.take_prompts(rows) else _blocks_with_prompts(step)
@@ -56,9 +61,20 @@ class BlindedLinears:
     def check_arrived(self) -> None:
         self._field.check_arrived()
 
-    def lacks_pads(self, chunks: Sequence[Chunk]) -> int | None:
-        sent = [chunk for chunk in chunks if not (chunk.is_prompt and self._pads.keeps_prompts)]
-        return self._pads.lack(sum(len(chunk.token_ids) for chunk in sent))
+    def lack_pads(self, chunks: Sequence[Chunk]) -> Mapping[int, PadsExhausted]:
+        """As `Ports.lack_pads`: who fits goes on, whoever else is in the step."""
+        left = self._pads.refuses_beyond
+        lacking: dict[int, PadsExhausted] = {}
+        if left is None:
+            return lacking
+        for index, chunk in enumerate(chunks):
+            # Of a prompt all that is to come, or others would find nothing where it is refused in the end.
+            rows = 0 if chunk.is_prompt and self._pads.keeps_prompts else len(chunk.token_ids) + chunk.pending
+            if rows > left:
+                lacking[index] = PadsExhausted(rows, left)
+            else:
+                left -= rows
+        return lacking
 
     def apply(self, linear: Linear, block: Block, x: Slot, out: Slot) -> Task:
         # Of a prompt lm_head sees a row, and the rows of a step whose logits are wanted make a block of their own.
@@ -66,9 +82,18 @@ class BlindedLinears:
         if not is_of_layer:
             first, self._wanted_rows = self._wanted_rows, self._wanted_rows + block.rows
         if not (is_of_layer and block.number in self._kept_blocks):
-            pads = self._pads.take(linear, block.rows, self._look)
+            pads = self._pads.take(linear, block.rows)
+            while pads is None and self._pads.waits:
+                if self._num_out[linear.index]:
+                    # Another block's are out, and only when they are back there may be room for more.
+                    yield None
+                else:
+                    self._pads.wait(linear, block.rows, self._look)
+                pads = self._pads.take(linear, block.rows)
         if pads is not None:
+            self._num_out[linear.index] += 1
             yield from self._field.apply(linear, block, x, out, pads)
+            self._num_out[linear.index] -= 1
             return
         self._pads.products_in_tee += block.rows
         self._verification.keep(Kept(is_of_layer, first, block.rows))

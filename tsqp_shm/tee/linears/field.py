@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tsqp_shm import _native
+from tsqp_shm.errors import PadsExhausted
 from tsqp_shm.model.network import Linear
 from tsqp_shm.shm.plan import Plan, Slot
 from tsqp_shm.shm.protocol import Opcode
@@ -95,8 +96,8 @@ class FieldLinears:
     def check_arrived(self) -> None:
         self._check(self._queue.take_arrived())
 
-    def lacks_pads(self, chunks: Sequence[Chunk]) -> int | None:
-        return None
+    def lack_pads(self, chunks: Sequence[Chunk]) -> Mapping[int, PadsExhausted]:
+        return {}
 
     def _check(self, sequence: int) -> None:
         """All that is complete up to that number."""
