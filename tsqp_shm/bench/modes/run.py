@@ -32,7 +32,6 @@ from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.modes import MODES
 from tsqp_shm.progress import Progress
 from tsqp_shm.shm.posix.folder import swept_afterwards
-from tsqp_shm.shm.tiling import MAX_BLOCKS
 
 STOCKED, SUSTAINED = "stocked", "sustained"
 # The cases, each with its sequences, in the order of --tokens.
@@ -184,8 +183,8 @@ def _sustained(job: Job, pad_threads: int) -> Job:
     """Without a stock to begin with: as many rows as it holds go before, and as many are timed, so that it is as full
     at the end as at the beginning."""
     block_rows = min(_SUSTAINED_BLOCK_ROWS, max(turn.tokens for turn in job.turns))
-    batch_rows = MAX_BLOCKS * block_rows
-    stock_rows = min(batch_rows, block_rows + EngineConfig.tile_rows)
+    # What a pass has in flight gives its pads back when it is over: more than the stock holds would wait for itself.
+    stock_rows = 2 * block_rows
     turns = []
     for turn in job.turns:
         each = -(-stock_rows // turn.sequences)
@@ -196,7 +195,7 @@ def _sustained(job: Job, pad_threads: int) -> Job:
         "pads_out": "wait",
         "prefill": "gpu",
         "block_rows": block_rows,
-        "max_batch_tokens": batch_rows,
+        "max_batch_tokens": max(stock_rows, job.max_sequences),
     }
     return replace(job, turns=tuple(turns), settings=settings, label=SUSTAINED)
 
