@@ -134,7 +134,7 @@ class Built:
             limits = replace(limits, mode="verified")
         plan = Plan.derive(network, limits)
         self.slots = Slots(plan, SimpleNamespace(buffer=mmap.mmap(-1, plan.total_bytes)) if plan.shared_slots else None)
-        wait, begin = pytest.fail, lambda verification: None
+        wait, begin = pytest.fail, lambda verification, step: None
         with Checkpoint.open(folder) as checkpoint:
             ops = Operations(network, NormWeights.load(network, checkpoint), self.slots, Statistics())
             if linears == "numpy":

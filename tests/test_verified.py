@@ -106,8 +106,8 @@ def test_vectors_are_of_the_field_and_drawn_anew_for_each_linear_and_each_gpu_pr
     drawn: list[np.ndarray] = []
 
     class Seen(_native.FieldCheck):
-        def __init__(self, linear, vectors):
-            super().__init__(linear, vectors)
+        def __init__(self, linear, vectors, *others):
+            super().__init__(linear, vectors, *others)
             drawn.append(vectors.copy())
 
     monkeypatch.setattr(_native, "FieldCheck", Seen)
