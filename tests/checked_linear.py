@@ -17,6 +17,7 @@ class CheckedLinear:
     Attributes:
         m, y, x, out: [rows, ...], as numpy sees the slots.
         quantised: [outputs, inputs], integers as float64, in which every sum here is exact too.
+        stock: of which rows that are begun take pads; None: they cross as they are.
 
     Args:
         weight: [outputs, inputs] f32.
@@ -45,6 +46,7 @@ class CheckedLinear:
         )
         self.slots = memory.slots
         self.m, self.y, self.x, self.out, self._own = memory.view
+        self.stock: _native.PadStock | None = None
         self.draw(random if vectors is None else vectors)
 
     def draw(self, vectors: np.ndarray | np.random.Generator) -> None:
@@ -54,7 +56,12 @@ class CheckedLinear:
         self.check = _native.FieldCheck(self.linear, vectors)
 
     def begin(self, first_row: int = 0, rows: int | None = None, copy: np.ndarray | None = None) -> None:
-        self.check.begin(self.slots, X, M, first_row, self.rows if rows is None else rows, copy)
+        rows = self.rows if rows is None else rows
+        pads = None
+        if self.stock is not None:
+            assert self.stock.wait(0, rows, 30.0)
+            pads = self.stock.take(0, rows)
+        self.check.begin(self.slots, X, M, first_row, rows, copy, pads)
 
     def finish(self, first_row: int = 0, rows: int | None = None, copy: np.ndarray | None = None) -> bool:
         return self.check.finish(self.slots, Y, OUT, first_row, self.rows if rows is None else rows, copy)
@@ -63,9 +70,9 @@ class CheckedLinear:
         """The honest products of all rows of m, by plain integers."""
         self.y[:] = products(centred(self.m), self.quantised)
 
-    def multiply(self) -> None:
+    def multiply(self, first_row: int = 0, rows: int | None = None) -> None:
         """The same by this package."""
-        self.linear.multiply(self.slots, M, Y, 0, self.rows)
+        self.linear.multiply(self.slots, M, Y, first_row, self.rows if rows is None else rows)
 
     def own_results(self) -> np.ndarray:
         """What the Linear makes of x by itself."""

@@ -213,7 +213,7 @@ def test_a_wrong_prompt_is_one_line(shared_model, flags, said):
     assert_one_line(run("launch", shared_model, "-q", *flags), 1, *said)
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:7"])
+@pytest.mark.parametrize("device", ["cuda", pytest.param("cuda:7", marks=pytest.mark.long)])
 def test_a_device_that_is_not_there_is_one_line(shared_model, device):
     import torch
 

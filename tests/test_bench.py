@@ -158,6 +158,7 @@ def test_the_plot_is_a_png(prefill):
     assert prefill["plot"].read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_batch_measures_eight_sequences_against_one(tiny_model):
     run = bench("batch", tiny_model, "--tokens", "4", "--runs", "1", "--threads", "1", "--vs", "none", "--json", "-")
     assert run.returncode == 0, run.stderr
@@ -484,6 +485,7 @@ def test_a_kernel_and_torch_give_the_same_to_the_eye(shape):
             np.testing.assert_allclose(ours, theirs, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.long
 def test_the_start_is_timed_to_the_first_text(demo_model):
     run = bench(
         "launch", str(demo_model), "--mode", "verified", "--runs", "1", "--vs", "none", "--device", "cpu", "--json", "-"

@@ -172,8 +172,14 @@ ENDINGS = {
 }
 
 
+# Signals that a terminal sends, and its end, are one to launch.
+_ALIKE = ("quit in the terminal", "hang-up of the terminal")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize(
+    "ending", [pytest.param(ending, marks=pytest.mark.long if ending in _ALIKE else ()) for ending in ENDINGS]
+)
 def test_nothing_is_left_after(start, next_launch_works, ending):
     act, code = ENDINGS[ending]
     running = start("ending", "-q")

@@ -18,7 +18,7 @@ def soak(tmp_path, minutes: float) -> dict:
     return {"code": run.returncode, "table": run.stdout, **json.loads((tmp_path / "soak.json").read_text())}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_soak_runs_and_every_slot_cache_and_arena_is_free_again(tmp_path):
     """Seconds are too few to judge memory by."""
     found = soak(tmp_path, 0.08)

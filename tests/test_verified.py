@@ -63,19 +63,26 @@ def test_a_ragged_batch_says_what_it_says_in_the_tee_alone(fast, model, params, 
 
 
 @pytest.mark.parametrize(
-    ("others", "most"),
+    ("others", "most", "mode"),
     [
-        (7, 32),
-        *(pytest.param(*case, marks=pytest.mark.long) for case in ((0, 32), (1, 32), (0, 512), (1, 512), (7, 512))),
+        (7, 32, "verified"),
+        (7, 512, "blinded"),
+        *(
+            pytest.param(others, most, mode, marks=pytest.mark.long)
+            for others in (0, 1, 7)
+            for most in (32, 512)
+            for mode in ("verified", "blinded")
+        ),
     ],
 )
-def test_what_it_says_does_not_depend_on_the_batch_or_on_where_a_prompt_is_cut(fast, model, others, most):
-    """Batches of 1, 2 and 8; a prompt of three blocks of rows whole, and in pieces beside others."""
+def test_what_it_says_does_not_depend_on_the_batch_or_on_where_a_prompt_is_cut(fast, model, others, most, mode):
+    """Batches of 1, 2 and 8; a prompt of three blocks of rows whole, and in pieces beside others. Of `blinded` some
+    rows find pads, and some do not."""
     prompts = [list(random_token_ids(length, seed=length)) for length in (290, 5, 17, 40, 3, 9, 70, 1)][: 1 + others]
     limits = {"max_model_len": 320, "max_num_seqs": 8}
     with LLM(model, mode="tee-only", **limits) as llm:
         alone = [answers(llm, DRAWN, [prompt])[0] for prompt in prompts]
-    with fast.llm(model, mode="verified", max_batch_tokens=most, block_rows=128, **limits) as llm:
+    with fast.llm(model, mode=mode, max_batch_tokens=most, block_rows=128, **limits) as llm:
         assert answers(llm, DRAWN, prompts) == alone
 
 
