@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from models import RandomModel, model_folder, random_token_ids
 from test_parity import CASES
-from test_verified import DRAWN, GREEDY, LIMITS, PROMPTS, answers
+from test_verified import DRAWN, GREEDY, LIMITS, PROMPTS, answers, logits_beside_the_tee_alone
 
 from tsqp_shm import LLM, _native
 from tsqp_shm.errors import ConfigError, PadsExhausted, RequestError
@@ -39,15 +39,7 @@ def pads_of(llm: LLM) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_logits_are_those_of_the_tee_alone_to_the_bit(fast, case):
-    folder = model_folder(case.model)
-    limits = {name: value for name, value in case.limits.items() if name not in ("tile_rows", "tiles_in_flight")}
-    limits = {"max_model_len": 320, **limits}
-    sequences = [random_token_ids(min(length, limits["max_model_len"]), seed=length) for length in case.lengths]
-    with LLM(folder, mode="tee-only", **limits) as llm:
-        expected = [llm.logits(ids) for ids in sequences]
-    with fast.llm(folder, mode="blinded", **ALL_CROSS, pad_stock=600, **limits) as llm:
-        for ids, logits in zip(sequences, expected, strict=True):
-            assert np.array_equal(llm.logits(ids), logits)
+    with logits_beside_the_tee_alone(fast, case, mode="blinded", **ALL_CROSS, pad_stock=600) as llm:
         assert pads_of(llm)["tee_products"] == 0
 
 

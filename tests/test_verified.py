@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +32,25 @@ def model() -> Path:
     return model_folder(RandomModel("llama"))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_logits_are_those_of_the_tee_alone_to_the_bit(fast, case):
+@contextmanager
+def logits_beside_the_tee_alone(fast, case, **settings) -> Iterator[LLM]:
+    """A session whose logits are those of `tee-only`, to the bit."""
     folder = model_folder(case.model)
     limits = {name: value for name, value in case.limits.items() if name not in ("tile_rows", "tiles_in_flight")}
     limits = {"max_model_len": 320, **limits}
     sequences = [random_token_ids(min(length, limits["max_model_len"]), seed=length) for length in case.lengths]
     with LLM(folder, mode="tee-only", **limits) as llm:
         expected = [llm.logits(ids) for ids in sequences]
-    with fast.llm(folder, mode="verified", **limits) as llm:
+    with fast.llm(folder, **settings, **limits) as llm:
         for ids, logits in zip(sequences, expected, strict=True):
             assert np.array_equal(llm.logits(ids), logits)
+        yield llm
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_logits_are_those_of_the_tee_alone_to_the_bit(fast, case):
+    with logits_beside_the_tee_alone(fast, case, mode="verified"):
+        pass
 
 
 def answers(llm: LLM, params: SamplingParams, prompts: list[list[int]] = PROMPTS) -> list[object]:

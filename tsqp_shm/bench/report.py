@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
 import tsqp_shm
+from tsqp_shm.arguments import STDOUT
 from tsqp_shm.bench.cases import MODE_OF, Turn
 from tsqp_shm.modes import MODES
 
@@ -209,3 +213,22 @@ def _duration(seconds: float) -> str:
 
 def _or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+def put_out(
+    document: dict[str, Any],
+    json_file: str | None,
+    plot_file: str | None,
+    print_tables: Callable[[dict[str, Any], TextIO], None],
+    draw: Callable[[dict[str, Any], Path], None],
+) -> None:
+    """Prints a document as tables, or as JSON where that goes to stdout, and writes the files that are asked for."""
+    text = json.dumps(document, indent=2)
+    if json_file == STDOUT:
+        print(text)
+    else:
+        print_tables(document, sys.stdout)
+        if json_file:
+            Path(json_file).write_text(text + "\n")
+    if plot_file:
+        draw(document, Path(plot_file))

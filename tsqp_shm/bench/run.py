@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tsqp_shm.arguments import STDOUT, require_writable
+from tsqp_shm.arguments import require_writable
 from tsqp_shm.bench.arithmetic import prefill_flops
 from tsqp_shm.bench.cases import CASES, MODE_OF, Case, Job, contenders_of
 from tsqp_shm.bench.chosen_model import ChosenModel
 from tsqp_shm.bench.contenders import parse_contenders, require_installed
 from tsqp_shm.bench.plot import draw, require_plot
 from tsqp_shm.bench.repetitions import repeat_in_turns, require_positions, start_contenders
-from tsqp_shm.bench.report import environment, make_rows, print_table
+from tsqp_shm.bench.report import environment, make_rows, print_table, put_out
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice, require_range
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.model.network import Network
@@ -96,7 +93,7 @@ def run_bench(options: BenchOptions, demo_model: Callable[[], Path]) -> int:
         "devices": {contender.name: contender.device for contender in running},
     }
     document = {"environment": facts, "settings": settings, "rows": make_rows(answers, flops)}
-    _report(document, options)
+    put_out(document, options.json_file, options.plot_file, print_table, draw)
     return 0
 
 
@@ -153,15 +150,3 @@ def _jobs(options: BenchOptions, case: Case, tokens: tuple[int, ...], folder: Pa
     ]
     require_positions(jobs, folder)
     return jobs
-
-
-def _report(document: dict[str, Any], options: BenchOptions) -> None:
-    text = json.dumps(document, indent=2)
-    if options.json_file == STDOUT:
-        print(text)
-    else:
-        print_table(document, sys.stdout)
-        if options.json_file:
-            Path(options.json_file).write_text(text + "\n")
-    if options.plot_file:
-        draw(document, Path(options.plot_file))

@@ -49,7 +49,7 @@ class Blinded(Verified):
     ) -> None:
         # Long before there is a key: what has opened this process's memory by then keeps it.
         harden()
-        super().__init__(network, checkpoint, digest, transcript, keeps_weights=True)
+        super().__init__(network, checkpoint, digest, transcript)
         self._config, self._limits = config, limits
         self._begun: Pads | None = None
         # What of its private memory is locked, where that is asked for.

@@ -223,5 +223,6 @@ class Pads:
         }
 
     def close(self) -> None:
-        """Ends the threads that make them, and wipes keys and stock. Closing twice does nothing."""
+        """Ends the threads that make them, and gives back the stock's memory; keys are wiped when nothing holds the
+        stock any more. Closing twice does nothing."""
         self._stock.close()

@@ -38,8 +38,8 @@ class Verified(Loaded):
 
     Attributes:
         linears_digest: of the Linears as integers, which both sides compute.
-        weights: of each Linear, at its index, where they are kept; else none are here.
-        is_blinded: whether no row crosses that no pad was taken from.
+        weights: of each Linear, at its index, where this process multiplies too; else none are here.
+        is_blinded: whether no row crosses that no pad was taken from, and pads are made here, of the weights.
     """
 
     is_blinded = False
@@ -50,13 +50,10 @@ class Verified(Loaded):
         checkpoint: Checkpoint,
         digest: ModelDigest | None = None,
         transcript: Transcript | None = None,
-        *,
-        keeps_weights: bool = False,
     ) -> None:
         """Args:
         digest: takes all that is loaded; None: nobody asks for it.
         transcript: takes every product; None: nobody asks for them.
-        keeps_weights: whether this process multiplies too.
 
         Raises:
         ModelFileError: a tensor is missing or has another shape.
@@ -72,7 +69,7 @@ class Verified(Loaded):
             digest.add_embedding(self._embedding)
             self._norms.add_to(digest, network)
         linears = _load(network, checkpoint)
-        self.weights = tuple(linears) if keeps_weights else ()
+        self.weights = tuple(linears) if self.is_blinded else ()
         self._drawn: _Drawn | None = _draw(
             network,
             self.weights or linears,
@@ -121,7 +118,7 @@ class Verified(Loaded):
         again."""
         drawn, self._drawn = self._drawn, None
         if drawn is None and self.weights:
-            return _draw(self._network, self.weights, LinearsDigest(), is_blinded=self.is_blinded).checks
+            return _draw_checks(self._network, self.weights, is_blinded=self.is_blinded)
         if drawn is None:
             with Checkpoint.open(self._folder) as checkpoint:
                 drawn = _draw(self._network, _load(self._network, checkpoint), LinearsDigest())
@@ -143,12 +140,24 @@ def _load(network: Network, checkpoint: Checkpoint) -> Iterator[_native.FieldLin
 def _draw(
     network: Network, weights: Iterable[_native.FieldLinear], digest: LinearsDigest, *, is_blinded: bool = False
 ) -> _Drawn:
+    """Checks, and the digest of what they are of, one Linear's weights after the other."""
+
+    def hashed() -> Iterator[_native.FieldLinear]:
+        for linear, loaded in zip(network.linears, weights, strict=True):
+            digest.add(linear, loaded)
+            yield loaded
+
+    return _Drawn(_draw_checks(network, hashed(), is_blinded=is_blinded), digest.value)
+
+
+def _draw_checks(
+    network: Network, weights: Iterable[_native.FieldLinear], *, is_blinded: bool
+) -> tuple[_native.FieldCheck, ...]:
     """Vectors for each Linear and what they give with its weights."""
-    checks = []
-    for linear, loaded in zip(network.linears, weights, strict=True):
-        digest.add(linear, loaded)
-        checks.append(_native.FieldCheck(loaded, _secret_vectors(linear.outputs), is_blinded))
-    return _Drawn(tuple(checks), digest.value)
+    return tuple(
+        _native.FieldCheck(loaded, _secret_vectors(linear.outputs), is_blinded)
+        for linear, loaded in zip(network.linears, weights, strict=True)
+    )
 
 
 def _secret_vectors(size: int) -> npt.NDArray[np.uint32]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tsqp_shm.arguments import STDOUT, require_writable
+from tsqp_shm.arguments import require_writable
 from tsqp_shm.bench.cases import CASES, MODE_OF, Job, Turn, contenders_of
 from tsqp_shm.bench.chosen_model import ChosenModel
 from tsqp_shm.bench.contenders import RunningContender, require_installed
@@ -24,7 +22,7 @@ from tsqp_shm.bench.modes.rows import make_rows
 from tsqp_shm.bench.modes.table import print_tables
 from tsqp_shm.bench.plot import require_plot
 from tsqp_shm.bench.repetitions import repeat_in_turns, require_positions, start_contenders
-from tsqp_shm.bench.report import environment
+from tsqp_shm.bench.report import environment, put_out
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice, require_range
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.model.network import Network
@@ -110,7 +108,7 @@ def run_modes(options: ModesOptions, demo_model: Callable[[], Path]) -> int:
             of_reader=assumed(options.assume) if options.assume else None,
         ),
     }
-    _report(document, options)
+    put_out(document, options.json_file, options.plot_file, print_tables, draw)
     return 0
 
 
@@ -214,15 +212,3 @@ def _settings(
         "dtype": options.dtype,
         "devices": {contender.name: contender.device for contender in running},
     }
-
-
-def _report(document: dict[str, Any], options: ModesOptions) -> None:
-    text = json.dumps(document, indent=2)
-    if options.json_file == STDOUT:
-        print(text)
-    else:
-        print_tables(document, sys.stdout)
-        if options.json_file:
-            Path(options.json_file).write_text(text + "\n")
-    if options.plot_file:
-        draw(document, Path(options.plot_file))
