@@ -77,7 +77,7 @@ class LLM:
             `start_gpu` is True for a recording of this process alone, of which `tsqp-shm trace` makes one. In a mode
             without a GPU process, a trace of this one.
         evidence: a file for a record of each request, in canonical JSON: how it was computed and checked, and not what
-            it said (docs/evidence.md). Written anew as requests end.
+            it said (docs/evidence.md). Written anew as requests end. True: no file, for `evidence_of` alone.
         transcript: a file for every word that was sent to be multiplied and that came back. It holds activations.
         transport: what joins the two sides; None: POSIX shared memory under the `session` and `endpoint` of the
             settings. Where another is given, `start_gpu` has to be what starts a GPU process over it, or False.
@@ -102,7 +102,7 @@ class LLM:
         start_gpu: bool | StartGpu = True,
         report: Callable[[str], None] | None = None,
         trace: str | Path | None = None,
-        evidence: str | Path | None = None,
+        evidence: str | Path | bool | None = None,
         transcript: str | Path | None = None,
         transport: Transport | None = None,
         config: EngineConfig | None = None,
@@ -115,6 +115,7 @@ class LLM:
         if transport is not None and not hasattr(transport, "begin"):
             raise ConfigError("transport", transport, "a Transport, or None", is_mistyped=True)
         trace_file = _file("trace", trace)
+        keeps_evidence, evidence = evidence is not None and evidence is not False, _given_file(evidence)
         self.evidence, transcript_file = _file("evidence", evidence), _file("transcript", transcript)
         self.config = EngineConfig.chosen(config, settings, _NAMES_OF_PARAMS)
         mode = MODES[self.config.mode]
@@ -156,7 +157,7 @@ class LLM:
             if not has_gpu:
                 start_gpu = False
             self._witness = Witness(
-                None if self.evidence is None else Evidence(self.evidence),
+                Evidence(self.evidence) if keeps_evidence else None,
                 None if transcript_file is None else Transcript(transcript_file),
             )
             stack.callback(self._witness.close)
@@ -305,12 +306,26 @@ class LLM:
             prompts.append(Prompt(name, text, self._encoded(text)))
         return self._generated(prompts, sampling_params, use_tqdm)
 
-    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The token ids by which a model is asked to answer a conversation."""
-        conversation = as_conversation(messages)
+    def chat_prompt(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, continue_final_message: bool = False
+    ) -> list[int]:
+        """The token ids by which a model is asked to answer a conversation; the arguments are those of `chat`."""
         return self._encoded(
-            render(self.tokenizer, conversation, add_generation_prompt=True, continue_final_message=False)
+            render(
+                self.tokenizer,
+                as_conversation(messages),
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
         )
+
+    def prepare(self, prompt: Form, sampling_params: SamplingParams) -> list[Completion]:
+        """The completions of one prompt, for `runtime.add`; nothing runs yet.
+
+        Raises:
+            RequestError: as `generate`.
+        """
+        return self._started(as_prompt(prompt), sampling_params)
 
     def start(self, prompt: Form, sampling_params: SamplingParams | None = None) -> Completion:
         """A completion to be run by `stream_completion`.
@@ -354,6 +369,14 @@ class LLM:
         ids = self._token_ids(as_prompt(token_ids), self.max_model_len)
         with self._runtime.sequence() as sequence:
             return self._runtime.forward(sequence, ids)
+
+    def evidence_of(self, requests: Iterable[int]) -> bytes | None:
+        """The session's evidence with the records of these requests alone; None: one has not ended, or is none of it.
+
+        Args:
+            requests: the numbers of their receipts.
+        """
+        return self._witness.evidence_of(requests)
 
     def bring_up(self) -> dict[str, Any]:
         """Mode and processes of this session, and what lies between them, as plain values."""
@@ -442,6 +465,10 @@ def _file(argument: str, value: object) -> Path | None:
     if value is not None and found is None:
         raise ConfigError(argument, value, "a file", is_mistyped=True)
     return found
+
+
+def _given_file(evidence: str | Path | bool | None) -> str | Path | None:
+    return None if isinstance(evidence, bool) else evidence
 
 
 def _require_apart(evidence: Path, transcript: Path) -> None:

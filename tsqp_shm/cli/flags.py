@@ -80,6 +80,21 @@ def tee_flags() -> Parser:
         "--check-finite", action="store_true", default=None,
         help="look for NaN and infinities in every result, and name the operation and layer of the first",
     )  # fmt: skip
+    trust = add_trust(parser)
+    trust.add_argument(
+        "--transcript", type=Path, metavar="FILE",
+        help="write every word of every product, for scripts/check_transcript.py; prompts can be found in it",
+    )  # fmt: skip
+    return parser
+
+
+def evidence_flags() -> Parser:
+    parser = Parser(add_help=False)
+    add_trust(parser)
+    return parser
+
+
+def add_trust(parser: Parser) -> argparse._ArgumentGroup:
     trust = parser.add_argument_group("what an answer can be held to, in modes that compute with weights in int8")
     trust.add_argument(
         "--model-digest", metavar="sha256:HEX",
@@ -89,11 +104,7 @@ def tee_flags() -> Parser:
         "--evidence", type=Path, metavar="FILE.json",
         help="write how each request was computed and checked, and what opens it to its requester to FILE.nonces.json",
     )  # fmt: skip
-    trust.add_argument(
-        "--transcript", type=Path, metavar="FILE",
-        help="write every word of every product, for scripts/check_transcript.py; prompts can be found in it",
-    )  # fmt: skip
-    return parser
+    return trust
 
 
 def prompt_flags() -> Parser:

@@ -11,6 +11,7 @@ from tsqp_shm.cli.flags import (
     arena_flags,
     common_flags,
     doorbell_flags,
+    evidence_flags,
     gpu_flags,
     json_flag,
     model_argument,
@@ -29,6 +30,7 @@ from tsqp_shm.cli.health import (
 from tsqp_shm.cli.inspection import inspect_model, inspection_flags
 from tsqp_shm.cli.replay import replay_flags, replay_request
 from tsqp_shm.cli.roles import launch_both, play_gpu, play_tee
+from tsqp_shm.cli.serve import serve_flags, serve_model
 from tsqp_shm.cli.top import show_top, top_flags
 from tsqp_shm.cli.traces import make_trace, trace_flag, trace_flags
 from tsqp_shm.modes import MODES
@@ -59,6 +61,12 @@ def build_parser() -> Parser:
     traced, recorded = trace_flag(False), trace_flag(True)
     for name, run, parents, text in (
         ("launch", launch_both, [*shared, tee, gpu, traced, verbose], "start a session and complete a prompt"),
+        (
+            "serve",
+            serve_model,
+            [*shared, gpu, arena_flags(), pad_flags(), doorbell_flags(), serve_flags(), evidence_flags()],
+            "answer OpenAI's HTTP API; the process that does is the TEE process",
+        ),
         ("tee", play_tee, [*shared, tee, recorded], "play the TEE role alone; a GPU process joins by --session"),
         ("gpu", play_gpu, [*shared, gpu, recorded], "play the GPU role alone; a TEE process is joined by --session"),
         ("top", show_top, [top_flags()], "watch a running session"),

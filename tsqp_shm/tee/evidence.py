@@ -8,7 +8,7 @@ at any moment and after a kill, finds a whole one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ LookAtPads = Callable[[], "dict[str, Any] | None"]
 _OF_PADS = (
     "key_id", "capacity_rows", "stock_rows", "made", "made_per_s", "used", "burned", "tee_products"
 )  # fmt: skip
+# Without a file, so many of the last requests have their records.
+MOST_RECORDS = 4096
 # Writing takes at most such a part of the time of a session that is never idle.
 _SHARE_OF_TIME = 1 / 20
 
@@ -65,13 +67,13 @@ class Evidence:
     """Is told of requests by the thread that runs the steps, of a pass when its checks have ended.
 
     Args:
-        path: of the file.
+        path: of the file; None: there is none, and the records of the last requests can be asked for.
 
     Attributes:
         receipts: draws the receipt of each request; any thread may ask.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.receipts = Receipts()
         self._path = path
         self._session: dict[str, Any] = {}
@@ -174,6 +176,8 @@ class Evidence:
                 del self._requests[number]
                 self._records[number] = canonical(_of_request(request, last))
                 self._is_dirty = True
+                if self._path is None and len(self._records) > MOST_RECORDS:
+                    del self._records[next(iter(self._records))]
         # One that was written long ago is written at once: a request that ends alone has its record when it is told.
         is_due = time.monotonic() - self._written_s >= self._write_took_s / _SHARE_OF_TIME
         if self._is_dirty and (is_due or not may_wait):
@@ -199,15 +203,22 @@ class Evidence:
             "pads_used": products - in_tee if self._has_pads else 0,
         }
 
-    def _write(self) -> None:
-        requests = b",".join(self._records[number] for number in sorted(self._records))
+    def content(self, numbers: Iterable[int]) -> bytes | None:
+        """The file as it is with these requests alone; any thread may ask. None: one of them is not there."""
+        try:
+            requests = b",".join([self._records[number] for number in sorted(numbers)])
+        except KeyError:
+            return None
         session = canonical({**self._session, "pads": self._pads()})
+        return b'{"requests":[%b],"schema":"%b","session":%b}\n' % (requests, SCHEMA.encode(), session)
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        content = self.content(self._records) or b""
         started_s = time.monotonic()
         try:
-            replace_file(
-                self._path,
-                b'{"requests":[%b],"schema":"%b","session":%b}\n' % (requests, SCHEMA.encode(), session),
-            )
+            replace_file(self._path, content)
         except OSError as error:
             raise EvidenceError(self._path, f"cannot be written: {error.strerror}") from error
         self._written_s = time.monotonic()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tsqp_shm.config import Limits
@@ -30,6 +30,10 @@ class Witness:
     @property
     def has_evidence(self) -> bool:
         return self._evidence is not None
+
+    def evidence_of(self, numbers: Iterable[int]) -> bytes | None:
+        """As `Evidence.content`; None too where nobody writes evidence."""
+        return None if self._evidence is None else self._evidence.content(numbers)
 
     def receipt(self) -> Receipt | None:
         """Of the next request; None: nobody writes evidence. Any thread may ask."""
