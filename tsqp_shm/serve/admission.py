@@ -33,9 +33,7 @@ class Admission:
         if count > self._most:
             raise Refusal(400, f"{count} completions in one request, and {self._most} places", code="too_many")
         if self.under_way + count > self._most:
-            raise Refusal(
-                429, "the queue is full", kind="server_error", code="queue_full", headers={"Retry-After": "1"}
-            )
+            raise _later("the queue is full", "queue_full")
         self.under_way += count
         try:
             yield
@@ -54,14 +52,12 @@ class HeldBytes:
         Refusal: all requests together would hold too many.
         """
         if self._held + count > self._most:
-            raise Refusal(
-                429,
-                "too many bytes of requests at once",
-                kind="server_error",
-                code="busy",
-                headers={"Retry-After": "1"},
-            )
+            raise _later("too many bytes of requests at once", "busy")
         self._held += count
 
     def give_back(self, count: int) -> None:
         self._held -= count
+
+
+def _later(reason: str, code: str) -> Refusal:
+    return Refusal(429, reason, kind="server_error", code=code, headers={"Retry-After": "1"})

@@ -157,6 +157,5 @@ def _require_text(parts: list[object], name: str) -> None:
         kind = part.get("type", "text") if isinstance(part, dict) else None
         if kind != "text":
             place = f"{name}.content[{index}].type"
-            raise Refusal(
-                400, f"{place}: expected text, as this model reads nothing else", param=place, code="unsupported"
-            )
+            reason = f"{place}: expected text, as this model reads nothing else"
+            raise Refusal(400, reason, param=place, code="unsupported")

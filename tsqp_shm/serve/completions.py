@@ -123,9 +123,8 @@ class _Answer:
                 completion, index = update.completion, places[update.completion]
                 if self._asked.echo and completion not in has_begun:
                     has_begun.add(completion)
-                    yield chunk(
-                        [_piece(index, self._prompt_of(index), self._of_prompt(completion, logprobs[completion]))]
-                    )
+                    of_prompt = self._of_prompt(completion, logprobs[completion])
+                    yield chunk([_piece(index, self._prompt_of(index), of_prompt)])
                 first, seen[completion] = seen[completion], seen[completion] + len(update.token_ids)
                 text, scored = update.text, None
                 if self._asked.drops_answers:
@@ -201,14 +200,15 @@ def _prompts(value: object) -> Sequence[str | list[int]]:
         return [value]
     if not isinstance(value, list) or not value:
         raise wrong("prompt", value, expected)
-    if all(isinstance(each, int) and not isinstance(each, bool) for each in value):
+    if _are_ids(value):
         return [value]
     if len(value) > MOST_PROMPTS:
         raise wrong("prompt", value, f"at most {MOST_PROMPTS} prompts")
     for index, each in enumerate(value):
-        is_ids = isinstance(each, list) and all(
-            isinstance(token, int) and not isinstance(token, bool) for token in each
-        )
-        if not isinstance(each, str) and not is_ids:
+        if not isinstance(each, str) and not _are_ids(each):
             raise wrong(f"prompt[{index}]", each, expected)
     return value
+
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, list) and all(type(token_id) is int for token_id in value)

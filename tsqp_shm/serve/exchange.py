@@ -1,4 +1,4 @@
-"""One HTTP exchange: a body that is read within bounds, and an answer that is made no longer than its client is there."""
+"""One HTTP exchange: a body that is read within bounds, and an answer for as long as its client is there."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Completions of one HTTP request, as the event loop sees them: no thread for each, and no longer than who has asked."""
+"""Completions of one HTTP request, as the event loop sees them: no thread for each, for as long as who has asked."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from functools import partial
 
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.runtime import Runtime
@@ -24,7 +23,11 @@ class Generation:
         TsqpError: the session is over, or a completion cannot be run.
         """
         # The loop may have ended when the runtime tells: it is told so by an error, and cancels.
-        told = partial(asyncio.get_running_loop().call_soon_threadsafe, self._updates.put_nowait)
+        loop, put = asyncio.get_running_loop(), self._updates.put_nowait
+
+        def told(update: Update) -> None:
+            loop.call_soon_threadsafe(put, update)
+
         self._runtime.add(self.completions, told)
 
     def end(self) -> None:

@@ -10,7 +10,6 @@ from starlette.responses import JSONResponse, Response
 from tsqp_shm._version import __version__
 from tsqp_shm.modes import MODES
 from tsqp_shm.serve.front import Front
-from tsqp_shm.serve.refusal import Refusal
 
 
 async def health(request: Request) -> Response:
@@ -56,9 +55,7 @@ async def models(request: Request) -> Response:
 async def model(request: Request) -> Response:
     front: Front = request.app.state.front
     front.principal(request)
-    name = request.path_params["name"]
-    if name != front.model_name:
-        raise Refusal(404, f"there is no such model; this is {front.model_name}", param="model", code="model_not_found")
+    front.require_model(request.path_params["name"])
     return JSONResponse(_model(front))
 
 

@@ -37,9 +37,7 @@ async def detokenize(request: Request) -> JSONResponse:
         front.require_model(fields.text("model"))
         tokens = fields.required("tokens")
         most = llm.spec.vocab_size
-        if not isinstance(tokens, list) or not all(
-            isinstance(each, int) and not isinstance(each, bool) and 0 <= each < most for each in tokens
-        ):
+        if not isinstance(tokens, list) or not all(type(each) is int and 0 <= each < most for each in tokens):
             raise wrong("tokens", tokens, f"an array of token ids, 0 to {most - 1}")
         return JSONResponse({"prompt": await front.aside(llm.tokenizer.decode, tokens, False)})
 
@@ -47,8 +45,7 @@ async def detokenize(request: Request) -> JSONResponse:
 async def tokenizer_info(request: Request) -> JSONResponse:
     front: Front = request.app.state.front
     front.principal(request)
-    llm = front.llm
-    return JSONResponse(await front.aside(llm.tokenizer.describe))
+    return JSONResponse({"tokenizer_class": "tokenizers", **front.llm.tokenizer.special_tokens})
 
 
 def _encoded(llm: LLM, fields: Fields) -> list[int]:
