@@ -20,6 +20,7 @@ from tsqp_shm.serve.chat import chat_completions
 from tsqp_shm.serve.completions import completions
 from tsqp_shm.serve.evidence import evidence
 from tsqp_shm.serve.front import Front
+from tsqp_shm.serve.metrics import metrics
 from tsqp_shm.serve.refusal import Refusal
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -41,6 +42,7 @@ def application(front: Front) -> Starlette:
         Route("/ping", health.health, methods=["GET", "POST"]),
         Route("/live", health.live),
         Route("/version", health.version),
+        Route("/metrics", metrics),
         Route("/session", health.session),
     ]
     middleware = [Middleware(_Named, mode=front.mode)]

@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from tsqp_shm.errors import IntegrityError, TsqpError
 from tsqp_shm.llm import LLM
+from tsqp_shm.metrics import Metric
 from tsqp_shm.serve.admission import Admission, HeldBytes
 from tsqp_shm.serve.refusal import Refusal
 from tsqp_shm.serve.settings import ServeSettings, digest_of
@@ -149,6 +150,10 @@ class Front:
     def evidence_of(self, numbers: Sequence[int]) -> bytes | None:
         """As `LLM.evidence_of`."""
         return None if self._llm is None else self._llm.evidence_of(numbers)
+
+    def metrics(self) -> list[Metric]:
+        """Of the session; of one that has not come up, none."""
+        return [] if self._llm is None else self._llm.get_metrics()
 
     def facts(self) -> dict[str, Any]:
         """What the page shows of the session as it is at this moment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -95,6 +96,8 @@ class Scheduler:
 
     def add(self, completion: Completion) -> None:
         self._witness.add(completion)
+        self._statistics.requests.add(completion)
+        completion.queued_s = time.monotonic()
         self._waiting.append(completion)
 
     def cancel(self, completion: Completion, reason: str = "cancelled") -> None:
@@ -174,6 +177,7 @@ class Scheduler:
             # What ended while the step lasted takes nothing of it.
             if completion.finish_reason is None:
                 self._statistics.generated += harvest.give(completion)
+                self._statistics.requests.look(completion)
             if completion.finish_reason is not None:
                 self._release(completion)
 
@@ -185,6 +189,8 @@ class Scheduler:
                 first.give(sequence)
             else:
                 self._running[first] = sequence
+                first.scheduled_s = time.monotonic()
+                self._statistics.requests.begin(first)
                 self._surplus[first] = self._num_surplus(len(first.prompt_token_ids))
 
     def _next_batch(self) -> list[tuple[Completion, Chunk]]:
@@ -227,6 +233,7 @@ class Scheduler:
         return [each for index, each in enumerate(batch) if index not in lacking]
 
     def _release(self, completion: Completion) -> None:
+        self._statistics.requests.end(completion)
         self._surplus.pop(completion, None)
         sequence = self._running.pop(completion, None)
         if sequence is not None:
