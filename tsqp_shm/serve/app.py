@@ -21,6 +21,7 @@ from tsqp_shm.serve.completions import completions
 from tsqp_shm.serve.evidence import evidence
 from tsqp_shm.serve.front import Front
 from tsqp_shm.serve.metrics import metrics
+from tsqp_shm.serve.page import PARTS, part
 from tsqp_shm.serve.refusal import Refusal
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -43,6 +44,7 @@ def application(front: Front) -> Starlette:
         Route("/live", health.live),
         Route("/version", health.version),
         Route("/metrics", metrics),
+        *(Route(path, part(*named)) for path, named in PARTS.items()),
         Route("/session", health.session),
     ]
     middleware = [Middleware(_Named, mode=front.mode)]

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from tsqp_shm.errors import IntegrityError, TsqpError
 from tsqp_shm.llm import LLM
 from tsqp_shm.metrics import Metric
+from tsqp_shm.modes import MODES
 from tsqp_shm.serve.admission import Admission, HeldBytes
 from tsqp_shm.serve.refusal import Refusal
 from tsqp_shm.serve.settings import ServeSettings, digest_of
@@ -157,10 +158,12 @@ class Front:
 
     def facts(self) -> dict[str, Any]:
         """What the page shows of the session as it is at this moment."""
-        facts: dict[str, Any] = {"running": 0, "waiting": 0, "is_ready": self.unready is None}
+        facts: dict[str, Any] = {"running": 0, "waiting": 0, "pads": None, "processes": [_process("tee", self.unready)]}
+        if MODES[self.mode].has_gpu_process:
+            facts["processes"].append(_process("gpu", self.unready))
         if self._llm is not None and self.fault is None:
             load = self._llm.runtime.load()
-            facts |= {"running": load.running, "waiting": load.waiting, "pads": self._llm.runtime.connection.pads}
+            facts |= {"running": load.running, "waiting": load.waiting, "pads": self.pads()}
         return facts
 
     def receipts_of(self, request_id: str, principal: bytes | None) -> list[int]:
@@ -172,3 +175,14 @@ class Front:
         if not numbers or owner != principal:
             raise Refusal(404, "there is no evidence of such a request of this key", code="not_found")
         return numbers
+
+
+def _process(role: str, unready: Refusal | None) -> dict[str, Any]:
+    words = {"loading": "loads the model", "draining": "about to end"}
+    if unready is None:
+        state = "ready" if role == "tee" else "answers"
+    elif role == "gpu" and unready.code == "integrity_error":
+        state = "gave a false result"
+    else:
+        state = words.get(unready.code or "", "over")
+    return {"role": role, "state": state, "is_well": unready is None}
