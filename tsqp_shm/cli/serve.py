@@ -40,6 +40,12 @@ def serve_flags() -> Parser:
         "--drain-s", type=float, metavar="S", help="how long running requests have to end after SIGTERM (30)"
     )
     group.add_argument(
+        "--receive-s", type=float, metavar="S",
+        help="how long a client may take to send a request, and to take a piece of an answer (20)",
+    )  # fmt: skip
+    group.add_argument("--max-connections", type=int, metavar="N", help="open at once (1024)")
+    group.add_argument("--max-body-bytes", type=int, metavar="N", help="of one request (8 MiB)")
+    group.add_argument(
         "--on-integrity", metavar="exit|lock",
         help="after a false result: end with exit code 4, or stay and answer nothing but that (exit)",
     )  # fmt: skip

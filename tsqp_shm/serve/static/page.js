@@ -92,7 +92,7 @@ async function ask(content) {
     const response = await fetch("v1/chat/completions", {
       method: "POST",
       headers: headers(),
-      body: JSON.stringify({ messages, stream: true }),
+      body: JSON.stringify({ messages, stream: true, temperature: 0.3, top_p: 0.95 }),
       signal: controller.signal,
     });
     if (!response.ok) throw new Error(await refusalOf(response));
