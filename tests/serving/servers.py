@@ -37,6 +37,8 @@ class Server:
         self._listening: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
         url = self._listening.get(timeout=UP_S)
+        if url is None:
+            self.process.wait(UP_S)
         assert url is not None, self.lines
         self.url = url
 

@@ -53,7 +53,7 @@ def test_a_stream_is_the_same_answer_in_pieces_with_role_first_and_usage_last(cl
     assert chunks[0].choices[0].delta.role == "assistant"
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == inside["chat"].text
     assert chunks[-2].choices[0].finish_reason == inside["chat"].finish_reason
-    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == 12
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == len(inside["chat"].token_ids)
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
@@ -147,8 +147,8 @@ def test_what_openai_has_not_is_asked_in_the_extra_body(client, model):
     )  # fmt: skip
     likeliest = client.completions.create(model=model, prompt="One, two,", temperature=0, max_tokens=6)
     assert answer.choices[0].text == likeliest.choices[0].text
-    stopped = client.completions.create(model=model, prompt="One, two,", temperature=0, max_tokens=9, stop=[" five"])
-    assert " five" not in stopped.choices[0].text and stopped.choices[0].finish_reason == "stop"
+    stopped = client.completions.create(model=model, prompt="One, two,", temperature=0, max_tokens=9, stop=[" number"])
+    assert " number" not in stopped.choices[0].text and stopped.choices[0].finish_reason == "stop"
     biased = client.completions.create(model=model, prompt="One", temperature=0, max_tokens=2, logit_bias={"42": 100})
     assert biased.usage.completion_tokens == 2
 

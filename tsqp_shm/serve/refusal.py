@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from tsqp_shm.errors import (
     TsqpError,
 )
 
+_COUNT = re.compile(r"(more than )?[0-9,]+ (tokens|characters)")
 _SHOWN = (bool, int, float, type(None))
 
 
@@ -82,7 +84,7 @@ def wrong(param: str, value: object, expected: str) -> Refusal:
 
 
 def _given(value: object) -> str:
-    if isinstance(value, str) and value[:1].isdigit() and value.endswith((" tokens", " characters")):
+    if isinstance(value, str) and _COUNT.fullmatch(value):
         # A count that this package has made.
         return value
     if isinstance(value, str):

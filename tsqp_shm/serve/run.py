@@ -7,6 +7,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import uvicorn
 
@@ -103,6 +104,8 @@ async def _serve(
         with suppress(asyncio.CancelledError):
             await serving
         stopping.cancel()
+        if settings.uds is not None:
+            Path(settings.uds).unlink(missing_ok=True)
         if llm is not None:
             await asyncio.to_thread(llm.close)
 
