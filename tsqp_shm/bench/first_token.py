@@ -18,6 +18,7 @@ from tsqp_shm.bench.whole_run import run_whole
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice, require_range
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.modes import MODES
+from tsqp_shm.printable import print_json
 from tsqp_shm.progress import Progress
 
 PROMPT = "The capital of France is"
@@ -69,7 +70,7 @@ def run_launch(options: LaunchOptions, demo_model: Callable[[], Path]) -> int:
     rows = [_row(name, taken, samples[names[0]]) for name, taken in samples.items()]
     document = {"environment": facts, "model": folder.name, "dtype": options.dtype, "rows": rows}
     if options.json_file == STDOUT:
-        print(json.dumps(document, indent=2))
+        print_json(document, indent=2)
         return 0
     _print_table(document)
     if options.json_file:

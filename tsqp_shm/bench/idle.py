@@ -17,6 +17,7 @@ from tsqp_shm.config import DTYPES, EngineConfig, require_choice
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.llm import LLM, SamplingParams
 from tsqp_shm.modes import MODES
+from tsqp_shm.printable import print_json
 from tsqp_shm.progress import Progress
 
 # Until both sides have parked; and pads are made while nobody asks, as long as there is room for any.
@@ -62,7 +63,7 @@ def run_idle(options: IdleOptions, demo_model: Callable[[], Path]) -> int:
         "core_share": shares,
     }
     if options.json_file == STDOUT:
-        print(json.dumps(document, indent=2))
+        print_json(document, indent=2)
         return 0
     print(f"{folder.name}, {options.dtype}, idle for {options.seconds:g} s; CPU time, of one core")
     for mode, of_mode in shares.items():

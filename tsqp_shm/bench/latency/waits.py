@@ -26,6 +26,7 @@ from tsqp_shm.bench.plot import draw_waits, require_plot
 from tsqp_shm.bench.report import environment
 from tsqp_shm.config import require_range
 from tsqp_shm.errors import ConfigError
+from tsqp_shm.printable import print_json
 from tsqp_shm.progress import Progress
 
 TRIPS = 25
@@ -87,7 +88,7 @@ def run_waits(options: WaitsOptions) -> int:
     rows = [_row(scene, pair, ns) for (scene, pair), ns in costs.items()]
     document = {"environment": facts, "rows": rows}
     if options.json_file == STDOUT:
-        print(json.dumps(document, indent=2))
+        print_json(document, indent=2)
     else:
         _print_table(document)
         if options.json_file:

@@ -24,6 +24,7 @@ from tsqp_shm.errors import ConfigError, ContenderFailed
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.modes import MODES
+from tsqp_shm.printable import print_json
 from tsqp_shm.progress import Progress
 from tsqp_shm.shm.posix.folder import swept_afterwards
 
@@ -108,7 +109,7 @@ def run_quality(options: QualityOptions, demo_model: Callable[[], Path]) -> int:
     finally:
         tokenizer.close()
     if options.json_file == STDOUT:
-        print(json.dumps(document, indent=2))
+        print_json(document, indent=2)
         return 0
     print_table(document, sys.stdout)
     if options.json_file:
