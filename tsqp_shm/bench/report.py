@@ -18,6 +18,7 @@ from tsqp_shm.arguments import STDOUT
 from tsqp_shm.bench.cases import MODE_OF, Turn
 from tsqp_shm.bench.tables import print_columns, say
 from tsqp_shm.modes import MODES
+from tsqp_shm.printable import print_json
 
 Row = dict[str, Any]
 # (contender, turn) -> the answers to its counted repetitions.
@@ -233,12 +234,11 @@ def put_out(
     draw: Callable[[dict[str, Any], Path], None] | None = None,
 ) -> None:
     """Prints a document as tables, or as JSON where that goes to stdout, and writes the files that are asked for."""
-    text = json.dumps(document, indent=2)
     if json_file == STDOUT:
-        print(text)
+        print_json(document, indent=2)
     else:
         print_tables(document, sys.stdout)
         if json_file:
-            Path(json_file).write_text(text + "\n")
+            Path(json_file).write_text(json.dumps(document, indent=2) + "\n")
     if plot_file and draw is not None:
         draw(document, Path(plot_file))

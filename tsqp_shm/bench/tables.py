@@ -8,9 +8,10 @@ cut.
 from __future__ import annotations
 
 import sys
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
+
+from tsqp_shm.wrapping import num_cells, wrapped
 
 WIDTH = 100
 _GAP = 2
@@ -18,20 +19,19 @@ _GAP = 2
 _HALF = WIDTH // 2 - _GAP
 
 
-def say(text: str, out: TextIO | None = None, indent: str = "") -> None:
+def say(text: str, out: TextIO | None = None, indent: int = 0) -> None:
     """Prints one paragraph.
 
     Args:
-        indent: of its lines behind the first.
+        indent: the spaces before its lines but the first.
     """
-    first, *rest = _lines(text, WIDTH - len(indent))
-    print("\n".join([first, *(indent + line for line in rest)]), file=out or sys.stdout)
+    print("\n".join(wrapped(" ".join(text.split()), WIDTH + 1, indent=indent)), file=out or sys.stdout)
 
 
 def say_facts(facts: Mapping[str, Any]) -> None:
     """A line for each."""
     for name, fact in facts.items():
-        say(f"{name}: {fact}", indent="  ")
+        say(f"{name}: {fact}", indent=2)
 
 
 def print_columns(
@@ -82,15 +82,15 @@ class _Column:
     def __init__(self, cells: Sequence[str], limit: int) -> None:
         self._cells = cells
         self.lines = [_lines(cell, max(1, limit)) for cell in cells]
-        self.width = max(_width(line) for lines in self.lines for line in lines)
+        self.width = max(num_cells(line) for lines in self.lines for line in lines)
         self.is_number = all(cell[:1].isdigit() or cell[:1] in "-+" for cell in cells[1:])
 
     def narrowed(self) -> _Column:
         """With a title that is no wider than what is below it, or than its own longest word."""
         title, *cells = self.lines
-        widths = [_width(line) for lines in cells for line in lines]
+        widths = [num_cells(line) for lines in cells for line in lines]
         return _Column(
-            self._cells, max([*widths, *(_width(word) for line in title for word in line.split())], default=1)
+            self._cells, max([*widths, *(num_cells(word) for line in title for word in line.split())], default=1)
         )
 
 
@@ -124,31 +124,10 @@ def _row(columns: list[_Column], row: int) -> Iterator[str]:
 
 
 def _placed(line: str, column: _Column) -> str:
-    space = " " * (column.width - _width(line))
+    space = " " * (column.width - num_cells(line))
     return space + line if column.is_number else line + space
 
 
 def _lines(text: str, width: int) -> list[str]:
     """Broken between words, and within one that is wider; at least one line."""
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and _width(lines[-1]) + 1 + _width(word) <= width:
-            lines[-1] += f" {word}"
-            continue
-        if lines[-1]:
-            lines.append("")
-        for character in word:
-            if lines[-1] and _width(lines[-1] + character) > width:
-                lines.append("")
-            lines[-1] += character
-    return lines
-
-
-def _width(text: str) -> int:
-    """The columns that a terminal gives it."""
-    if text.isascii():
-        return len(text)
-    return sum(
-        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
-        for character in text
-    )
+    return wrapped(" ".join(text.split()), width + 1)

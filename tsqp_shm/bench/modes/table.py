@@ -119,7 +119,7 @@ def _print_here(outlook: dict[str, Any], out: TextIO) -> None:
             for row in rows
             if row["case"] == case
         ]
-        say(f"{case}: {'; '.join(cells)}", out, indent="  ")
+        say(f"{case}: {'; '.join(cells)}", out, indent=2)
 
 
 def _print_forecast(outlook: dict[str, Any], out: TextIO) -> None:

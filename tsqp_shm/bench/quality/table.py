@@ -36,4 +36,4 @@ def print_table(document: dict[str, Any], out: TextIO) -> None:
             is_same = column is not columns[0] and answer == columns[0]["answers"][number]
             # UNTRUSTED: a model's words are shown and not obeyed.
             said = "the same" if is_same else shown(answer, lines=False)
-            say(f"- {column['column']}: {said}", out, indent="    ")
+            say(f"- {column['column']}: {said}", out, indent=4)
