@@ -16,6 +16,7 @@ import numpy.typing as npt
 from tsqp_shm.arguments import refuse_unknown, require_writable
 from tsqp_shm.callers import harmless, while_held
 from tsqp_shm.config import EngineConfig
+from tsqp_shm.conversation import Conversation
 from tsqp_shm.conversations import Message, as_conversation, as_conversations
 from tsqp_shm.errors import ConfigError, RequestError
 from tsqp_shm.metrics import Metric
@@ -314,6 +315,17 @@ class LLM:
             RequestError: as `generate`.
         """
         return self._requests.made(as_prompt(prompt), sampling_params)
+
+    def conversation(self) -> Conversation:
+        """A conversation whose turns follow on each other: its cache is kept between them where `prefix_reuse` says so,
+        which in mode `blinded` it has to be asked to.
+
+            with llm.conversation() as conversation:
+                messages = [{"role": "user", "content": "Name a river."}]
+                answer = conversation.chat(messages)
+                messages += [{"role": "assistant", "content": answer.outputs[0].text}, ...]
+        """
+        return Conversation(self, self._requests)
 
     def start(self, prompt: Form, sampling_params: SamplingParams | None = None) -> Completion:
         """A completion to be run by `stream_completion`.

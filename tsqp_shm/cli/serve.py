@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tsqp_shm.cli.flags import Parser
+from tsqp_shm.cli.parser import Parser
 from tsqp_shm.cli.settings import blocked_interrupts, engine_config, model_folder, reporter
 from tsqp_shm.errors import ConfigError, ModelFileError
 from tsqp_shm.modes import MODES

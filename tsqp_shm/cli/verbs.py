@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-
 from tsqp_shm._version import __version__
 from tsqp_shm.cli.bench import add_cases
 from tsqp_shm.cli.flags import (
-    Parser,
+    FIRST_FLAGS,
     arena_flags,
     common_flags,
     doorbell_flags,
@@ -28,6 +26,7 @@ from tsqp_shm.cli.health import (
     print_environment,
 )
 from tsqp_shm.cli.inspection import inspect_model, inspection_flags
+from tsqp_shm.cli.parser import Parser
 from tsqp_shm.cli.replay import replay_flags, replay_request
 from tsqp_shm.cli.roles import launch_both, play_gpu, play_tee
 from tsqp_shm.cli.serve import serve_flags, serve_model
@@ -38,10 +37,10 @@ from tsqp_shm.modes import MODES
 LINES = "\n".join(mode.line for mode in MODES.values())
 EPILOG = f"""{LINES}
 
-exit codes: 0 well, 1 failed, 2 usage, 3 the other process died or broke the protocol, 4 it gave a
-false result, 128+n ended by signal n.
-Flags of session, GPU process, model, arena and doorbell may be set by environment too: --max-model-len is
-TSQP_SHM_MAX_MODEL_LEN; a flag wins over the environment. A flag that the mode does not take is refused, a variable
+exit codes: 0 well, 1 failed, 2 usage, 3 the other process died or broke the protocol, 4 it gave a false result, \
+128+n ended by signal n.
+Flags of session, GPU process, model, arena and doorbell may be set by environment too: --max-model-len is \
+TSQP_SHM_MAX_MODEL_LEN; a flag wins over the environment. A flag that the mode does not take is refused, a variable \
 passed over.
 """
 
@@ -51,7 +50,6 @@ def build_parser() -> Parser:
         prog="tsqp-shm",
         description="Run an LLM split between a trusted process and an untrusted GPU process over shared memory.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"tsqp-shm {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -101,8 +99,9 @@ def build_parser() -> Parser:
             description=text[0].upper() + text[1:] + ".",
             epilog=EPILOG,
             parents=parents,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        if name in FIRST_FLAGS:
+            verb.put_first(FIRST_FLAGS[name])
         verb.set_defaults(run=run)
     text = "measure it beside others, in turns"
     add_cases(verbs.add_parser("bench", help=text, description=text[0].upper() + text[1:] + "."))
