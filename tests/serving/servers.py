@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import queue
 import re
 import signal
@@ -11,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +29,14 @@ class Server:
         lines: what it has said on stderr so far.
     """
 
-    def __init__(self, *arguments: object, port: int = 0) -> None:
+    def __init__(self, *arguments: object, environment: Mapping[str, str] | None = None) -> None:
         words = [*COMMAND, *map(str, arguments)]
         if "--uds" not in words:
-            words += ["--port", str(port)]
+            words += ["--port", "0"]
         self.process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+            words, env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
         self.lines: list[str] = []
         self._listening: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -80,6 +84,18 @@ class Server:
         status, _, content = self.ask("POST", path, body, **headers)
         return status, _json(content)
 
+    @contextmanager
+    def streaming(self, path: str, body: dict[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
+        """The events of a stream as they come, until [DONE]."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=UP_S)
+        try:
+            connection.request("POST", path, json.dumps({**body, "stream": True}))
+            response = connection.getresponse()
+            assert response.status == 200, response.read()
+            yield _events(response)
+        finally:
+            connection.close()
+
     def metric(self, name: str) -> float:
         _, _, body = self.ask("GET", "/metrics")
         return sum(float(line.rpartition(" ")[2]) for line in body.decode().splitlines() if line.startswith(name))
@@ -103,8 +119,8 @@ class Server:
         self.stop()
 
 
-def demo_server(model: Path, *arguments: object) -> Server:
-    return Server(model, *arguments).until_ready()
+def demo_server(model: Path, *arguments: object, environment: Mapping[str, str] | None = None) -> Server:
+    return Server(model, *arguments, environment=environment).until_ready()
 
 
 def _json(body: bytes) -> Any:
@@ -112,3 +128,13 @@ def _json(body: bytes) -> Any:
         return json.loads(body)
     except ValueError:
         return body
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    for line in response:
+        data = line.decode().removeprefix("data: ").strip()
+        if data == "[DONE]":
+            return
+        if data:
+            yield json.loads(data)
+    raise AssertionError("the stream ended before its end")

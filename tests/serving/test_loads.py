@@ -20,7 +20,8 @@ for name in set(sys.modules) - before:
     if path and "site-packages" in path:
         files.setdefault(name.partition(".")[0], {})[path] = os.path.getsize(path)
 print(json.dumps({name: sum(sizes.values()) for name, sizes in files.items()}))
-print(json.dumps(sorted(name for name in sys.modules if name in ("torch", "transformers", "pydantic", "fastapi", "openai"))))
+heavy = ("torch", "transformers", "pydantic", "fastapi", "openai")
+print(json.dumps([name for name in heavy if name in sys.modules]))
 """
 
 

@@ -96,7 +96,8 @@ async def _serve(
         ready(llm)
         fault = await _until_over(front, stop, report)
         if isinstance(fault, IntegrityError):
-            await asyncio.sleep(_LAST_WORDS_S)
+            if not stop.is_set():
+                await asyncio.sleep(_LAST_WORDS_S)
             raise fault
         await _drain(front, stop, report)
     finally:
@@ -111,7 +112,7 @@ async def _serve(
 
 
 async def _until_over(front: Front, stop: asyncio.Event, report: Callable[[str], None]) -> TsqpError | None:
-    """Until a signal comes, or a false result that ends the server. Returns the latter."""
+    """Until a signal comes, or a false result that ends the server. Returns the latter, whether it has ended it."""
     told = False
     while not stop.is_set():
         fault = front.fault
@@ -122,7 +123,8 @@ async def _until_over(front: Front, stop: asyncio.Event, report: Callable[[str],
             report(f"the session is over, and every request is answered so: {fault}")
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(stop.wait(), _LOOK_S)
-    return None
+    # One that has stayed to say so ends as one that has not.
+    return front.fault if isinstance(front.fault, IntegrityError) else None
 
 
 async def _drain(front: Front, stop: asyncio.Event, report: Callable[[str], None]) -> None:
