@@ -62,7 +62,7 @@ def runtime_folder() -> Iterator[Path]:
 def deadline(request: pytest.FixtureRequest) -> Iterator[None]:
     """Ends a test that hangs."""
     marks = {mark.name for mark in request.node.iter_markers()}
-    with _alarm(LONG_DEADLINE_S if "long" in marks else SLOW_DEADLINE_S if "slow" in marks else DEADLINE_S):
+    with _alarm(LONG_DEADLINE_S if marks & {"long", "serving"} else SLOW_DEADLINE_S if "slow" in marks else DEADLINE_S):
         yield
 
 
