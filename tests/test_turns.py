@@ -38,7 +38,9 @@ class Stepped:
         self._runtime = runtime
 
     def start(self, length: int, params: SamplingParams = ENDLESS) -> Completion:
-        completion = Completion(random_token_ids(length, seed=length), params, params.max_tokens, (), None, vocab_size=257)
+        completion = Completion(
+            random_token_ids(length, seed=length), params, params.max_tokens, (), None, vocab_size=257
+        )
         self._runtime.add([completion], lambda update: None)
         return completion
 
