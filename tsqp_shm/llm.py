@@ -43,6 +43,7 @@ from tsqp_shm.tee.sampling_params import SamplingParams
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.transcript import Transcript
 from tsqp_shm.tee.witness import Witness
+from tsqp_shm.text_tokenizer import TextTokenizer
 from tsqp_shm.trace.file import TraceFile
 from tsqp_shm.trace.recorder import recording
 
@@ -201,6 +202,14 @@ class LLM:
         ModelFileError: the model folder has none; prompts are token ids then.
         """
         return self._requests.tokenizer
+
+    def get_tokenizer(self) -> TextTokenizer:
+        """The model's tokenizer with transformers' methods and meanings, as vLLM gives one; without transformers.
+
+        Raises:
+            ModelFileError: the model folder has none; prompts are token ids then.
+        """
+        return TextTokenizer(self.tokenizer, str(self.model))
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What a request without params is sampled by: the sampling fields of the model's generation_config.json, as
