@@ -16,7 +16,8 @@ import numpy.typing as npt
 from tsqp_shm.arguments import refuse_unknown, require_writable
 from tsqp_shm.callers import harmless, while_held
 from tsqp_shm.config import EngineConfig
-from tsqp_shm.conversations import Message, as_conversation, as_conversations
+from tsqp_shm.conversation import Conversation
+from tsqp_shm.conversations import Message, as_conversations, asked
 from tsqp_shm.errors import ConfigError, RequestError
 from tsqp_shm.metrics import Metric
 from tsqp_shm.model.files import ModelFiles
@@ -305,10 +306,18 @@ class LLM:
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The token ids by which a model is asked to answer a conversation."""
-        prompt = self._requests.rendered(
-            as_conversation(messages), "messages", add_generation_prompt=True, continue_final_message=False
-        )
-        return list(prompt.token_ids or ())
+        return asked(self.tokenizer, messages, self.max_model_len)[1]
+
+    def conversation(self) -> Conversation:
+        """A conversation whose turns follow on each other: its cache is kept between them where `prefix_reuse` says so,
+        which in mode `blinded` it has to be asked to.
+
+            with llm.conversation() as conversation:
+                messages = [{"role": "user", "content": "Name a river."}]
+                answer = conversation.chat(messages)
+                messages += [{"role": "assistant", "content": answer.outputs[0].text}, ...]
+        """
+        return Conversation(self)
 
     def start(self, prompt: Form, sampling_params: SamplingParams | None = None) -> Completion:
         """A completion to be run by `stream_completion`.
