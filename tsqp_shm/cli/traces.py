@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tsqp_shm.cli.flags import Parser
+from tsqp_shm.cli.parser import Parser
 from tsqp_shm.roles.lifeline import Lifeline
 
 

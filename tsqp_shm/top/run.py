@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tsqp_shm.errors import ArenaNotReady, ConfigError, TsqpError
-from tsqp_shm.printable import obeyed, shown
+from tsqp_shm.printable import obeyed, print_json, shown
 from tsqp_shm.shm.observer import Observer
 from tsqp_shm.shm.posix.folder import list_sessions, sessions_folder
 from tsqp_shm.shm.posix.transport import PosixTransport
@@ -43,7 +42,7 @@ def watch(session: str | None, interval_s: float, *, once: bool, as_json: bool) 
     console = Console(file=obeyed(sys.stdout), width=None if sys.stdout.isatty() else 160)
     if as_json:
         for facts in views:
-            print(json.dumps(facts), flush=True)
+            print_json(facts)
             if once:
                 return 0
     elif once or not console.is_terminal:
