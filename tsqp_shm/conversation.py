@@ -34,6 +34,11 @@ class Conversation:
     Attributes:
         reuses: whether a cache is kept in this session, by its mode and `prefix_reuse`. Where it is not, everything is
             computed at each turn.
+
+    Example:
+        >>> with llm.conversation() as conversation:
+        ...     conversation.reuses
+        True
     """
 
     # Of the class, as one whose maker was interrupted is finalised too.
@@ -55,7 +60,12 @@ class Conversation:
         self.close()
 
     def close(self) -> None:
-        """Nothing is kept any more; a turn in progress goes on. Closing twice does nothing."""
+        """Nothing is kept any more; a turn in progress goes on. Closing twice does nothing.
+
+        Example:
+            >>> conversation = llm.conversation()
+            >>> conversation.close()
+        """
         llm, self._llm = self._llm, None
         if llm is not None:
             llm.runtime.close_keeper(self._keeper)
@@ -66,6 +76,13 @@ class Conversation:
         Raises:
             RequestError: as `LLM.start`; also where the conversation is closed. That another turn is in progress is an
                 error when this one is run.
+
+        Example:
+            >>> with llm.conversation() as conversation:
+            ...     messages = [{"role": "user", "content": "What is the capital of France?"}]
+            ...     completion = conversation.start(messages, SamplingParams(temperature=0))
+            ...     "".join(llm.stream_completion(completion))
+            'The capital of France is Paris.'
         """
         return self._start(self._prompt(messages), sampling_params)
 
@@ -76,6 +93,12 @@ class Conversation:
 
         Raises:
             As `start`.
+
+        Example:
+            >>> with llm.conversation() as conversation:
+            ...     messages = [{"role": "user", "content": "What is the capital of France?"}]
+            ...     list(conversation.stream(messages, SamplingParams(temperature=0, max_tokens=3)))
+            ['The', ' capital', ' of']
         """
         return self._open.stream_completion(self.start(messages, sampling_params))
 
@@ -84,6 +107,12 @@ class Conversation:
 
         Raises:
             As `LLM.chat`, and as `start`.
+
+        Example:
+            >>> with llm.conversation() as conversation:
+            ...     messages = [{"role": "user", "content": "What is the capital of France?"}]
+            ...     conversation.chat(messages, SamplingParams(temperature=0)).outputs[0].text
+            'The capital of France is Paris.'
         """
         prompt = self._prompt(messages)
         completion = self._start(prompt, sampling_params)

@@ -27,7 +27,7 @@ from tsqp_shm.model.tokenizer import TOKENIZER_FILE, Tokenizer
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.model_folder import find_model_folder
 from tsqp_shm.modes import MODES
-from tsqp_shm.outputs import CompletionOutput, Logprob, RequestOutput
+from tsqp_shm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from tsqp_shm.prompt_progress import Bar
 from tsqp_shm.prompts import Form, as_prompt, as_prompts
 from tsqp_shm.requests import Requests
@@ -44,10 +44,11 @@ from tsqp_shm.tee.sampling_params import SamplingParams
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.transcript import Transcript
 from tsqp_shm.tee.witness import Witness
+from tsqp_shm.text_tokenizer import TextTokenizer
 from tsqp_shm.trace.file import TraceFile
 from tsqp_shm.trace.recorder import recording
 
-__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams"]
+__all__ = ["LLM", "CompletionOutput", "Conversation", "Logprob", "RequestMetrics", "RequestOutput", "SamplingParams"]
 
 _NAMES_OF_PARAMS = {name: f"SamplingParams({name}=...)" for name in SamplingParams.__dataclass_fields__}
 _NAMES_OF_ARGUMENTS = {**_NAMES_OF_PARAMS, "params": "sampling_params", "progress": "use_tqdm"}
@@ -91,6 +92,15 @@ class LLM:
         LimitError: too few file descriptors or threads.
         SessionBusy, ArenaError: the session cannot begin.
         PeerDied, PeerTimeout: the GPU process did not come up.
+
+    Example:
+        Those of the methods go on with this one. Without `mode` it would be split over two processes.
+
+        >>> from tsqp_shm import LLM, SamplingParams
+        >>> llm = LLM(mode="tee-only")
+        >>> outputs = llm.generate("The capital of France is", SamplingParams(temperature=0, max_tokens=2))
+        >>> outputs[0].outputs[0].text
+        ' Paris.'
     """
 
     def __init__(
@@ -185,24 +195,63 @@ class LLM:
 
     def close(self) -> None:
         """Ends the session: stops the GPU process and removes the arena, where there are any; what other threads wait
-        for ends with an error. Closing twice does nothing."""
+        for ends with an error. Closing twice does nothing.
+
+        Example:
+            >>> llm.close()  # as the end of `with LLM(...) as llm:` does
+            >>> llm.generate("Hello")
+            Traceback (most recent call last):
+            tsqp_shm.errors.TsqpError: this LLM is closed
+        """
         self._runtime.close()
 
     @property
     def runtime(self) -> Runtime:
-        """The session beneath, for who needs more than texts: a server, a benchmark, a test."""
+        """The session beneath, for who needs more than texts: a server, a benchmark, a test.
+
+        Example:
+            >>> llm.runtime.load().running
+            0
+        """
         return self._runtime
 
     @property
     def statistics(self) -> Statistics:
+        """What the session has computed so far; `stats` gives it as plain values.
+
+        Example:
+            >>> llm.statistics.generated >= 0
+            True
+        """
         return self._runtime.statistics
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Raises:
-        ModelFileError: the model folder has none; prompts are token ids then.
+        """The model's tokenizer as the session uses it; `get_tokenizer` has transformers' habits.
+
+        Raises:
+            ModelFileError: the model folder has none; prompts are token ids then.
+
+        Example:
+            >>> llm.tokenizer.encode("Hello, world!")
+            [19556, 28, 905, 17]
         """
         return self._requests.tokenizer
+
+    def get_tokenizer(self) -> TextTokenizer:
+        """The model's tokenizer with transformers' methods and meanings, as vLLM gives one; without transformers.
+
+        Raises:
+            ModelFileError: the model folder has none; prompts are token ids then.
+
+        Example:
+            >>> tokenizer = llm.get_tokenizer()
+            >>> tokenizer("Hello, world!").input_ids
+            [19556, 28, 905, 17]
+            >>> tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)[-30:]
+            '<|im_start|>user\\nHi<|im_end|>\\n'
+        """
+        return TextTokenizer(self.tokenizer, str(self.model))
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What a request without params is sampled by: the sampling fields of the model's generation_config.json, as
@@ -210,6 +259,11 @@ class LLM:
 
         Raises:
             ModelFileError, UnsupportedModel: a field is malformed, or asks for what is not done here.
+
+        Example:
+            >>> params = llm.get_default_sampling_params()
+            >>> params.temperature, params.max_tokens
+            (0.0, 64)
         """
         return self._requests.default_params()
 
@@ -237,6 +291,13 @@ class LLM:
             RequestError: a prompt is empty, too long, of another type or holds a token id outside the vocabulary, or
                 an argument is wrong; nothing was run.
             PeerDied, PeerTimeout, ProtocolError: the session is over; a death only when no `restart_gpu` is left.
+
+        Example:
+            >>> prompts = ["The capital of France is", "The capital of Italy is"]
+            >>> for output in llm.generate(prompts, SamplingParams(temperature=0, max_tokens=1)):
+            ...     print(output.prompt + output.outputs[0].text)
+            The capital of France is Paris
+            The capital of Italy is Rome
         """
         refuse_unknown(others, ("prompts", "sampling_params", "use_tqdm"), _NAMES_OF_ARGUMENTS, RequestError)
         if prompt_token_ids is not None:
@@ -253,6 +314,10 @@ class LLM:
 
         Raises:
             As `generate`, RequestError at the call and not at the first piece.
+
+        Example:
+            >>> list(llm.stream("1, 2, 3,", SamplingParams(temperature=0, max_tokens=5)))
+            [' ', '4', ',', ' ', '5']
         """
         return self.stream_completion(self.start(prompt, sampling_params))
 
@@ -277,6 +342,11 @@ class LLM:
 
         Raises:
             As `generate`; also where the model has no chat template.
+
+        Example:
+            >>> question = [{"role": "user", "content": "What is the capital of France?"}]
+            >>> llm.chat(question, SamplingParams(temperature=0))[0].outputs[0].text
+            'The capital of France is Paris.'
         """
         refuse_unknown(
             others,
@@ -299,7 +369,13 @@ class LLM:
     def chat_prompt(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True, continue_final_message: bool = False
     ) -> list[int]:
-        """The token ids by which a model is asked to answer a conversation; the arguments are those of `chat`."""
+        """The token ids by which a model is asked to answer a conversation; the arguments are those of `chat`.
+
+        Example:
+            >>> ids = llm.chat_prompt([{"role": "user", "content": "Hi"}])
+            >>> llm.tokenizer.decode(ids, skip_special_tokens=False)[-22:]
+            '<|im_start|>assistant\\n'
+        """
         prompt = self._requests.rendered(
             as_conversation(messages),
             "messages",
@@ -313,6 +389,10 @@ class LLM:
 
         Raises:
             RequestError: as `generate`.
+
+        Example:
+            >>> [completion.token_ids for completion in llm.prepare("Once", SamplingParams(n=2))]
+            [[], []]
         """
         return self._requests.made(as_prompt(prompt), sampling_params)
 
@@ -320,10 +400,15 @@ class LLM:
         """A conversation whose turns follow on each other: its cache is kept between them where `prefix_reuse` says so,
         which in mode `blinded` it has to be asked to.
 
-            with llm.conversation() as conversation:
-                messages = [{"role": "user", "content": "Name a river."}]
-                answer = conversation.chat(messages)
-                messages += [{"role": "assistant", "content": answer.outputs[0].text}, ...]
+        Example:
+            >>> params = SamplingParams(temperature=0, max_tokens=8)
+            >>> messages = [{"role": "user", "content": "What is the capital of France?"}]
+            >>> with llm.conversation() as conversation:
+            ...     answer = conversation.chat(messages, params).outputs[0].text
+            ...     messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "And of Italy?"}]
+            ...     second = conversation.chat(messages, params)
+            >>> second.num_cached_tokens > len(second.prompt_token_ids) / 2
+            True
         """
         return Conversation(self, self._requests)
 
@@ -335,6 +420,14 @@ class LLM:
 
         Raises:
             RequestError: as `generate`.
+
+        Example:
+            >>> completion = llm.start("1, 2, 3,", SamplingParams(temperature=0, max_tokens=5))
+            >>> for piece in llm.stream_completion(completion):
+            ...     print(piece, end="|")
+             |4|,| |5|
+            >>> completion.text, completion.finish_reason
+            (' 4, 5', 'length')
         """
         (params,) = self._requests.params(sampling_params, 1)
         if params.n != 1:
@@ -343,7 +436,13 @@ class LLM:
         return completion
 
     def stream_completion(self, completion: Completion) -> Generator[str, None, None]:
-        """Runs a completion of `start`, yielding its new text after each token that makes some."""
+        """Runs a completion of `start`, yielding its new text after each token that makes some.
+
+        Example:
+            >>> completion = llm.start("A, B, C,", SamplingParams(temperature=0, max_tokens=3))
+            >>> "".join(llm.stream_completion(completion)), len(completion.token_ids)
+            (' D, E', 3)
+        """
         # Not handed on as it is: whoever has the pieces holds the LLM.
         yield from self._requests.pieces(completion)
 
@@ -358,6 +457,11 @@ class LLM:
         Raises:
             RequestError: as `generate`.
             PeerDied, PeerTimeout, ProtocolError: the session is over.
+
+        Example:
+            >>> logits = llm.logits("The capital of France is")
+            >>> logits.shape, llm.tokenizer.decode([int(logits[-1].argmax())])
+            ((5, 49152), ' Paris')
         """
         ids = self._requests.token_ids(as_prompt(token_ids), self.max_model_len)
         with self._runtime.sequence() as sequence:
@@ -368,11 +472,21 @@ class LLM:
 
         Args:
             requests: the numbers of their receipts.
+
+        Example:
+            >>> llm.evidence_of([1]) is None
+            True
         """
         return self._witness.evidence_of(requests)
 
     def bring_up(self) -> dict[str, Any]:
-        """Mode and processes of this session, and what lies between them, as plain values."""
+        """Mode and processes of this session, and what lies between them, as plain values.
+
+        Example:
+            >>> facts = llm.bring_up()
+            >>> facts["mode"], facts["weights"]["is_pinned"]
+            ('tee-only', False)
+        """
         return {**self._runtime.describe(), "model": str(self.model)}
 
     def get_metrics(self) -> list[Metric]:
@@ -380,11 +494,24 @@ class LLM:
 
         It waits for nothing, and says what it says when the LLM is closed, too. The names are in
         docs/architecture.md.
+
+        Example:
+            >>> from tsqp_shm.metrics import Histogram
+            >>> outputs = llm.generate("Hello", SamplingParams(max_tokens=3))
+            >>> for metric in llm.get_metrics():
+            ...     if isinstance(metric, Histogram) and metric.name == "tsqp:time_to_first_token_seconds":
+            ...         print(metric.count > 0, metric.sum > 0)
+            True True
         """
         return self._runtime.metrics()
 
     def stats(self) -> dict[str, Any]:
-        """What `tsqp-shm launch` prints, as plain values. Units are in the names."""
+        """What `tsqp-shm launch` prints, as plain values. Units are in the names.
+
+        Example:
+            >>> sorted(llm.stats()["processes"]["tee"])
+            ['peak_rss_bytes', 'pid']
+        """
         return {**self._runtime.facts(), "model": str(self.model)}
 
 

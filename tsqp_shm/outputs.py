@@ -18,6 +18,12 @@ class Logprob:
         logprob: its log probability, by the logits as they come from the model: before bias, penalties, temperature.
         rank: how many tokens are as likely or likelier, itself included.
         decoded_token: its text alone; None where the model has no tokenizer or the params ask for none.
+
+    Example:
+        >>> params = SamplingParams(temperature=0, max_tokens=1, logprobs=2)
+        >>> (first,) = llm.generate("The capital of France is", params)[0].outputs[0].logprobs
+        >>> [(scored.rank, scored.decoded_token) for scored in first.values()]
+        [(1, ' Paris'), (2, ' the')]
     """
 
     logprob: float
@@ -43,6 +49,12 @@ class CompletionOutput:
         finish_reason: "stop" (end-of-sequence token, stop token or stop string), "length" or "deadline".
         stop_reason: the stop string or stop token that ended it; None where another thing did.
         seed: what its tokens were drawn by, together with `index`; None where none was drawn, at temperature 0.
+
+    Example:
+        >>> params = SamplingParams(temperature=0, max_tokens=20, stop="\\n")
+        >>> completion = llm.generate("The capital of France is", params)[0].outputs[0]
+        >>> completion.text, completion.finish_reason, completion.stop_reason
+        (' Paris.', 'stop', '\\n')
     """
 
     index: int
@@ -69,6 +81,11 @@ class RequestMetrics:
         scheduled_ts: when it got a place in the batch.
         first_token_ts, last_token_ts: when there was a first token, and the last.
         first_token_latency: from being handed in to the first token.
+
+    Example:
+        >>> metrics = llm.generate("Hello", SamplingParams(temperature=0, max_tokens=5))[0].metrics
+        >>> metrics.queued_ts <= metrics.scheduled_ts < metrics.first_token_ts < metrics.last_token_ts
+        True
     """
 
     num_generation_tokens: int
@@ -112,6 +129,13 @@ class RequestOutput:
         num_cached_tokens: how many tokens of the prompt lay in a cache already, and were not computed again.
         receipt: the number of the request in the session's evidence, and the nonce that opens its record; None where no
             evidence is written.
+
+    Example:
+        >>> (output,) = llm.generate("The capital of France is", SamplingParams(temperature=0, max_tokens=2))
+        >>> output.prompt, output.outputs[0].text, output.finished
+        ('The capital of France is', ' Paris.', True)
+        >>> len(output.prompt_token_ids), output.metrics.num_generation_tokens
+        (5, 2)
     """
 
     request_id: str

@@ -93,7 +93,7 @@ class PromptProgress:
         num_done = sum(not num_going for num_going in self._going.values())
         read = self._read + sum(len(completion.prompt_token_ids) for completion in lengths)
         drawn = self._drawn + sum(lengths.values())
-        speeds = f"{read / waited_s:,.0f} tokens/s in, {drawn / waited_s:,.0f} out"
+        speeds = f"{_speed(read / waited_s)} tokens/s in, {_speed(drawn / waited_s)} out"
         # Answers are taken to get as long as those that have ended; until one has, as long as they may.
         mean = self._drawn / self._num_ended if self._num_ended else None
         done = float(self._num_ended)
@@ -110,6 +110,10 @@ def _duration(seconds: int) -> str:
     hours, rest = divmod(seconds, 3600)
     minutes, seconds = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _speed(per_s: float) -> str:
+    return f"{per_s:.1f}" if per_s < 10 else f"{per_s:,.0f}"
 
 
 def _speeds(read_per_s: float, drawn_per_s: float) -> str:

@@ -112,12 +112,13 @@ class Scheduler:
 
     def add(self, completion: Completion) -> None:
         """Has it run, or ends it with an error where it cannot be."""
+        self._statistics.requests.add(completion)
         keeper = completion.keeper
         if keeper is not None and any(each.keeper is keeper for each in self._completions):
             completion.fail(RequestError("conversation", "a turn while one is in progress", "one after the other"))
+            self._statistics.requests.end(completion)
             return
         self._witness.add(completion)
-        self._statistics.requests.add(completion)
         completion.queued_s = time.monotonic()
         self._waiting.append(completion)
 
