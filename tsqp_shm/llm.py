@@ -46,7 +46,7 @@ from tsqp_shm.tee.transcript import Transcript
 from tsqp_shm.tee.witness import Witness
 from tsqp_shm.text_tokenizer import TextTokenizer
 from tsqp_shm.trace.file import TraceFile
-from tsqp_shm.trace.recorder import recording
+from tsqp_shm.trace.recorder import recording, require_least_wait
 
 __all__ = ["LLM", "CompletionOutput", "Conversation", "Logprob", "RequestMetrics", "RequestOutput", "SamplingParams"]
 
@@ -76,6 +76,7 @@ class LLM:
         trace: a file for a trace of both processes, written at the end, of the GPU processes the last one; unless
             `start_gpu` is True for a recording of this process alone, of which `tsqp-shm trace` makes one. In a mode
             without a GPU process, a trace of this one.
+        trace_min_wait_us: waits that are shorter are left out of it; how many and how long, all in all, it says.
         evidence: a file for a record of each request, in canonical JSON: how it was computed and checked, and not what
             it said (docs/evidence.md). Written anew as requests end. True: no file, for `evidence_of` alone.
         transcript: a file for every word that was sent to be multiplied and that came back. It holds activations.
@@ -111,6 +112,7 @@ class LLM:
         start_gpu: bool | StartGpu = True,
         report: Callable[[str], None] | None = None,
         trace: str | Path | None = None,
+        trace_min_wait_us: int = 0,
         evidence: str | Path | bool | None = None,
         transcript: str | Path | None = None,
         transport: Transport | None = None,
@@ -124,6 +126,7 @@ class LLM:
         if transport is not None and not hasattr(transport, "begin"):
             raise ConfigError("transport", transport, "a Transport, or None", is_mistyped=True)
         trace_file = _file("trace", trace)
+        require_least_wait(trace_file, trace_min_wait_us)
         keeps_evidence, evidence = evidence is not None and evidence is not False, _given_file(evidence)
         self.evidence, transcript_file = _file("evidence", evidence), _file("transcript", transcript)
         self.config = EngineConfig.chosen(config, settings, _NAMES_OF_PARAMS)
@@ -160,8 +163,11 @@ class LLM:
             # Where somebody else starts the GPU process, the trace of both is theirs to make.
             roles = ("tee", "gpu") if has_gpu else ("tee",)
             starts_all = start_gpu is True
-            whole = stack.enter_context(TraceFile(trace_file, roles, report)) if trace_file and starts_all else None
-            recorder = stack.enter_context(recording(whole.recording("tee") if whole else trace_file, "tee"))
+            whole = None
+            if trace_file and starts_all:
+                whole = stack.enter_context(TraceFile(trace_file, roles, report, trace_min_wait_us))
+            recorded = whole.recording("tee") if whole else trace_file
+            recorder = stack.enter_context(recording(recorded, "tee", trace_min_wait_us))
             if not has_gpu:
                 start_gpu = False
             self._witness = witness = Witness(
