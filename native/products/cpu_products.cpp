@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cpu/thread_pool.h"
+#include "products/terms.h"
 
 namespace tsqp {
 namespace {
@@ -27,6 +28,24 @@ std::size_t end_of_run(const std::int32_t* blocks, std::size_t block, std::size_
 }
 
 Bf16* elements(const Rows& rows) { return reinterpret_cast<Bf16*>(rows.data); }
+const float* float32s(const Rows& rows) { return reinterpret_cast<const float*>(rows.data); }
+std::byte* at(const Rows& rows, std::size_t element) {
+    return rows.data + element * element_bytes(rows.dtype);
+}
+
+// Rows that one thread splits at a time.
+constexpr std::size_t kSplitRows = 8;
+
+// A thread's operands for the products of attention in two terms, kept from task to task.
+struct TermOperands {
+    std::vector<Bf16> rows;
+    std::vector<std::int32_t> blocks;
+};
+
+TermOperands& this_threads_operands() {
+    thread_local TermOperands operands;
+    return operands;
+}
 
 void require(bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(what);
@@ -99,6 +118,7 @@ CpuProducts::CpuProducts(const CpuGeometry& g, std::vector<std::int32_t> blocks,
     const std::size_t kv_width = g.num_kv_heads * g.head_dim;
     new_values_ = Pages<std::uint16_t>(g.max_tokens * kv_width, false);
     heads_ = Pages<std::uint16_t>(g.max_tokens * g.num_heads * g.head_dim, false);
+    float32_heads_ = Pages<float>(g.max_tokens * g.num_heads * g.head_dim, false);
 }
 
 void CpuProducts::set_linear(std::size_t layer, Linear which, PackedLinear linear) {
@@ -148,50 +168,80 @@ void CpuProducts::begin_step(std::vector<Segment> segments, std::vector<std::vec
 }
 
 void CpuProducts::embed(const Rows& tokens, const Rows& hidden) const {
-    require(tokens.dtype == Dtype::i32 && tokens.row_elements == 1 && hidden.dtype == Dtype::bf16 &&
+    require(tokens.dtype == Dtype::i32 && tokens.row_elements == 1 && is_floating(hidden.dtype) &&
                 hidden.row_elements == geometry_.hidden && tokens.rows == hidden.rows &&
                 embedding_ != nullptr,
             "embed takes token ids and gives hidden rows");
+    const std::size_t width = geometry_.hidden;
     for (std::size_t row = 0; row < tokens.rows; ++row) {
         std::int32_t token;
         std::memcpy(&token, tokens.data + row * sizeof token, sizeof token);
         if (token < 0 || static_cast<std::size_t>(token) >= geometry_.vocabulary)
             throw std::out_of_range("token " + std::to_string(token) + " is not in the vocabulary");
-        std::memcpy(elements(hidden) + row * geometry_.hidden,
-                    embedding_ + static_cast<std::size_t>(token) * geometry_.hidden,
-                    geometry_.hidden * sizeof(Bf16));
+        const Bf16* const from = embedding_ + static_cast<std::size_t>(token) * width;
+        std::byte* const to = at(hidden, row * width);
+        if (hidden.dtype == Dtype::bf16)
+            std::memcpy(to, from, width * sizeof(Bf16));
+        else
+            widen(from, width, reinterpret_cast<float*>(to));
     }
 }
 
-void CpuProducts::apply(const PackedLinear& linear, const Rows& x, const Rows& out) const {
-    require(x.dtype == Dtype::bf16 && is_floating(out.dtype) && x.rows == out.rows &&
-                x.row_elements == linear.depth() && out.row_elements == linear.columns(),
-            "the slots' rows do not fit the weight");
-    linear.apply(kernels_, elements(x), x.rows, out.data, out.dtype == Dtype::f32);
+CpuProducts::Input CpuProducts::input(const Rows& x) {
+    if (x.dtype == Dtype::bf16) return {elements(x), false};
+    require(x.dtype == Dtype::f32 && x.row_elements % kTermBlock == 0,
+            "the rows are of another dtype or width");
+    const std::size_t width = x.row_elements;
+    terms_.resize(std::max(terms_.size(), 2 * x.rows * width));
+    parallel_rows(x.rows, kSplitRows, get_num_threads(),
+                  [&](std::size_t, std::size_t begin, std::size_t end) {
+                      split_into_terms(float32s(x) + begin * width, (end - begin) * width,
+                                       terms_.data() + 2 * begin * width);
+                  });
+    return {terms_.data(), true};
 }
 
-void CpuProducts::linear(std::size_t layer, Linear which, const Rows& x, const Rows& out) const {
+void CpuProducts::apply(const PackedLinear& linear, const Rows& x, const Rows& out) {
+    require(is_floating(x.dtype) && is_floating(out.dtype) && x.rows == out.rows &&
+                x.row_elements == linear.depth() && out.row_elements == linear.columns(),
+            "the slots' rows do not fit the weight");
+    const auto [rows, is_in_terms] = input(x);
+    linear.apply(kernels_, rows, is_in_terms, x.rows, out.data, out.dtype == Dtype::f32);
+}
+
+void CpuProducts::linear(std::size_t layer, Linear which, const Rows& x, const Rows& out) {
     apply(layers_.at(layer).linears[static_cast<std::size_t>(which)], x, out);
 }
 
-void CpuProducts::lm_head(const Rows& x, const Rows& out) const { apply(lm_head_, x, out); }
+void CpuProducts::lm_head(const Rows& x, const Rows& out) { apply(lm_head_, x, out); }
 
 void CpuProducts::qkv(std::size_t layer, std::size_t first_row, const Rows& x, const Rows& qk) {
-    linear(layer, Linear::qk, x, qk);
+    const auto& linears = layers_.at(layer).linears;
+    const PackedLinear &of_qk = linears[static_cast<std::size_t>(Linear::qk)],
+                       &of_v = linears[static_cast<std::size_t>(Linear::v)];
+    require(is_floating(x.dtype) && is_floating(qk.dtype) && x.rows == qk.rows &&
+                x.row_elements == of_qk.depth() && qk.row_elements == of_qk.columns(),
+            "the slots' rows do not fit the weight");
     const std::size_t width = geometry_.num_kv_heads * geometry_.head_dim;
     require(first_row <= geometry_.max_tokens && x.rows <= geometry_.max_tokens - first_row,
             "rows outside the batch");
-    layers_[layer].linears[static_cast<std::size_t>(Linear::v)].apply(
-        kernels_, elements(x), x.rows, new_values_.data() + first_row * width, false);
+    const auto [rows, is_in_terms] = input(x);
+    of_qk.apply(kernels_, rows, is_in_terms, x.rows, qk.data, qk.dtype == Dtype::f32);
+    of_v.apply(kernels_, rows, is_in_terms, x.rows, new_values_.data() + first_row * width, false);
 }
 
-void CpuProducts::output(std::size_t layer, std::size_t first_row, const Rows& hidden) const {
+Rows CpuProducts::heads(std::size_t first_row, std::size_t rows, Dtype dtype) const {
     const std::size_t width = geometry_.num_heads * geometry_.head_dim;
-    require(first_row <= geometry_.max_tokens && hidden.rows <= geometry_.max_tokens - first_row,
+    require(first_row <= geometry_.max_tokens && rows <= geometry_.max_tokens - first_row,
             "rows outside the batch");
-    const Rows heads{reinterpret_cast<std::byte*>(heads_.data() + first_row * width), hidden.rows, width,
-                     Dtype::bf16};
-    linear(layer, Linear::o, heads, hidden);
+    auto* const data = dtype == Dtype::f32
+                           ? reinterpret_cast<std::byte*>(float32_heads_.data() + first_row * width)
+                           : reinterpret_cast<std::byte*>(heads_.data() + first_row * width);
+    return {data, rows, width, dtype};
+}
+
+void CpuProducts::output(std::size_t layer, std::size_t first_row, const Rows& hidden) {
+    linear(layer, Linear::o, heads(first_row, hidden.rows, hidden.dtype), hidden);
 }
 
 CpuProducts::Tile CpuProducts::tile(std::size_t window, std::size_t first_segment, std::size_t num_segments,
@@ -199,7 +249,7 @@ CpuProducts::Tile CpuProducts::tile(std::size_t window, std::size_t first_segmen
     const std::vector<KeyRange>& seen = seen_.at(window);
     require(first_segment <= segments_.size() && num_segments <= segments_.size() - first_segment,
             "segments that are not of this step");
-    require(slot.dtype == Dtype::bf16, "a score slot of another dtype");
+    require(is_floating(slot.dtype), "a score slot of another dtype");
     Tile tile;
     tile.parts.reserve(num_segments);
     std::size_t offset = 0;
@@ -218,35 +268,45 @@ CpuProducts::Tile CpuProducts::tile(std::size_t window, std::size_t first_segmen
     return tile;
 }
 
-void CpuProducts::append(std::size_t layer, const Segment& segment, const Bf16* qk) const {
+void CpuProducts::append(std::size_t layer, const Segment& segment, const Rows& qk) const {
     const CpuGeometry& g = geometry_;
     const std::size_t width = (g.num_heads + g.num_kv_heads) * g.head_dim,
                       kv_width = g.num_kv_heads * g.head_dim;
-    for (std::size_t group = 0; group < g.num_kv_heads; ++group)
-        for (std::size_t row = 0; row < segment.rows; ++row) {
-            const std::size_t batch_row = segment.first_row + row;
-            cache_.append(layer, group, segment.sequence, segment.position + row,
-                          qk + batch_row * width + (g.num_heads + group) * g.head_dim,
-                          new_values_.data() + batch_row * kv_width + group * g.head_dim);
+    std::vector<Bf16> rounded(qk.dtype == Dtype::f32 ? kv_width : 0);
+    for (std::size_t row = 0; row < segment.rows; ++row) {
+        const std::size_t batch_row = segment.first_row + row,
+                          element = batch_row * width + g.num_heads * g.head_dim;
+        const Bf16* keys = elements(qk) + element;
+        if (qk.dtype == Dtype::f32) {
+            round_to_bf16(float32s(qk) + element, kv_width, rounded.data());
+            keys = rounded.data();
         }
+        for (std::size_t group = 0; group < g.num_kv_heads; ++group)
+            cache_.append(layer, group, segment.sequence, segment.position + row, keys + group * g.head_dim,
+                          new_values_.data() + batch_row * kv_width + group * g.head_dim);
+    }
 }
 
 void CpuProducts::scores(std::size_t layer, std::size_t window, std::size_t first_segment,
                          std::size_t num_segments, const Rows& qk, const Rows& out) {
     const CpuGeometry& g = geometry_;
     const std::size_t width = (g.num_heads + g.num_kv_heads) * g.head_dim;
-    require(layer < g.num_layers && qk.dtype == Dtype::bf16 && qk.row_elements == width &&
-                qk.rows >= g.max_tokens,
+    require(layer < g.num_layers && is_floating(qk.dtype) && qk.row_elements == width,
             "scores takes the slot of q and k");
     const Tile tile = this->tile(window, first_segment, num_segments, out);
-    for (const Tile::Part& part : tile.parts) append(layer, *part.segment, elements(qk));
+    for (const Tile::Part& part : tile.parts)
+        require(part.segment->first_row + part.segment->rows <= qk.rows, "a segment lies outside the slot");
+    for (const Tile::Part& part : tile.parts) append(layer, *part.segment, qk);
+    const std::vector<std::int32_t> depth_blocks = blocks_of_terms(g.head_dim);
     parallel_rows(tile.num_tasks, 1, tile.threads(), [&](std::size_t, std::size_t begin, std::size_t end) {
         for (std::size_t task = begin; task < end; ++task) {
             const auto& [part, segment, piece, head, row, rows, is_decode, visible] = tile.task(task);
             const Bf16* const keys = cache_.keys(layer, head * g.num_kv_heads / g.num_heads);
             const std::int32_t* const blocks = cache_.blocks(segment.sequence, part.keys.start);
-            PanelArgs args{.a = elements(qk) + (segment.first_row + row) * width + head * g.head_dim,
-                           .a_stride = is_decode ? g.head_dim : width,
+            const std::size_t query = (segment.first_row + row) * width + head * g.head_dim;
+            const std::size_t query_stride = is_decode ? g.head_dim : width;
+            PanelArgs args{.a = elements(qk) + query,
+                           .a_stride = query_stride,
                            .panels = nullptr,
                            .panel_stride = g.head_dim * kPanelColumns,
                            .bias = nullptr,
@@ -254,8 +314,21 @@ void CpuProducts::scores(std::size_t layer, std::size_t window, std::size_t firs
                            .out_stride = part.keys.columns,
                            .rows = rows,
                            .depth = g.head_dim,
-                           .columns = 0};
-            Bf16* const to = elements(out) + part.offset + (head * segment.rows + row) * part.keys.columns;
+                           .columns = 0,
+                           .block_stride = kTermBlockStride,
+                           .block_bits = kTermBlockBits,
+                           .out_is_f32 = out.dtype == Dtype::f32};
+            if (qk.dtype == Dtype::f32) {
+                std::vector<Bf16>& terms = this_threads_operands().rows;
+                terms.resize(2 * rows * g.head_dim);
+                for (std::size_t r = 0; r < rows; ++r)
+                    split_into_terms(float32s(qk) + query + r * query_stride, g.head_dim,
+                                     terms.data() + 2 * r * g.head_dim);
+                args.a = terms.data();
+                args.a_stride = args.depth = 2 * g.head_dim;
+                args.blocks = depth_blocks.data();
+            }
+            const std::size_t to = part.offset + (head * segment.rows + row) * part.keys.columns;
             // Of a prompt, softmax looks at no key behind its row's own.
             const std::size_t first = is_decode ? piece * kDecodePanels : 0;
             const std::size_t end_panel =
@@ -268,7 +341,7 @@ void CpuProducts::scores(std::size_t layer, std::size_t window, std::size_t firs
                 const std::size_t end_run = std::min(end_block * kBlockPanels, end_panel);
                 args.panels = keys + static_cast<std::size_t>(blocks[block]) * cache_.key_block_stride() +
                               panel % kBlockPanels * args.panel_stride;
-                args.out = to + panel * kPanelColumns;
+                args.out = at(out, to + panel * kPanelColumns);
                 args.columns = part.keys.columns - panel * kPanelColumns;
                 kernels_.product(args, 0, end_run - panel);
                 panel = end_run;
@@ -283,6 +356,8 @@ void CpuProducts::context(std::size_t layer, std::size_t window, std::size_t fir
     const std::size_t width = g.num_heads * g.head_dim;
     require(layer < g.num_layers, "no such layer");
     const Tile tile = this->tile(window, first_segment, num_segments, probabilities);
+    const Rows to = heads(0, g.max_tokens, probabilities.dtype);
+    const bool is_in_terms = probabilities.dtype == Dtype::f32;
     parallel_rows(tile.num_tasks, 1, tile.threads(), [&](std::size_t, std::size_t begin, std::size_t end) {
         for (std::size_t task = begin; task < end; ++task) {
             const auto& [part, segment, piece, head, row, rows, is_decode, visible] = tile.task(task);
@@ -295,21 +370,49 @@ void CpuProducts::context(std::size_t layer, std::size_t window, std::size_t fir
             // faster.
             const bool is_one_run = end_of_run(blocks, 0, num_blocks) == num_blocks;
             const std::size_t first_block = is_one_run ? static_cast<std::size_t>(blocks[0]) : 0;
-            const PanelArgs args{
-                .a = elements(probabilities) + part.offset + (head * segment.rows + row) * part.keys.columns,
-                .a_stride = part.keys.columns,
-                .panels = cache_.values(layer, head * g.num_kv_heads / g.num_heads) +
-                          first_block * cache_.value_block_stride(),
-                .panel_stride = cache_.value_panel_stride(),
-                .bias = nullptr,
-                .out = heads_.data() + (segment.first_row + row) * width + head * g.head_dim,
-                .out_stride = is_decode ? g.head_dim : width,
-                .rows = rows,
-                .depth = depth,
-                .columns = g.head_dim,
-                .blocks = is_one_run ? nullptr : blocks,
-                .block_stride = cache_.value_block_stride()};
-            kernels_.product(args, 0, g.head_dim / kPanelColumns);
+            const std::size_t from = part.offset + (head * segment.rows + row) * part.keys.columns;
+            PanelArgs args{.a = elements(probabilities) + from,
+                           .a_stride = part.keys.columns,
+                           .panels = cache_.values(layer, head * g.num_kv_heads / g.num_heads) +
+                                     first_block * cache_.value_block_stride(),
+                           .panel_stride = cache_.value_panel_stride(),
+                           .bias = nullptr,
+                           .out = at(to, (segment.first_row + row) * width + head * g.head_dim),
+                           .out_stride = is_decode ? g.head_dim : width,
+                           .rows = rows,
+                           .depth = depth,
+                           .columns = g.head_dim,
+                           .blocks = is_one_run ? nullptr : blocks,
+                           .block_stride = cache_.value_block_stride(),
+                           .out_is_f32 = is_in_terms};
+            if (!is_in_terms) {
+                kernels_.product(args, 0, g.head_dim / kPanelColumns);
+                continue;
+            }
+            TermOperands& operands = this_threads_operands();
+            operands.blocks.clear();
+            for (std::size_t k = 0; k < depth; k += kTermBlock) {
+                const std::size_t key_block =
+                    is_one_run ? k / kKeyBlock : static_cast<std::size_t>(blocks[k / kKeyBlock]);
+                const std::size_t block = key_block * (kKeyBlock / kTermBlock) + k % kKeyBlock / kTermBlock;
+                operands.blocks.insert(operands.blocks.end(), 2, static_cast<std::int32_t>(block));
+            }
+            operands.rows.resize(2 * kSplitRows * depth);
+            args.a = operands.rows.data();
+            args.a_stride = args.depth = 2 * depth;
+            args.blocks = operands.blocks.data();
+            args.block_stride = kTermBlockStride;
+            args.block_bits = kTermBlockBits;
+            // A few rows at a time: of a long sequence they are long.
+            for (std::size_t r = 0; r < rows; r += kSplitRows) {
+                args.rows = std::min(kSplitRows, rows - r);
+                for (std::size_t i = 0; i < args.rows; ++i)
+                    split_into_terms(float32s(probabilities) + from + (r + i) * part.keys.columns, depth,
+                                     operands.rows.data() + 2 * i * depth);
+                args.out =
+                    at(to, (segment.first_row + row) * width + head * g.head_dim + r * args.out_stride);
+                kernels_.product(args, 0, g.head_dim / kPanelColumns);
+            }
         }
     });
 }

@@ -21,7 +21,7 @@ inline constexpr std::size_t kPanelColumns = 32;
 // K of every product is a multiple of this: the depth of a tile.
 inline constexpr std::size_t kDepthBlock = 32;
 // A cache lies in blocks of this many keys (packed_cache.h).
-inline constexpr std::size_t kKeyBlock = 64;
+inline constexpr std::size_t kKeyBlockBits = 6, kKeyBlock = std::size_t{1} << kKeyBlockBits;
 
 constexpr std::size_t num_panels(std::size_t columns) {
     return (columns + kPanelColumns - 1) / kPanelColumns;
@@ -45,10 +45,11 @@ struct PanelArgs {
     // which go from each block to the next; the last one writes `out`. Null: K is whole.
     float* sums = nullptr;
     bool is_first = true, is_last = true;
-    // Where B's rows lie in blocks of kKeyBlock: the panels of its block b begin blocks[b] * block_stride
-    // elements behind `panels`. Null: all of K is one block.
+    // Where B's rows lie in blocks of 2^block_bits: the panels of its block b begin blocks[b] * block_stride
+    // elements behind `panels`; a block may be named twice. Null: all of K is one block.
     const std::int32_t* blocks = nullptr;
     std::size_t block_stride = 0;
+    std::size_t block_bits = kKeyBlockBits;
     bool out_is_f32 = false;
 };
 
@@ -56,12 +57,13 @@ namespace {  // kernels of several instruction sets compile it: see kernels/lane
 
 // B's rows [k, end_of_block) lie in one block, of which k is the first.
 inline std::size_t end_of_block(const PanelArgs& a, std::size_t k) {
-    return a.blocks == nullptr || a.depth - k < kKeyBlock ? a.depth : k + kKeyBlock;
+    const std::size_t size = std::size_t{1} << a.block_bits;
+    return a.blocks == nullptr || a.depth - k < size ? a.depth : k + size;
 }
 
 // A panel's pairs in that block.
 inline const std::uint16_t* block_of(const PanelArgs& a, std::size_t panel, std::size_t k) {
-    const std::size_t block = a.blocks == nullptr ? 0 : static_cast<std::size_t>(a.blocks[k / kKeyBlock]);
+    const std::size_t block = a.blocks == nullptr ? 0 : static_cast<std::size_t>(a.blocks[k >> a.block_bits]);
     return a.panels + panel * a.panel_stride + block * a.block_stride;
 }
 
