@@ -49,8 +49,8 @@ LIMITS = Limits(
     "bfloat16", max_model_len=300, max_num_seqs=3, max_batch_tokens=160, tile_rows=64, tiles_in_flight=2,
     float32_rows=ROWS,
 )  # fmt: skip
-# Of a result: two terms of 8 bits each, and sums in float32.
-RTOL = 2**-15
+# Of a result: sums in float32.
+RTOL = 2**-18
 SETS = [name for name in _native.instruction_sets() if _products.panel_kernels(name) is not None]
 
 
@@ -124,8 +124,8 @@ def test_a_product_of_rows_in_float32_rounds_nothing_but_its_sums(side, rows):
     assert_near(side.arrays["logits"][:wanted], side.product(side.network.lm_head, x[:wanted]))
 
 
-@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3.4e38])
-def test_what_is_no_number_or_too_large_is_no_number_afterwards_and_other_rows_are(side, value):
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_what_is_no_number_is_none_afterwards_and_other_rows_are(side, value):
     down = side.network.layers[0].mlp.down
     x = side.fill("f32.act", (3, down.inputs), 1)
     side.arrays["f32.act"][1, 17] = value

@@ -6,7 +6,6 @@
 #include "cpu/thread_pool.h"
 #include "products/cpu_products.h"
 #include "products/elements.h"
-#include "products/terms.h"
 
 namespace tsqp {
 namespace {
@@ -16,8 +15,6 @@ using Bf16 = std::uint16_t;
 // Rows of one head that one task scores, and panels of keys for a row of decode.
 constexpr std::size_t kScoreRows = 64, kDecodePanels = 32;
 constexpr std::size_t kBlockPanels = kKeyBlock / kPanelColumns;
-// Rows of probabilities in two terms that lie beside each other at a time: of a long sequence they are long.
-constexpr std::size_t kTermRows = 8;
 
 std::size_t round_up(std::size_t size, std::size_t block) { return (size + block - 1) / block * block; }
 std::size_t ceil_div(std::size_t size, std::size_t block) { return (size + block - 1) / block; }
@@ -27,17 +24,6 @@ std::size_t end_of_run(const std::int32_t* blocks, std::size_t block, std::size_
     std::size_t next = block + 1;
     while (next < end && blocks[next] == blocks[next - 1] + 1) ++next;
     return next;
-}
-
-// A thread's left-hand side in two terms, kept from task to task.
-struct TermOperands {
-    std::vector<Bf16> rows;
-    std::vector<std::int32_t> blocks;
-};
-
-TermOperands& this_threads_operands() {
-    thread_local TermOperands operands;
-    return operands;
 }
 
 }  // namespace
@@ -113,14 +99,15 @@ void CpuProducts::append(std::size_t layer, const Segment& segment, const Rows& 
     const CpuGeometry& g = geometry_;
     const std::size_t width = (g.num_heads + g.num_kv_heads) * g.head_dim,
                       kv_width = g.num_kv_heads * g.head_dim;
-    std::vector<Bf16> rounded(qk.dtype == Dtype::f32 ? kv_width : 0);
+    std::vector<Bf16> of_row(qk.dtype == Dtype::f32 ? kv_width : 0);
     for (std::size_t row = 0; row < segment.rows; ++row) {
         const std::size_t batch_row = segment.first_row + row,
                           element = batch_row * width + g.num_heads * g.head_dim;
         const Bf16* keys = bf16_elements(qk) + element;
         if (qk.dtype == Dtype::f32) {
-            round_to_bf16(f32_elements(qk) + element, kv_width, rounded.data());
-            keys = rounded.data();
+            std::transform(f32_elements(qk) + element, f32_elements(qk) + element + kv_width, of_row.begin(),
+                           rounded);
+            keys = of_row.data();
         }
         for (std::size_t group = 0; group < g.num_kv_heads; ++group)
             cache_.append(layer, group, segment.sequence, segment.position + row, keys + group * g.head_dim,
@@ -138,16 +125,14 @@ void CpuProducts::scores(std::size_t layer, std::size_t window, std::size_t firs
     for (const Tile::Part& part : tile.parts)
         require(part.segment->first_row + part.segment->rows <= qk.rows, "a segment lies outside the slot");
     for (const Tile::Part& part : tile.parts) append(layer, *part.segment, qk);
-    const std::vector<std::int32_t> depth_blocks = blocks_of_terms(g.head_dim);
     parallel_rows(tile.num_tasks, 1, tile.threads(), [&](std::size_t, std::size_t begin, std::size_t end) {
         for (std::size_t task = begin; task < end; ++task) {
             const auto& [part, segment, piece, head, row, rows, is_decode, visible] = tile.task(task);
             const Bf16* const keys = cache_.keys(layer, head * g.num_kv_heads / g.num_heads);
             const std::int32_t* const blocks = cache_.blocks(segment.sequence, part.keys.start);
             const std::size_t query = (segment.first_row + row) * width + head * g.head_dim;
-            const std::size_t query_stride = is_decode ? g.head_dim : width;
-            PanelArgs args{.a = bf16_elements(qk) + query,
-                           .a_stride = query_stride,
+            PanelArgs args{.a = element_of(qk, query),
+                           .a_stride = is_decode ? g.head_dim : width,
                            .panels = nullptr,
                            .panel_stride = g.head_dim * kPanelColumns,
                            .bias = nullptr,
@@ -156,19 +141,8 @@ void CpuProducts::scores(std::size_t layer, std::size_t window, std::size_t firs
                            .rows = rows,
                            .depth = g.head_dim,
                            .columns = 0,
-                           .block_stride = kTermBlockStride,
-                           .block_bits = kTermBlockBits,
+                           .a_is_f32 = qk.dtype == Dtype::f32,
                            .out_is_f32 = out.dtype == Dtype::f32};
-            if (qk.dtype == Dtype::f32) {
-                std::vector<Bf16>& terms = this_threads_operands().rows;
-                terms.resize(2 * rows * g.head_dim);
-                for (std::size_t r = 0; r < rows; ++r)
-                    split_into_terms(f32_elements(qk) + query + r * query_stride, g.head_dim,
-                                     terms.data() + 2 * r * g.head_dim);
-                args.a = terms.data();
-                args.a_stride = args.depth = 2 * g.head_dim;
-                args.blocks = depth_blocks.data();
-            }
             const std::size_t to = part.offset + (head * segment.rows + row) * part.keys.columns;
             // Of a prompt, softmax looks at no key behind its row's own.
             const std::size_t first = is_decode ? piece * kDecodePanels : 0;
@@ -198,7 +172,7 @@ void CpuProducts::context(std::size_t layer, std::size_t window, std::size_t fir
     require(layer < g.num_layers, "no such layer");
     const Tile tile = this->tile(window, first_segment, num_segments, probabilities);
     const Rows to = heads(0, g.max_tokens, probabilities.dtype);
-    const bool is_in_terms = probabilities.dtype == Dtype::f32;
+    const bool is_f32 = probabilities.dtype == Dtype::f32;
     parallel_rows(tile.num_tasks, 1, tile.threads(), [&](std::size_t, std::size_t begin, std::size_t end) {
         for (std::size_t task = begin; task < end; ++task) {
             const auto& [part, segment, piece, head, row, rows, is_decode, visible] = tile.task(task);
@@ -212,48 +186,22 @@ void CpuProducts::context(std::size_t layer, std::size_t window, std::size_t fir
             const bool is_one_run = end_of_run(blocks, 0, num_blocks) == num_blocks;
             const std::size_t first_block = is_one_run ? static_cast<std::size_t>(blocks[0]) : 0;
             const std::size_t from = part.offset + (head * segment.rows + row) * part.keys.columns;
-            PanelArgs args{.a = bf16_elements(probabilities) + from,
-                           .a_stride = part.keys.columns,
-                           .panels = cache_.values(layer, head * g.num_kv_heads / g.num_heads) +
-                                     first_block * cache_.value_block_stride(),
-                           .panel_stride = cache_.value_panel_stride(),
-                           .bias = nullptr,
-                           .out = element_of(to, (segment.first_row + row) * width + head * g.head_dim),
-                           .out_stride = is_decode ? g.head_dim : width,
-                           .rows = rows,
-                           .depth = depth,
-                           .columns = g.head_dim,
-                           .blocks = is_one_run ? nullptr : blocks,
-                           .block_stride = cache_.value_block_stride(),
-                           .out_is_f32 = is_in_terms};
-            if (!is_in_terms) {
-                kernels_.product(args, 0, g.head_dim / kPanelColumns);
-                continue;
-            }
-            TermOperands& operands = this_threads_operands();
-            operands.blocks.clear();
-            for (std::size_t k = 0; k < depth; k += kTermBlock) {
-                const std::size_t key_block =
-                    is_one_run ? k / kKeyBlock : static_cast<std::size_t>(blocks[k / kKeyBlock]);
-                const std::size_t block = key_block * (kKeyBlock / kTermBlock) + k % kKeyBlock / kTermBlock;
-                operands.blocks.insert(operands.blocks.end(), 2, static_cast<std::int32_t>(block));
-            }
-            operands.rows.resize(2 * kTermRows * depth);
-            args.a = operands.rows.data();
-            args.a_stride = args.depth = 2 * depth;
-            args.blocks = operands.blocks.data();
-            args.block_stride = kTermBlockStride;
-            args.block_bits = kTermBlockBits;
-            // A few rows at a time: of a long sequence they are long.
-            for (std::size_t r = 0; r < rows; r += kTermRows) {
-                args.rows = std::min(kTermRows, rows - r);
-                for (std::size_t i = 0; i < args.rows; ++i)
-                    split_into_terms(f32_elements(probabilities) + from + (r + i) * part.keys.columns, depth,
-                                     operands.rows.data() + 2 * i * depth);
-                args.out = element_of(
-                    to, (segment.first_row + row) * width + head * g.head_dim + r * args.out_stride);
-                kernels_.product(args, 0, g.head_dim / kPanelColumns);
-            }
+            const PanelArgs args{.a = element_of(probabilities, from),
+                                 .a_stride = part.keys.columns,
+                                 .panels = cache_.values(layer, head * g.num_kv_heads / g.num_heads) +
+                                           first_block * cache_.value_block_stride(),
+                                 .panel_stride = cache_.value_panel_stride(),
+                                 .bias = nullptr,
+                                 .out = element_of(to, (segment.first_row + row) * width + head * g.head_dim),
+                                 .out_stride = is_decode ? g.head_dim : width,
+                                 .rows = rows,
+                                 .depth = depth,
+                                 .columns = g.head_dim,
+                                 .blocks = is_one_run ? nullptr : blocks,
+                                 .block_stride = cache_.value_block_stride(),
+                                 .a_is_f32 = is_f32,
+                                 .out_is_f32 = is_f32};
+            kernels_.product(args, 0, g.head_dim / kPanelColumns);
         }
     });
 }

@@ -5,17 +5,12 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/thread_pool.h"
 #include "products/elements.h"
-#include "products/terms.h"
 
 namespace tsqp {
 namespace {
 
 using Bf16 = std::uint16_t;
-
-// Rows that one thread splits at a time.
-constexpr std::size_t kSplitRows = 8;
 
 const PanelKernels& kernels_or_raise(std::string_view instruction_set) {
     const PanelKernels* kernels = panel_kernels_of(instruction_set);
@@ -102,51 +97,30 @@ void CpuProducts::embed(const Rows& tokens, const Rows& hidden) const {
         if (hidden.dtype == Dtype::bf16)
             std::memcpy(to, from, width * sizeof(Bf16));
         else
-            widen(from, width, reinterpret_cast<float*>(to));
+            std::transform(from, from + width, reinterpret_cast<float*>(to), widened);
     }
 }
 
-CpuProducts::Input CpuProducts::input(const Rows& x) {
-    if (x.dtype == Dtype::bf16) return {bf16_elements(x), false};
-    require(x.dtype == Dtype::f32 && x.row_elements % kTermBlock == 0,
-            "the rows are of another dtype or width");
-    const std::size_t width = x.row_elements;
-    terms_.resize(std::max(terms_.size(), 2 * x.rows * width));
-    parallel_rows(x.rows, kSplitRows, get_num_threads(),
-                  [&](std::size_t, std::size_t begin, std::size_t end) {
-                      split_into_terms(f32_elements(x) + begin * width, (end - begin) * width,
-                                       terms_.data() + 2 * begin * width);
-                  });
-    return {terms_.data(), true};
-}
-
-void CpuProducts::apply(const PackedLinear& linear, const Rows& x, const Rows& out) {
+void CpuProducts::apply(const PackedLinear& linear, const Rows& x, const Rows& out) const {
     require(is_floating(x.dtype) && is_floating(out.dtype) && x.rows == out.rows &&
                 x.row_elements == linear.depth() && out.row_elements == linear.columns(),
             "the slots' rows do not fit the weight");
-    const auto [rows, is_in_terms] = input(x);
-    linear.apply(kernels_, rows, is_in_terms, x.rows, out.data, out.dtype == Dtype::f32);
+    linear.apply(kernels_, x.data, x.dtype == Dtype::f32, x.rows, out.data, out.dtype == Dtype::f32);
 }
 
-void CpuProducts::linear(std::size_t layer, Linear which, const Rows& x, const Rows& out) {
+void CpuProducts::linear(std::size_t layer, Linear which, const Rows& x, const Rows& out) const {
     apply(layers_.at(layer).linears[static_cast<std::size_t>(which)], x, out);
 }
 
-void CpuProducts::lm_head(const Rows& x, const Rows& out) { apply(lm_head_, x, out); }
+void CpuProducts::lm_head(const Rows& x, const Rows& out) const { apply(lm_head_, x, out); }
 
 void CpuProducts::qkv(std::size_t layer, std::size_t first_row, const Rows& x, const Rows& qk) {
-    const auto& linears = layers_.at(layer).linears;
-    const PackedLinear &of_qk = linears[static_cast<std::size_t>(Linear::qk)],
-                       &of_v = linears[static_cast<std::size_t>(Linear::v)];
-    require(is_floating(x.dtype) && is_floating(qk.dtype) && x.rows == qk.rows &&
-                x.row_elements == of_qk.depth() && qk.row_elements == of_qk.columns(),
-            "the slots' rows do not fit the weight");
+    linear(layer, Linear::qk, x, qk);
     const std::size_t width = geometry_.num_kv_heads * geometry_.head_dim;
     require(first_row <= geometry_.max_tokens && x.rows <= geometry_.max_tokens - first_row,
             "rows outside the batch");
-    const auto [rows, is_in_terms] = input(x);
-    of_qk.apply(kernels_, rows, is_in_terms, x.rows, qk.data, qk.dtype == Dtype::f32);
-    of_v.apply(kernels_, rows, is_in_terms, x.rows, new_values_.data() + first_row * width, false);
+    layers_[layer].linears[static_cast<std::size_t>(Linear::v)].apply(
+        kernels_, x.data, x.dtype == Dtype::f32, x.rows, new_values_.data() + first_row * width, false);
 }
 
 Rows CpuProducts::heads(std::size_t first_row, std::size_t rows, Dtype dtype) const {
@@ -159,7 +133,7 @@ Rows CpuProducts::heads(std::size_t first_row, std::size_t rows, Dtype dtype) co
     return {data, rows, width, dtype};
 }
 
-void CpuProducts::output(std::size_t layer, std::size_t first_row, const Rows& hidden) {
+void CpuProducts::output(std::size_t layer, std::size_t first_row, const Rows& hidden) const {
     linear(layer, Linear::o, heads(first_row, hidden.rows, hidden.dtype), hidden);
 }
 

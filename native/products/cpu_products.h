@@ -2,8 +2,8 @@
 // weights and a packed KV cache (panels.h). What a record may ask for was checked before; here every slot and
 // row is bounds-checked.
 //
-// Slots of activations are bf16 or f32, each as its record says. Rows in f32 are multiplied in two terms
-// (terms.h), and what is made of them is not rounded; keys and values are bf16 in the cache.
+// Slots of activations are bf16 or f32, each as its record says. Rows in f32 are multiplied as they are, and what
+// is made of them is rounded no further; keys and values are bf16 in the cache.
 //
 // Shapes: T tokens, C hidden, H query heads, G kv heads, D head dim, F feed-forward, V vocabulary, R rows.
 #pragma once
@@ -71,10 +71,10 @@ class CpuProducts {
     void context(std::size_t layer, std::size_t window, std::size_t first_segment, std::size_t num_segments,
                  const Rows& probabilities);
     // heads of rows [first_row, +), which context made of probabilities in hidden's dtype  ->  hidden [T, C].
-    void output(std::size_t layer, std::size_t first_row, const Rows& hidden);
+    void output(std::size_t layer, std::size_t first_row, const Rows& hidden) const;
     // x  ->  out through the layer's Linear.
-    void linear(std::size_t layer, Linear which, const Rows& x, const Rows& out);
-    void lm_head(const Rows& x, const Rows& out);
+    void linear(std::size_t layer, Linear which, const Rows& x, const Rows& out) const;
+    void lm_head(const Rows& x, const Rows& out) const;
 
   private:
     struct Layer {
@@ -84,15 +84,8 @@ class CpuProducts {
 
     Tile tile(std::size_t window, std::size_t first_segment, std::size_t num_segments,
               const Rows& slot) const;
-    // A row's elements as the products take them: bf16 in place, f32 in two terms in memory of this object.
-    struct Input {
-        const std::uint16_t* rows;
-        bool is_in_terms;
-    };
-
     void append(std::size_t layer, const Segment& segment, const Rows& qk) const;
-    Input input(const Rows& x);
-    void apply(const PackedLinear& linear, const Rows& x, const Rows& out);
+    void apply(const PackedLinear& linear, const Rows& x, const Rows& out) const;
     Rows heads(std::size_t first_row, std::size_t rows, Dtype dtype) const;
 
     const CpuGeometry geometry_;
@@ -103,7 +96,6 @@ class CpuProducts {
     PackedCache cache_;
     Pages<std::uint16_t> new_values_, heads_;  // [T, G*D], [T, H*D]
     Pages<float> float32_heads_;               // [T, H*D]; as many rows are touched as ever come in f32
-    std::vector<std::uint16_t> terms_;         // of the operation at hand
     std::vector<Segment> segments_;
     std::vector<std::vector<KeyRange>> seen_;
 };

@@ -21,17 +21,15 @@ class PackedLinear {
 
     std::size_t columns() const { return columns_; }
     std::size_t depth() const { return depth_; }
-    // x [rows, K] or, in two terms (terms.h), [rows, 2K], dense  ->  out [rows, N], dense, bf16 or f32, on the
-    // threads of the pool.
-    void apply(const PanelKernels& kernels, const std::uint16_t* x, bool is_in_terms, std::size_t rows,
-               void* out, bool out_is_f32) const;
+    // x [rows, K], dense, bf16 or f32  ->  out [rows, N], dense, bf16 or f32, on the threads of the pool.
+    void apply(const PanelKernels& kernels, const void* x, bool x_is_f32, std::size_t rows, void* out,
+               bool out_is_f32) const;
 
   private:
     std::size_t columns_ = 0, depth_ = 0;
     std::shared_ptr<std::byte> memory_;
     const std::uint16_t* panels_ = nullptr;  // in `memory_`
     std::vector<std::uint16_t> bias_;
-    std::vector<std::int32_t> term_blocks_;
 };
 
 }  // namespace tsqp
