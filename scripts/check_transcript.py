@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
-"""Checks a session that was recorded by `--evidence FILE.json --transcript FILE`, and shares nothing with the package
-but the words of docs/evidence.md: numpy, and arithmetic of its own.
+"""Checks a session of `--evidence FILE.json --transcript FILE`, and shares
+nothing with the package but the words of docs/evidence.md: numpy, and
+arithmetic of its own.
 
-    python scripts/check_transcript.py MODEL FILE.json FILE
+    scripts/check_transcript.py MODEL FILE.json FILE
 
-It quantises the model's weights itself, holds the digests of model and Linears against the evidence's, multiplies every
-row of the transcript again, exactly, and holds which rows each request had, in which passes, against the evidence. Exit
-code 0: all agrees; 1: what does not is said, or that there was nothing to check.
+It quantises the model's weights itself, holds the digests of model and Linears
+against the evidence's, multiplies every row of the transcript again, exactly,
+and holds which rows each request had, in which passes, against the evidence.
+Exit code 0: all agrees; 1: what does not is said, or that there was nothing to
+check.
 """
 
+import argparse
 import hashlib
 import json
 import struct
@@ -325,10 +329,23 @@ def check(folder: Path, evidence: dict, transcript: bytes) -> tuple[list[str], i
     return problems, sum(product.rows for product in products if product.m is not None)
 
 
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # A wrong one is one line.
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}; see {parser.prog} --help\n")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the folder of the model that the session had")
+    parser.add_argument("evidence", type=Path, metavar="FILE.json", help="what its --evidence has written")
+    parser.add_argument("transcript", type=Path, metavar="FILE", help="what its --transcript has written")
+    return parser.parse_args()
+
+
 def main() -> int:
-    folder, evidence, transcript = map(Path, sys.argv[1:])
+    arguments = parse_arguments()
     try:
-        problems, num_rows = check(folder, json.loads(evidence.read_text()), transcript.read_bytes())
+        evidence, transcript = json.loads(arguments.evidence.read_text()), arguments.transcript.read_bytes()
+        problems, num_rows = check(arguments.model, evidence, transcript)
+    except OSError as error:
+        problems, num_rows = [f"{error.filename}: {error.strerror}"], 0
     except (KeyError, TypeError, ValueError) as error:
         problems, num_rows = [f"this is no evidence: {type(error).__name__}: {error}"], 0
     print("\n".join(problems) or f"all agrees: {num_rows:,} rows of products")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pty
 import select
 import signal
+import struct
 import sys
+import termios
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 
 class OnTerminal:
@@ -20,13 +24,19 @@ class OnTerminal:
         seen: what has come out of the terminal so far, as bytes.
     """
 
-    def __init__(self, *arguments: object, under: Sequence[str] = ()) -> None:
-        """Runs `tsqp-shm ARGUMENTS`, as the last words of the command `under`."""
+    def __init__(self, *arguments: object, under: Sequence[str] = (), columns: int = 0) -> None:
+        """Runs `tsqp-shm ARGUMENTS`, as the last words of the command `under`.
+
+        Args:
+            columns: of the terminal, which has 24 lines; 0: it does not say.
+        """
         self.seen = b""
         words = [*under, sys.executable, "-m", "tsqp_shm", *map(str, arguments)]
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:
             try:
+                if columns:
+                    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
                 os.execvp(words[0], words)
             finally:
                 os._exit(127)
@@ -34,6 +44,13 @@ class OnTerminal:
 
     def type(self, keys: bytes) -> None:
         os.write(self._terminal, keys)
+
+    def modes(self) -> list[Any]:
+        """Of the terminal, as `termios` has them."""
+        return termios.tcgetattr(self._terminal)
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
 
     def hang_up(self) -> None:
         """Closes the terminal, as its window does."""

@@ -33,7 +33,7 @@ from tsqp_shm.shm.protocol import Opcode, Record, pack_completion
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.trace.chrome import write_trace
 from tsqp_shm.trace.doorbell import ServingDoorbell, SubmittingDoorbell
-from tsqp_shm.trace.recorder import Recorder, Recording
+from tsqp_shm.trace.recorder import WAITS, Recorder, Recording
 
 COMMAND = [sys.executable, "-m", "tsqp_shm"]
 TEE, GPU = 1, 2
@@ -190,13 +190,24 @@ def test_nothing_of_the_prompt_is_in_the_trace(launched):
     assert keys == told | {"after", "name", "sort_index"}
 
 
-def test_an_llm_writes_one_too(model, tmp_path):
-    with LLM(model, device="cpu", max_model_len=64, trace=tmp_path / "llm.json") as llm:
+def test_an_llm_writes_one_too_and_says_of_short_waits_how_many_and_how_long(model, tmp_path):
+    with LLM(model, device="cpu", max_model_len=64, trace=tmp_path / "llm.json", trace_min_wait_us=300) as llm:
         llm.generate([3, 4, 5], SamplingParams(max_tokens=2, ignore_eos=True, temperature=0))
         doorbells = llm.statistics.doorbells
     trace = Trace(tmp_path / "llm.json")
     # And the one that told the GPU process to stop.
     assert len(trace.by_sequence(TEE, "ring")) == len(trace.by_sequence(GPU, "operation")) == doorbells + 1
+    for pid, role in ((TEE, "tee"), (GPU, "gpu")):
+        waits = [one for one in trace.slices[pid] if one.cat == "wait"]
+        left_out = trace.document["otherData"]["waits_left_out"][role]
+        assert left_out["shorter_than_us"] == 300
+        assert waits
+        assert min(one.end - one.begin for one in waits) >= 300_000
+        # A wait that is left out leaves its spin out, and a spin is never as long.
+        assert left_out["spin"]["count"] > 0
+        assert all(0 <= left_out[kind]["us"] < 300 * max(1, left_out[kind]["count"]) for kind in WAITS)
+    recorded = len(trace.by_sequence(TEE, "wait"))
+    assert recorded + trace.document["otherData"]["waits_left_out"]["tee"]["wait"]["count"] == doorbells + 1
 
 
 def test_the_trace_of_a_session_whose_gpu_process_dies_shows_the_tee_s_last_wait(model, tmp_path):
@@ -324,6 +335,35 @@ def test_a_wait_that_ctrl_c_ended_is_taken_up_again_under_its_own_number(tmp_pat
     assert [event.sequence for event in events if event.name == "wait"] == [1, 1, 2]
 
 
+def test_the_sums_of_a_trace_are_those_of_all_waits_whatever_is_left_out(tmp_path):
+    lasting = [1, 5_000, 4_999, 800, 5_001, 90_000, 5_000]
+    sums = []
+    for least_wait_ns in (0, 5_000, 1 << 60):
+        recorder, now_ns = Recorder("tee", least_wait_ns=least_wait_ns), 0
+        recorder.slice("ROPE", 0, 1)
+        for ns in lasting:
+            recorder.wait("wait", now_ns, now_ns + ns)
+            now_ns += ns + 10
+        with (tmp_path / "tee").open("wb") as out:
+            recorder.write(out)
+        left_out = sum(ns for ns in lasting if ns < least_wait_ns)
+        result = run("trace", tmp_path / "trace.json", tmp_path / "tee")
+        assert ("are left out" in result.stderr) == (left_out > 0)
+        trace = Trace(tmp_path / "trace.json")
+        told = trace.document["otherData"]["waits_left_out"]["tee"]
+        assert told["wait"]["us"] == left_out / 1000
+        sums.append(sum(one.dur for one in trace.slices[TEE] if one.cat == "wait") + told["wait"]["us"])
+    assert sums == pytest.approx([sum(lasting) / 1000] * 3)
+
+
+@pytest.mark.parametrize("words", [["--trace-min-wait-us", "5"], ["--trace", "x.json", "--trace-min-wait-us", "-1"]])
+def test_a_shortest_wait_that_is_none_or_of_no_trace_is_one_line_before_any_work(tmp_path, words):
+    result = run("launch", tmp_path / "no-model", *words)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "trace_min_wait_us" in result.stderr
+    assert not Path("x.json").exists()
+
+
 def test_a_full_buffer_counts_what_it_has_no_room_for(tmp_path):
     recorder = Recorder("tee", capacity=3)
     for begin_ns in range(5):
@@ -342,7 +382,7 @@ def written(role: str) -> bytes:
     recorder.describe(PLAN)
     for sequence, (opcode, target) in enumerate(((Opcode.QKV, 1), (Opcode.LINEAR, 0), (Opcode.LINEAR, 1)), 7):
         recorder.slice("run", 10, 30, Record(sequence, 0, opcode, target, 0, 0xFFFF, 0, 3, 0, 0).pack())
-    recorder.slice("spin", 12, 13)
+    recorder.wait("spin", 12, 13)
     out = io.BytesIO()
     recorder.write(out)
     return out.getvalue()

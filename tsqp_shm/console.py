@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any, TextIO
 from tsqp_shm.errors import RequestError
 from tsqp_shm.llm import LLM
 from tsqp_shm.modes import MODES
-from tsqp_shm.printable import is_text
+from tsqp_shm.printable import is_text, print_json
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.receipts import nonces_path, write_nonces
 from tsqp_shm.tee.sampling_params import SamplingParams
@@ -41,7 +40,7 @@ def run_prompts(
         completions = [_start(llm, asked, params, [])]
         _run(llm, completions[0], shown=not json_output)
     if json_output:
-        print(json.dumps({**summary(completions[0]), **llm.stats()}))
+        print_json({**summary(completions[0]), **llm.stats()})
     elif not quiet and completions:
         print_statistics(llm, completions, sys.stderr)
 

@@ -8,9 +8,14 @@ called or another process prints may hold them.
 from __future__ import annotations
 
 import io
+import json
 import re
+import sys
 import unicodedata
+from collections.abc import Callable
 from typing import Any, TextIO, cast
+
+from tsqp_shm.wrapping import LineBreaks, columns_of
 
 # Controls, formats (bidirectional and zero-width characters among them), surrogates, private use, unassigned, and the
 # separators of lines and paragraphs. Spaces of every width are shown as they are.
@@ -57,10 +62,19 @@ def _shown_character(character: str) -> str:
 class ShownStream(io.TextIOWrapper):
     """A text stream to a terminal that shows what it is given, and has the terminal obey newlines and tabs alone.
 
-    An escape sequence that comes in pieces is shown too: each character is looked at for itself.
+    An escape sequence that comes in pieces is shown too: each character is looked at for itself. Lines are broken
+    between words, at the width that the terminal has at that moment.
     """
 
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._breaks = LineBreaks()
+
     def write(self, text: str, /) -> int:
+        super().write(self._breaks.push(shown(text), columns_of(self)))
+        return len(text)
+
+    def write_unbroken(self, text: str) -> int:
         super().write(shown(text))
         return len(text)
 
@@ -68,14 +82,12 @@ class ShownStream(io.TextIOWrapper):
         return super().write(text)
 
 
-class ObeyedStream:
-    """What `obeyed` makes of a `ShownStream`; everything but writing is that stream's."""
+class OtherwiseWritten:
+    """What `obeyed` and `unbroken` make of a `ShownStream`; everything but writing is that stream's."""
 
-    def __init__(self, stream: ShownStream) -> None:
+    def __init__(self, stream: ShownStream, write: Callable[[str], int]) -> None:
         self._stream = stream
-
-    def write(self, text: str, /) -> int:
-        return self._stream.write_obeyed(text)
+        self.write = write
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -83,4 +95,14 @@ class ObeyedStream:
 
 def obeyed(stream: TextIO) -> TextIO:
     """The same stream for who draws on it: the terminal obeys what this program itself has made up."""
-    return cast(TextIO, ObeyedStream(stream)) if isinstance(stream, ShownStream) else stream
+    return cast(TextIO, OtherwiseWritten(stream, stream.write_obeyed)) if isinstance(stream, ShownStream) else stream
+
+
+def unbroken(stream: TextIO) -> TextIO:
+    """The same stream for whole lines that programs read too: a break between words would be one in the text."""
+    return cast(TextIO, OtherwiseWritten(stream, stream.write_unbroken)) if isinstance(stream, ShownStream) else stream
+
+
+def print_json(value: object, *, indent: int | None = None) -> None:
+    """One JSON object on standard output."""
+    print(json.dumps(value, indent=indent), file=unbroken(sys.stdout), flush=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 
 from tsqp_shm.printable import obeyed
+
+_USUAL_COLUMNS = 80
 
 
 class Progress:
@@ -23,7 +27,8 @@ class Progress:
 
     def show(self, text: str) -> None:
         if self.is_shown:
-            print(f"\r\033[K{text}", end="", file=obeyed(sys.stderr), flush=True)
+            # What went on in the next line would stay there.
+            print(f"\r\033[K{text[: _columns() - 1]}", end="", file=obeyed(sys.stderr), flush=True)
 
 
 def _has_terminal() -> bool:
@@ -32,3 +37,10 @@ def _has_terminal() -> bool:
     except ValueError:
         # It has been closed.
         return False
+
+
+def _columns() -> int:
+    with contextlib.suppress(OSError, ValueError):
+        # 0 where the terminal does not say.
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _USUAL_COLUMNS
+    return _USUAL_COLUMNS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from contextlib import closing
@@ -11,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tsqp_shm.errors import TsqpError
-from tsqp_shm.printable import shown
+from tsqp_shm.printable import print_json, shown
 from tsqp_shm.shm.observer import invitation_of
 from tsqp_shm.shm.posix.folder import LOCK_FILE, FoundSession, list_sessions, sweep_dead_sessions
 from tsqp_shm.shm.posix.objects import SHM_FOLDER, arena_name
@@ -95,7 +94,7 @@ def print_sessions(*, json_output: bool) -> int:
     """`tsqp-shm ps`. Returns the exit code."""
     survey = Survey.take()
     if json_output:
-        print(json.dumps(asdict(survey)))
+        print_json(asdict(survey))
         return 0
     if not survey.sessions:
         print("no sessions")

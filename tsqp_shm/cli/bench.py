@@ -7,6 +7,7 @@ import textwrap
 from typing import Any
 
 from tsqp_shm.cli.bench_flags import (
+    FIRST_FLAGS,
     contender_flags,
     idle_flags,
     kernels_flags,
@@ -23,7 +24,8 @@ from tsqp_shm.cli.bench_flags import (
     sweep_flags,
     waits_flags,
 )
-from tsqp_shm.cli.flags import Parser, model_argument
+from tsqp_shm.cli.flags import model_argument
+from tsqp_shm.cli.parser import Parser
 from tsqp_shm.cli.settings import blocked_interrupts, engine_config, model_folder
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.roles.lifeline import Lifeline
@@ -35,25 +37,24 @@ tsqp-shm bench prefill --mode verified --vs none --sweep block-rows=64,128,256
 tsqp-shm bench launch --mode plain,tee-only --vs none
 """
 MODES_DESCRIPTION = """\
-Every mode of tsqp-shm side by side: a prompt, tokens of one sequence, tokens of eight; bytes over the
-border, processor time and pads. Contenders take turns, and who has none is stopped. blinded is there twice:
+Every mode of tsqp-shm side by side: a prompt, tokens of one sequence, tokens of eight; bytes over the border, \
+processor time and pads. Contenders take turns, and who has none is stopped. blinded is there twice:
 
-  stocked     the pads of every row are made before a run begins; a run that lacked one would fail
-  sustained   no stock to begin with: what has no pad waits for one, so tokens/s is capped by pads/s
+  stocked: the pads of every row are made before a run begins; a run that lacked one would fail
+  sustained: no stock to begin with: what has no pad waits for one, so tokens/s is capped by pads/s
 
-Then a forecast of where each mode pays, made of this machine's measured costs and of stated assumptions
-of others: by GPU, cores, model, batch and stock it says whether blinded or tee-only is the faster one.
+Then a forecast of where each mode pays, made of this machine's measured costs and of stated assumptions of others: by \
+GPU, cores, model, batch and stock it says whether blinded or tee-only is the faster one.
 """
 MODES_EXAMPLES = """\
 tsqp-shm bench modes --json modes.json --plot modes.png
 tsqp-shm bench modes --shape llama-3.2-1b --runs 3
-tsqp-shm bench modes --assume cores=16,memory-gb-s=90,gpu-gb=48,gpu-gb-s=864,gpu-tmac-s=181,bus-gb-s=25
+tsqp-shm bench modes --assume memory-gb-s=90,gpu-gb=48,gpu-gb-s=864,gpu-tmac-s=181,bus-gb-s=25
 """
 
 
 def add_cases(verb: Parser) -> None:
     """Gives `tsqp-shm bench` its cases."""
-    verb.formatter_class = argparse.RawDescriptionHelpFormatter
     verb.epilog = f"examples:\n{textwrap.indent(EXAMPLES, '  ')}"
     cases = verb.add_subparsers(metavar="CASE", required=True)
     ends = [output_flags(), model_argument()]
@@ -76,9 +77,9 @@ def add_cases(verb: Parser) -> None:
         ("kernels", _kernels, [kernels_flags(), output_flags()], "the TEE's kernels, beside a copy and torch"),
     ):
         case = cases.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=parents)
+        case.put_first(FIRST_FLAGS)
         case.set_defaults(run=run, case=name)
         if name == "modes":
-            case.formatter_class = argparse.RawDescriptionHelpFormatter
             case.description = MODES_DESCRIPTION
             case.epilog = f"examples:\n{textwrap.indent(MODES_EXAMPLES, '  ')}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tsqp_shm.cli.flags import Parser
+from tsqp_shm.cli.parser import Parser
 from tsqp_shm.config import DTYPES, EngineConfig
 from tsqp_shm.modes import MODES
 
@@ -14,6 +14,12 @@ Flag = tuple[str, dict[str, Any]]
 SWEPT = (
     "tile_rows", "tiles_in_flight", "block_rows", "float32_rows", "max_batch_tokens",
     "spin_us", "yield_us", "tee_threads", "gpu_threads",
+)  # fmt: skip
+
+# What `--help` of a case shows, in this order; its `--help-all` shows the rest behind it.
+FIRST_FLAGS = (
+    "model", "--mode", "--vs", "--tokens", "--new-tokens", "--max-new-tokens", "--seconds", "--runs", "--quick",
+    "--shape", "--shapes", "--sweep", "--json", "--plot", "--quiet",
 )  # fmt: skip
 
 

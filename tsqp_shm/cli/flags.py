@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
 
+from tsqp_shm.cli.parser import Parser
 from tsqp_shm.config import (
     BLOCK_ROWS,
     CHECKED_BLOCK_ROWS,
@@ -19,17 +19,23 @@ from tsqp_shm.config import (
     PREFILLS,
     EngineConfig,
 )
-from tsqp_shm.errors import ConfigError
 from tsqp_shm.modes import MODES
-from tsqp_shm.roles.process import ERROR_PREFIX
 
 DEFAULT_PROMPT = "The capital of France is"
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """A wrong flag gets one line; the usage of all the others would bury it."""
-        self.exit(ConfigError.exit_code, f"{ERROR_PREFIX}{message}; see {self.prog} --help\n")
+_FIRST_OF_PROMPT = ("--prompt", "--prompt-file", "--chat", "--interactive", "--system")
+_FIRST_OF_SESSION = (
+    "--mode", "--device", "--max-new-tokens", "--temperature", "--top-p", "--seed", "--max-model-len",
+    "--json", "--quiet", "--verbose",
+)  # fmt: skip
+# What `--help` of a verb shows, in this order; the verb's `--help-all` shows the rest behind it.
+FIRST_FLAGS = {
+    "launch": ("model", *_FIRST_OF_PROMPT, *_FIRST_OF_SESSION),
+    "tee": ("model", "--session", *_FIRST_OF_PROMPT, *_FIRST_OF_SESSION),
+    "gpu": ("model", "--session", "--device", "--quiet"),
+    "doctor": ("model", "--mode", "--device", "--max-model-len", "--max-num-seqs", "--json"),
+}
 
 
 def model_argument() -> Parser:
@@ -55,7 +61,7 @@ def common_flags() -> Parser:
         metavar="S",
         help=f"longest that a step, or a start, waits for the other process ({defaults.timeout_s:.0f} s)",
     )
-    group.add_argument("-q", "--quiet", action="store_true", help="print the completion and errors only")
+    _output(parser).add_argument("-q", "--quiet", action="store_true", help="print the completion and errors only")
     return parser
 
 
@@ -76,7 +82,7 @@ def gpu_flags() -> Parser:
 def tee_flags() -> Parser:
     parser = Parser(add_help=False, parents=[prompt_flags(), arena_flags(), pad_flags(), doorbell_flags(), json_flag()])
     # None and not False where it is not given, as the environment may say so.
-    parser.add_argument(
+    parser.add_argument_group("checks").add_argument(
         "--check-finite", action="store_true", default=None,
         help="look for NaN and infinities in every result, and name the operation and layer of the first",
     )  # fmt: skip
@@ -103,8 +109,9 @@ def prompt_flags() -> Parser:
     prompt.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a file, or from - (stdin)")
     prompt.add_argument("--chat", action="store_true", help="apply the model's chat template to the prompt")
     prompt.add_argument(
-        "--interactive", action="store_true", help="ask for prompts, turn by turn; Ctrl-C cancels, Ctrl-D ends"
-    )
+        "--interactive", action="store_true",
+        help="a chat, turn by turn; Ctrl-C cuts an answer short, Ctrl-D ends the chat",
+    )  # fmt: skip
 
     sampling = parser.add_argument_group(
         "sampling", "where a flag is not given, as the model's generation_config.json says, else as in brackets"
@@ -160,6 +167,21 @@ def add_limits(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
 
 
+def add_scheduling(group: argparse._ArgumentGroup) -> None:
+    """Who waits for whom, and what is computed again."""
+    defaults = EngineConfig()
+    group.add_argument(
+        "--prefill-budget", type=int, metavar="N",
+        help="tokens of prompts in a forward pass in which answers go on, so that none stands still for the whole of a "
+        f"prompt; 0: as many as fit ({defaults.prefill_budget})",
+    )  # fmt: skip
+    group.add_argument(
+        "--prefix-reuse", action=argparse.BooleanOptionalAction, default=None,
+        help="keep a conversation's cache between its turns and compute what is new; the length of that shows to who "
+        "sees lengths (on; off in mode blinded)",
+    )  # fmt: skip
+
+
 def arena_flags() -> Parser:
     defaults = EngineConfig()
     parser = Parser(add_help=False)
@@ -171,6 +193,7 @@ def arena_flags() -> Parser:
     )  # fmt: skip
     model.add_argument("--dtype", metavar="|".join(DTYPES), help=f"of slots and arithmetic ({defaults.dtype})")
     add_limits(model)
+    add_scheduling(model)
     model.add_argument("--tile-rows", type=int, metavar="N", help=f"rows of an attention tile ({defaults.tile_rows})")
     model.add_argument("--tiles-in-flight", type=int, metavar="N", help=f"score slots ({defaults.tiles_in_flight})")
     model.add_argument(
@@ -251,12 +274,18 @@ def doorbell_flags() -> Parser:
 
 def json_flag() -> Parser:
     parser = Parser(add_help=False)
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else there")
+    _output(parser).add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else there")
     return parser
 
 
 def verbose_flag() -> Parser:
     parser = Parser(add_help=False)
-    parser.add_argument("-v", "--verbose", action="store_true", help="show what the GPU process says")
+    _output(parser).add_argument(
+        "-v", "--verbose", action="store_true",
+        help="say more: all that was brought up, tables of what was done, what the GPU process prints",
+    )  # fmt: skip
     return parser
+
+
+def _output(parser: Parser) -> argparse._ArgumentGroup:
+    return parser.add_argument_group("output")

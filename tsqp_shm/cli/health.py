@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tsqp_shm.cli.flags import Parser
+from tsqp_shm.cli.parser import Parser
 from tsqp_shm.cli.settings import engine_config
 from tsqp_shm.errors import ModelFileError
 from tsqp_shm.roles.lifeline import Lifeline

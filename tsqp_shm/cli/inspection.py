@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from tsqp_shm.cli.flags import Parser, add_limits
+from tsqp_shm.cli.flags import add_limits
+from tsqp_shm.cli.parser import Parser
 from tsqp_shm.cli.settings import blocked_interrupts, model_folder
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.roles.lifeline import Lifeline

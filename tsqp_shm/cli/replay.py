@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsqp_shm.cli.flags import Parser
+from tsqp_shm.cli.parser import Parser
 from tsqp_shm.cli.settings import blocked_interrupts, model_folder, prompt_text, reporter
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ConfigError
+from tsqp_shm.printable import print_json
 from tsqp_shm.roles.lifeline import Lifeline
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def replay_request(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
         findings = compare(llm, request, start, printed)
     if arguments.json:
         compared = [finding._asdict() for finding in findings]
-        print(json.dumps({"request": request.receipt.request, "model": config.model_digest, "findings": compared}))
+        print_json({"request": request.receipt.request, "model": config.model_digest, "findings": compared})
     else:
         _print(request, findings, is_answer_given=printed is not None)
     return exit_code(findings)

@@ -34,9 +34,11 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     with blocked_interrupts():
         from tsqp_shm.roles.launch import launch
         from tsqp_shm.trace.file import TraceFile
+        from tsqp_shm.trace.recorder import require_least_wait
 
         config = engine_config(arguments)
         require_sane(arguments)
+    require_least_wait(arguments.trace, arguments.trace_min_wait_us)
     if not MODES[config.mode].has_gpu_process:
         return _complete_alone(arguments, config)
     require_resources(sum(config.threads()))
@@ -51,7 +53,7 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     descriptors = {}
     with ExitStack() as stack:
         if arguments.trace is not None:
-            trace = stack.enter_context(TraceFile(arguments.trace, tuple(roles), report))
+            trace = stack.enter_context(TraceFile(arguments.trace, tuple(roles), report, arguments.trace_min_wait_us))
             for role, words in roles.items():
                 words += trace.arguments(role)
                 descriptors[role] = trace.descriptor(role)
@@ -91,6 +93,7 @@ def _complete_alone(arguments: argparse.Namespace, config: EngineConfig) -> int:
             model,
             report=reporter(arguments),
             trace=arguments.trace,
+            trace_min_wait_us=arguments.trace_min_wait_us,
             evidence=arguments.evidence,
             transcript=arguments.transcript,
             config=config,
@@ -128,6 +131,7 @@ def play_tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
             start_gpu=start_gpu,
             report=report,
             trace=arguments.trace,
+            trace_min_wait_us=arguments.trace_min_wait_us,
             evidence=arguments.evidence,
             transcript=arguments.transcript,
             config=config,
@@ -178,7 +182,7 @@ def play_gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
 
     signal.signal(signal.SIGTERM, handler)
     # Ctrl-C in a shared terminal is for the TEE process, which then stops this one.
-    with swept_afterwards(), recording(arguments.trace, "gpu") as recorder:
+    with swept_afterwards(), recording(arguments.trace, "gpu", arguments.trace_min_wait_us) as recorder:
         use_threads(config.threads().gpu)
         serve(model, PosixTransport(config.session), config, reporter(arguments), lifeline.ready, recorder)
     return 0

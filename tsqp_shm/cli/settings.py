@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tsqp_shm.cli.flags import DEFAULT_PROMPT, Parser
+from tsqp_shm.cli.flags import DEFAULT_PROMPT
+from tsqp_shm.cli.parser import Parser
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.printable import is_text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tsqp_shm.cli.flags import Parser
+from tsqp_shm.cli.parser import Parser
 from tsqp_shm.config import require_session_name
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.roles.lifeline import Lifeline

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tsqp_shm.cli.flags import Parser
+from tsqp_shm.cli.parser import Parser
 from tsqp_shm.roles.lifeline import Lifeline
 
 
@@ -16,7 +16,12 @@ def trace_flag(of_one_role: bool) -> Parser:
         "record this process, for `tsqp-shm trace`" if of_one_role else "write a trace of both processes for Perfetto"
     )
     metavar = "FILE" if of_one_role else "FILE.json"
-    parser.add_argument_group("trace").add_argument("--trace", type=Path, metavar=metavar, help=text)
+    group = parser.add_argument_group("trace")
+    group.add_argument("--trace", type=Path, metavar=metavar, help=text)
+    group.add_argument(
+        "--trace-min-wait-us", type=int, default=0, metavar="N",
+        help="leave waits out that are shorter; how many and how long, all in all, is in the trace (0)",
+    )  # fmt: skip
     return parser
 
 
@@ -44,5 +49,7 @@ def make_trace(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
         raise TraceError(arguments.file, f"cannot be written: {error.strerror}") from error
     for recording in recordings:
         dropped = f", and {recording.dropped:,} more that found no room" if recording.dropped else ""
-        print(f"{recording.role}: {len(recording.events):,} slices{dropped}", file=sys.stderr)
+        count = sum(left_out.num_waits for left_out in recording.left_out.values())
+        left_out = f"; {count:,} waits of less than {recording.least_wait_ns / 1e3:g} us are left out" if count else ""
+        print(f"{recording.role}: {len(recording.events):,} slices{dropped}{left_out}", file=sys.stderr)
     return 0

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-
 from tsqp_shm._version import __version__
 from tsqp_shm.cli.bench import add_cases
 from tsqp_shm.cli.flags import (
-    Parser,
+    FIRST_FLAGS,
     arena_flags,
     common_flags,
     doorbell_flags,
@@ -27,6 +25,7 @@ from tsqp_shm.cli.health import (
     print_environment,
 )
 from tsqp_shm.cli.inspection import inspect_model, inspection_flags
+from tsqp_shm.cli.parser import Parser
 from tsqp_shm.cli.replay import replay_flags, replay_request
 from tsqp_shm.cli.roles import launch_both, play_gpu, play_tee
 from tsqp_shm.cli.top import show_top, top_flags
@@ -36,10 +35,10 @@ from tsqp_shm.modes import MODES
 LINES = "\n".join(mode.line for mode in MODES.values())
 EPILOG = f"""{LINES}
 
-exit codes: 0 well, 1 failed, 2 usage, 3 the other process died or broke the protocol, 4 it gave a
-false result, 128+n ended by signal n.
-Flags of session, GPU process, model, arena and doorbell may be set by environment too: --max-model-len is
-TSQP_SHM_MAX_MODEL_LEN; a flag wins over the environment. A flag that the mode does not take is refused, a variable
+exit codes: 0 well, 1 failed, 2 usage, 3 the other process died or broke the protocol, 4 it gave a false result, \
+128+n ended by signal n.
+Flags of session, GPU process, model, arena and doorbell may be set by environment too: --max-model-len is \
+TSQP_SHM_MAX_MODEL_LEN; a flag wins over the environment. A flag that the mode does not take is refused, a variable \
 passed over.
 """
 
@@ -49,7 +48,6 @@ def build_parser() -> Parser:
         prog="tsqp-shm",
         description="Run an LLM split between a trusted process and an untrusted GPU process over shared memory.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"tsqp-shm {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -59,7 +57,12 @@ def build_parser() -> Parser:
     traced, recorded = trace_flag(False), trace_flag(True)
     for name, run, parents, text in (
         ("launch", launch_both, [*shared, tee, gpu, traced, verbose], "start a session and complete a prompt"),
-        ("tee", play_tee, [*shared, tee, recorded], "play the TEE role alone; a GPU process joins by --session"),
+        (
+            "tee",
+            play_tee,
+            [*shared, tee, recorded],
+            "play the TEE role alone; a GPU process joins by --session",
+        ),
         ("gpu", play_gpu, [*shared, gpu, recorded], "play the GPU role alone; a TEE process is joined by --session"),
         ("top", show_top, [top_flags()], "watch a running session"),
         ("trace", make_trace, [trace_flags()], "make a trace for Perfetto of what both roles recorded"),
@@ -93,8 +96,9 @@ def build_parser() -> Parser:
             description=text[0].upper() + text[1:] + ".",
             epilog=EPILOG,
             parents=parents,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        if name in FIRST_FLAGS:
+            verb.put_first(FIRST_FLAGS[name])
         verb.set_defaults(run=run)
     text = "measure it beside others, in turns"
     add_cases(verbs.add_parser("bench", help=text, description=text[0].upper() + text[1:] + "."))

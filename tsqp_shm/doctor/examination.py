@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from tsqp_shm.doctor.shared_memory import examine_shared_memory
 from tsqp_shm.doctor.transport import examine_transport
 from tsqp_shm.doctor.versions import examine_versions
 from tsqp_shm.modes import MODES
+from tsqp_shm.printable import print_json
 
 
 def examine(model: Path | None, config: EngineConfig) -> Iterator[Finding]:
@@ -57,7 +57,7 @@ def report(model: Path | None, config: EngineConfig, *, json_output: bool) -> in
             _show(finding)
     counts = {verdict: sum(finding.verdict == verdict for finding in findings) for verdict in (GOOD, WARNING, BAD)}
     if json_output:
-        print(json.dumps({"findings": [asdict(finding) for finding in findings], "counts": counts}))
+        print_json({"findings": [asdict(finding) for finding in findings], "counts": counts})
     else:
         print(f"\n{counts[GOOD]} good, {counts[WARNING]} to be looked at, {counts[BAD]} bad")
     return 1 if counts[BAD] else 0

@@ -31,7 +31,7 @@ from tsqp_shm.model.network import Network
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.modes import MODES
 from tsqp_shm.pad_stock import stock_rows
-from tsqp_shm.printable import shown
+from tsqp_shm.printable import print_json, shown
 from tsqp_shm.progress import Progress
 from tsqp_shm.roles.resources import available_bytes, lockable_bytes
 
@@ -52,7 +52,7 @@ def inspect(folder: Path, config_of: ConfigOfMode, *, with_digest: bool, json_fi
         digests = _digests(folder, quiet) if found["refused"] is None else None
         found["digest"], found["linears_digest"] = digests or (None, None)
     if json_file == STDOUT:
-        print(json.dumps(found))
+        print_json(found)
     else:
         print_table(found, memory, sys.stdout)
         if json_file is not None:

@@ -41,12 +41,14 @@ class Look:
 
     Attributes:
         in_flight: submissions without a completion, the oldest first.
+        behind: the one whose completion was collected last, if there is one; what the TEE computes comes after it.
     """
 
     at_ns: int
     control: Control
     progress: Progress
     in_flight: tuple[Record, ...]
+    behind: Record | None
 
 
 class Observer:
@@ -78,19 +80,26 @@ class Observer:
     def look(self) -> Look:
         page = self._glance.read()
         control = Control._make(_CONTROL.unpack_from(page, layout.CONTROL_OFFSET_BYTES))
-        in_flight = []
         # A ring is never longer, whatever the words say.
         last = min(control.submitted, control.completed + layout.RING_DEPTH)
-        for position in range(control.completed, last):
-            start = layout.SUBMISSION_RING_OFFSET_BYTES + position % layout.RING_DEPTH * layout.RECORD_BYTES
-            record = Record.unpack(page[start : start + layout.RECORD_BYTES])
-            # Else it was overwritten meanwhile.
-            if record.sequence == position + 1:
-                in_flight.append(record)
-        return Look(time.perf_counter_ns(), control, Progress.load(page), tuple(in_flight))
+        in_flight = [_submission(page, position) for position in range(control.completed, last)]
+        return Look(
+            time.perf_counter_ns(),
+            control,
+            Progress.load(page),
+            tuple(record for record in in_flight if record is not None),
+            _submission(page, control.collected - 1) if control.collected else None,
+        )
 
     def close(self) -> None:
         self._glance.close()
+
+
+def _submission(page: bytes, position: int) -> Record | None:
+    """None: it was overwritten meanwhile."""
+    start = layout.SUBMISSION_RING_OFFSET_BYTES + position % layout.RING_DEPTH * layout.RECORD_BYTES
+    record = Record.unpack(page[start : start + layout.RECORD_BYTES])
+    return record if record.sequence == position + 1 else None
 
 
 def invitation_of(session: str, glance: Glance) -> Invitation:

@@ -24,6 +24,7 @@ from typing import Any, NoReturn, TypeVar
 
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import IntegrityError, RequestError, TsqpError
+from tsqp_shm.metrics import Metric
 from tsqp_shm.model.files import ModelFiles
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
@@ -31,6 +32,7 @@ from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.shm.transport import Register, Transport
 from tsqp_shm.tee.anchor import Anchor
 from tsqp_shm.tee.bring_up import prepare
+from tsqp_shm.tee.caches import Keeper
 from tsqp_shm.tee.completion import Completion, checked_token_ids
 from tsqp_shm.tee.connection import CLOSED, Connection
 from tsqp_shm.tee.gpu_connection import StartGpu
@@ -114,10 +116,7 @@ class Runtime:
         self._stack = before.pop_all() if before is not None else ExitStack()
 
         def bring_up() -> Stepper:
-            stepper = Stepper(
-                statistics, begin(self._stack), config.restart_gpu, config.timeout_s, report, witness,
-                config.pad_prompt_to,
-            )  # fmt: skip
+            stepper = Stepper(statistics, begin(self._stack), config, report, witness)
             # Not the connection of this moment: a restart puts another in its place.
             self._stack.callback(lambda: stepper.connection.close())
             witness.begin(network, limits, anchor.describe(), lambda: stepper.connection.pads)
@@ -268,6 +267,10 @@ class Runtime:
         taken = list(completions)
         self._order(lambda: self._stepper.cancel(taken))
 
+    def close_keeper(self, keeper: Keeper) -> None:
+        """Keeps no cache for him any more; does not wait for it. For finalisers too, which may run at any moment."""
+        self._order(lambda: self._stepper.close_keeper(keeper))
+
     @contextmanager
     def sequence(self) -> Iterator[int]:
         """A cache that no completion uses, for the block; waits its turn where there is none.
@@ -352,6 +355,12 @@ class Runtime:
     def facts(self) -> dict[str, Any]:
         """What `describe` says, and what the session has done so far, when it is over too. Units are in the names."""
         return {**self._ask(self._stepper.facts, even_if_over=True), "weights": self._anchor.describe()}
+
+    def metrics(self) -> list[Metric]:
+        """What the session has come to so far, when it is over too. Does not wait for a step to end."""
+        if self._pid != os.getpid():
+            self.require_working()
+        return self._stepper.metrics()
 
     def leave(self) -> None:
         """Has the thread close the session and does not wait for it: for finalisers, which may run at any moment."""

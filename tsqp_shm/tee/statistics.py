@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tsqp_shm import _native
+from tsqp_shm.tee.request_tallies import RequestTallies
 from tsqp_shm.trace.recorder import Recorder
 
 
@@ -28,6 +29,7 @@ class Statistics:
         submissions: what native code counts of doorbells; the properties below show it.
         gpu_restarts: GPU processes that took the place of one that had died.
         earlier_waits: how the waits for those that have died had ended.
+        requests: what they come to.
         steps: forward passes of the scheduler, `tokens` that went through the model in them, and `generated` ones.
     """
 
@@ -35,6 +37,7 @@ class Statistics:
     submissions: _native.Tallies = field(default_factory=_native.Tallies)
     gpu_restarts: int = 0
     earlier_waits: Counter[str] = field(default_factory=Counter)
+    requests: RequestTallies = field(default_factory=RequestTallies)
     steps: int = 0
     tokens: int = 0
     generated: int = 0

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import replace
 from typing import Any
 
 from tsqp_shm.modes import MODES
 from tsqp_shm.shm.liveness import SILENCE_S
 from tsqp_shm.shm.observer import Look, Observer
-from tsqp_shm.shm.protocol import NO_SLOT, Record, operation_of
+from tsqp_shm.shm.protocol import NO_SLOT
+from tsqp_shm.top.states import State, States
 from tsqp_shm.top.told import Told
 
 # Rates are of the looks of so long.
@@ -23,10 +24,13 @@ class Summary:
         self._observer = observer
         self._mode = MODES[observer.invitation.limits.mode]
         self._rings = observer.invitation.doorbell not in ("zmq", "")
-        self._linears = observer.plan.linear_operations
+        self._states = States(self._rings, observer.plan.linear_operations)
         self._looks: deque[Look] = deque()
+        # Of the same looks, what each side was at.
+        self._kinds: dict[str, deque[tuple[str, str | None]]] = {"tee": deque(), "gpu": deque()}
         # What was seen last, and when it was seen first: of each side's state and heartbeat.
         self._seen: dict[str, tuple[object, int]] = {}
+        self._doing: dict[str, State] = {}
         self._tells = False
         self._told: Told | None = None
 
@@ -37,11 +41,16 @@ class Summary:
 
     def take(self, look: Look) -> None:
         self._looks.append(look)
+        self._doing = {"tee": self._states.of_tee(look), "gpu": self._states.of_gpu(look)}
+        for side, kinds in self._kinds.items():
+            kinds.append(self._doing[side].kind)
         while look.at_ns - self._looks[0].at_ns > WINDOW_NS:
             self._looks.popleft()
+            for kinds in self._kinds.values():
+                kinds.popleft()
         for what, value in (
-            ("tee", self._tee(look)),
-            ("gpu", self._gpu(look)),
+            ("tee", self._doing["tee"].identity),
+            ("gpu", self._doing["gpu"].identity),
             ("tee heartbeat", look.control.tee_heartbeat),
             ("gpu heartbeat", look.control.gpu_heartbeat),
         ):
@@ -100,55 +109,28 @@ class Summary:
         return look.control.submitted if self._rings else look.progress.doorbells
 
     def _state(self, side: str) -> dict[str, Any]:
-        state, since_ns = self._seen[side]
+        state = self._doing[side]
         if side == "tee" and self._told is not None:
-            state = self._tee(self._now())
+            state = self._states.of_tee(self._now())
+        kinds = Counter(self._kinds[side])
         return {
-            "doing": str(state[0]) if isinstance(state, tuple) else "",
-            "since_s": max(0, self._looks[-1].at_ns - self._began_ns(side, state, since_ns)) / 1e9,
+            "doing": state.doing,
+            "since_s": max(0, self._looks[-1].at_ns - self._began_ns(side, state)) / 1e9,
+            # Of the looks of a while, the shares; the largest first.
+            "lately": [
+                {"doing": doing, "operation": operation, "share": count / kinds.total()}
+                for (doing, operation), count in kinds.most_common()
+            ],
         }
 
     def _heartbeat(self, side: str, beat: int) -> dict[str, Any]:
         age_s = (self._looks[-1].at_ns - self._seen[f"{side} heartbeat"][1]) / 1e9
         return {"heartbeat_age_s": age_s if beat else None, "is_silent": not beat or age_s > SILENCE_S}
 
-    def _began_ns(self, side: str, state: object, since_ns: int) -> int:
+    def _began_ns(self, side: str, state: State) -> int:
+        since_ns = self._seen[side][1]
         # Of the times between steps the TEE itself tells; of all else this process knows when it saw it first.
         progress = self._now().progress
-        if side == "tee" and isinstance(state, tuple) and state[1] in ("idle", "step"):
-            return (progress.step_ended_ns if state[1] == "idle" else progress.step_began_ns) or since_ns
+        if side == "tee" and state.identity in ("idle", "step"):
+            return (progress.step_ended_ns if state.identity == "idle" else progress.step_began_ns) or since_ns
         return since_ns
-
-    def _tee(self, look: Look) -> tuple[str, object]:
-        """What it does, and what tells this from the same thing done again."""
-        control, progress = look.control, look.progress
-        waited_for = look.in_flight[0] if look.in_flight else None
-        if self._rings and waited_for is not None and control.collected >= control.completed:
-            asleep = "asleep, waits for" if control.tee_parked % 2 else "awake, waits for or works beside"
-            return f"{asleep} {self._operation(waited_for)}", waited_for.sequence
-        if progress.step_began_ns > progress.step_ended_ns:
-            return f"computes, {_counted(progress.running, 'sequence')} in this step", "step"
-        if progress.running or progress.waiting:
-            # Where the arena carries no times, a step is told from the time between two by the session alone.
-            is_timed = progress.step_ended_ns or progress.step_began_ns
-            busy = "between two steps" if is_timed else f"at work, {_counted(progress.running, 'sequence')}"
-            return busy, progress.steps
-        return "idle: nothing to complete", "idle"
-
-    def _gpu(self, look: Look) -> tuple[str, object]:
-        control = look.control
-        if not self._rings:
-            return "not to be seen: its records are messages (doorbell zmq)", 0
-        if look.in_flight:
-            doing = "works on" if control.taken > control.completed else "is about to take"
-            return f"{doing} {self._operation(look.in_flight[0])}", look.in_flight[0].sequence
-        asleep = "asleep" if control.gpu_parked % 2 else "awake"
-        return f"{asleep}, waits for a submission", control.completed
-
-    def _operation(self, record: Record) -> str:
-        name, layer = operation_of(record.opcode, record.target, self._linears)
-        return f"{name}, layer {layer or 0}, {_counted(record.rows, 'row')}" if record.rows else name
-
-
-def _counted(count: int, thing: str) -> str:
-    return f"1 {thing}" if count == 1 else f"{count} {thing}s"

@@ -12,14 +12,11 @@ from typing import Any, TextIO
 
 from tsqp_shm.shm.plan import Operation
 from tsqp_shm.shm.protocol import NO_SLOT, operation_of
-from tsqp_shm.trace.recorder import ROLES, Event, Recording
+from tsqp_shm.trace.recorder import ROLES, WAITS, Event, Recording
 
 _TITLES = {"tee": "TEE process", "gpu": "GPU process (untrusted; its own word)"}
 _THREADS = {"tee": "kernels and waits", "gpu": "operations and waits"}
-_CATEGORIES = {
-    "ring": "doorbell", "run": "operation",
-    "wait": "wait", "nap": "wait", "spin": "wait", "yield": "wait", "park": "wait",
-}  # fmt: skip
+_CATEGORIES = {"ring": "doorbell", "run": "operation", **dict.fromkeys(WAITS, "wait")}
 
 
 def write_trace(recordings: Sequence[Recording], out: TextIO) -> None:
@@ -37,6 +34,8 @@ def write_trace(recordings: Sequence[Recording], out: TextIO) -> None:
         "clock": "CLOCK_MONOTONIC",
         "start_ns": start_ns,
         "dropped": {recording.role: recording.dropped for recording in ordered},
+        # Who sums up waits adds these; those within a wait, a spin for one, are a part of it.
+        "waits_left_out": {recording.role: _left_out(recording) for recording in ordered},
     }
     out.write(f'{{"displayTimeUnit": "ns", "otherData": {json.dumps(facts)}, "traceEvents": [\n')
     events = (event for recording in ordered for event in _events(recording, start_ns, flows))
@@ -45,6 +44,16 @@ def write_trace(recordings: Sequence[Recording], out: TextIO) -> None:
     for line in lines:
         out.write(",\n" + line)
     out.write("\n]}\n")
+
+
+def _left_out(recording: Recording) -> dict[str, Any]:
+    return {
+        "shorter_than_us": recording.least_wait_ns / 1e3,
+        **{
+            kind: {"count": left_out.num_waits, "us": _microseconds(left_out.time_ns)}
+            for kind, left_out in recording.left_out.items()
+        },
+    }
 
 
 def _events(recording: Recording, start_ns: int, flows: dict[int, int]) -> Iterator[dict[str, Any]]:

@@ -31,9 +31,9 @@ class _TracedRings(Rings):
             # The native wait goes over from the one to the other after spin_ns.
             turn_ns = min(begin_ns + spin_ns, end_ns)
             if spin_ns:
-                self._recorder.slice("spin", begin_ns, turn_ns)
+                self._recorder.wait("spin", begin_ns, turn_ns)
             if end_ns > turn_ns:
-                self._recorder.slice("yield", turn_ns, end_ns)
+                self._recorder.wait("yield", turn_ns, end_ns)
         return record
 
 
@@ -64,7 +64,7 @@ class _TracedWaker:
         try:
             yield
         finally:
-            self._recorder.slice("park", begin_ns, time.perf_counter_ns())
+            self._recorder.wait("park", begin_ns, time.perf_counter_ns())
 
     def discard(self) -> None:
         self._waker.discard()
@@ -120,7 +120,7 @@ class SubmittingDoorbell(_TracedDoorbell):
         begin_ns = time.perf_counter_ns()
         napped = self._bell.nap(nap_ns)
         if napped:
-            self._recorder.slice("nap", begin_ns, time.perf_counter_ns())
+            self._recorder.wait("nap", begin_ns, time.perf_counter_ns())
         return napped
 
     def receive(self, watch: Watch, timeout_s: float | None, operation: str, slot: str = "") -> bytes:
@@ -133,7 +133,7 @@ class SubmittingDoorbell(_TracedDoorbell):
             return completion
         finally:
             # A wait that ends in an error is what the trace was made for; one that Ctrl-C ends is taken up again.
-            self._recorder.slice("wait", begin_ns, time.perf_counter_ns(), record)
+            self._recorder.wait("wait", begin_ns, time.perf_counter_ns(), record)
 
 
 class ServingDoorbell(_TracedDoorbell):
@@ -149,9 +149,9 @@ class ServingDoorbell(_TracedDoorbell):
         try:
             submission = self._bell.receive(watch, timeout_s, operation, slot)
         except BaseException:
-            self._recorder.slice("wait", begin_ns, time.perf_counter_ns())
+            self._recorder.wait("wait", begin_ns, time.perf_counter_ns())
             raise
-        self._recorder.slice("wait", begin_ns, self._received_now(submission), submission)
+        self._recorder.wait("wait", begin_ns, self._received_now(submission), submission)
         return submission
 
     def take(self) -> bytes | None:

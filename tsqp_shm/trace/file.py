@@ -19,6 +19,7 @@ from tsqp_shm.errors import ConfigError, TraceError
 from tsqp_shm.files import open_regular
 from tsqp_shm.roles.inheritance import kept_apart
 from tsqp_shm.roles.process import ERROR_PREFIX
+from tsqp_shm.trace.recorder import require_least_wait
 
 MERGE_TIMEOUT_S = 120
 
@@ -29,14 +30,17 @@ class TraceFile:
     Args:
         roles: that are to leave a recording.
         report: takes a line about each recording.
+        least_wait_us: waits that are shorter are left out.
 
     Raises:
         ConfigError: it cannot be written; before the block.
         TraceError: the trace cannot be made; after the block, if that ended well.
     """
 
-    def __init__(self, path: Path, roles: Sequence[str], report: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, roles: Sequence[str], report: Callable[[str], None], least_wait_us: int = 0) -> None:
+        require_least_wait(path, least_wait_us)
         self.path = path
+        self._least_wait_us = least_wait_us
         self._report = report
         is_new = not self.path.exists()
         try:
@@ -59,7 +63,7 @@ class TraceFile:
 
     def arguments(self, role: str) -> list[str]:
         """What that role is started with."""
-        return ["--trace", str(self.recording(role))]
+        return ["--trace", str(self.recording(role)), "--trace-min-wait-us", str(self._least_wait_us)]
 
     def __enter__(self) -> TraceFile:
         return self

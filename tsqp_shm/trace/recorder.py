@@ -6,8 +6,9 @@ host, so two recordings of one host lie on one time line as they are.
 A recording is fixed binary records and not JSON: a role writes it in a moment when it ends, and whoever puts two
 together checks numbers and does not parse what the GPU process wrote.
 
-    byte 0     magic, role, pid, names, slots, linears, events, dropped      (`_HEADER`)
-    byte 48    names of slices, then of slots                       24 bytes of ASCII each, padded with zeros
+    byte 0     magic, role, pid, names, slots, linears, events, dropped, least_wait_ns      (`_HEADER`)
+    byte 56    of each kind of wait those that were left out: how many, and their time      (`_LEFT_OUT`)
+    byte 136   names of slices, then of slots                       24 bytes of ASCII each, padded with zeros
     then       the network's Linears by their index: name, layer, or all ones
     then       events: begin_ns, end_ns, name, and the first 40 bytes of the doorbell's record it belongs to, or zeros
 """
@@ -23,17 +24,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from tsqp_shm.config import require_range
 from tsqp_shm.errors import ConfigError, TraceError
 from tsqp_shm.files import open_regular
 from tsqp_shm.shm.plan import MAX_LINEARS, Operation, Plan
 
 # 32 MiB, of which the system backs what is used: some 900 tokens of a decode of 30 layers.
 CAPACITY = 1 << 19
+# A day.
+MOST_LEAST_WAIT_US = 86_400_000_000
 ROLES = {"tee": 1, "gpu": 2}
 NO_RECORD = b""
 
-_MAGIC = b"TSQPTRC2"
-_HEADER = struct.Struct("<8sIIIII4xQQ")
+# `nap` lies between two waits, the others within one.
+WAITS = ("wait", "nap", "spin", "yield", "park")
+
+_MAGIC = b"TSQPTRC3"
+_HEADER = struct.Struct("<8sIIIII4xQQQ")
+_LEFT_OUT = struct.Struct(f"<{2 * len(WAITS)}Q")
+_NAMES_BYTE = _HEADER.size + _LEFT_OUT.size
 _LINEAR = struct.Struct("<24sI")
 _NO_LAYER = 0xFFFFFFFF
 _EVENT = struct.Struct("<QQII40s")
@@ -61,17 +70,29 @@ class Event(NamedTuple):
     num_segments: int
 
 
+class LeftOut(NamedTuple):
+    """Waits of one kind that were too short to be recorded. Units: nanoseconds, all of them together."""
+
+    num_waits: int
+    time_ns: int
+
+
 class Recorder:
     """Takes slices until its buffer is full; those that come later are counted.
+
+    Args:
+        least_wait_ns: waits that are shorter are counted and summed up, and not recorded.
 
     Attributes:
         dropped: slices for which there was no room.
         rung: the record that was rung last; what this process computes itself comes after it.
     """
 
-    def __init__(self, role: str, capacity: int = CAPACITY) -> None:
+    def __init__(self, role: str, capacity: int = CAPACITY, least_wait_ns: int = 0) -> None:
         self.role = role
         self.dropped = 0
+        self._least_wait_ns = least_wait_ns
+        self._left_out = dict.fromkeys(WAITS, LeftOut(0, 0))
         self.rung = NO_RECORD
         self._slot_names: Sequence[str] = ()
         self._linears: Sequence[Operation] = ()
@@ -101,6 +122,14 @@ class Recorder:
         _EVENT.pack_into(self._buffer, used_bytes, begin_ns, end_ns, index, 0, record)
         self._used_bytes = used_bytes + _EVENT.size
 
+    def wait(self, kind: str, begin_ns: int, end_ns: int, record: bytes = NO_RECORD) -> None:
+        """Records one slice in which this process waited, of one of `WAITS`, unless it is too short."""
+        if end_ns - begin_ns >= self._least_wait_ns:
+            self.slice(kind, begin_ns, end_ns, record)
+        else:
+            num_waits, time_ns = self._left_out[kind]
+            self._left_out[kind] = LeftOut(num_waits + 1, time_ns + end_ns - begin_ns)
+
     def write(self, out: BinaryIO) -> None:
         """Writes it whole or, where nothing was recorded, not at all.
 
@@ -122,26 +151,41 @@ class Recorder:
         names = [name.encode().ljust(_NAME_BYTES, b"\0") for name in (*self._names, *self._slot_names)]
         linears = [_LINEAR.pack(name.encode(), _NO_LAYER if layer is None else layer) for name, layer in self._linears]
         events = self._used_bytes // _EVENT.size
-        counts = len(self._names), len(self._slot_names), len(linears), events, self.dropped
-        header = _HEADER.pack(_MAGIC, ROLES[self.role], os.getpid(), *counts) + b"".join([*names, *linears])
+        counts = len(self._names), len(self._slot_names), len(linears), events, self.dropped, self._least_wait_ns
+        header = _HEADER.pack(_MAGIC, ROLES[self.role], os.getpid(), *counts)
+        header += _LEFT_OUT.pack(*(number for left_out in self._left_out.values() for number in left_out))
+        header += b"".join([*names, *linears])
         for part in (header, memoryview(self._buffer)[: self._used_bytes]):
             out.write(part)
         out.flush()
 
 
+def require_least_wait(path: Path | None, least_wait_us: int) -> None:
+    """Raises:
+    ConfigError: the shortest wait to be recorded is none, or nothing is recorded.
+    """
+    require_range("trace_min_wait_us", least_wait_us, 0, MOST_LEAST_WAIT_US)
+    if least_wait_us and path is None:
+        raise ConfigError("trace_min_wait_us", least_wait_us, "a trace that waits are to be left out of")
+
+
 @contextmanager
-def recording(path: Path | None, role: str) -> Iterator[Recorder | None]:
+def recording(path: Path | None, role: str, least_wait_us: int = 0) -> Iterator[Recorder | None]:
     """A recorder for the block, written to `path` when it is left, however it is left; None where nothing is asked for.
 
+    Args:
+        least_wait_us: as `Recorder`'s.
+
     Raises:
-        ConfigError: the file cannot be written; before the block.
+        ConfigError: the file cannot be written, or `require_least_wait` says so; before the block.
         TraceError: the disk is full; after it.
     """
+    require_least_wait(path, least_wait_us)
     if path is None:
         yield None
         return
     with _open(path) as file:
-        recorder = Recorder(role)
+        recorder = Recorder(role, least_wait_ns=1000 * least_wait_us)
         try:
             yield recorder
         except BaseException:
@@ -167,11 +211,14 @@ class Recording:
 
     Attributes:
         dropped: slices for which its buffer had no room.
+        least_wait_ns: waits that were shorter are in `left_out`, by their kind, and not among the events.
     """
 
     role: str
     pid: int
     dropped: int
+    least_wait_ns: int
+    left_out: dict[str, LeftOut]
     slot_names: tuple[str, ...]
     linears: tuple[Operation, ...]
     events: list[Event]
@@ -184,7 +231,7 @@ class Recording:
         Raises:
             TraceError: there is no such file, or it is not a recording.
         """
-        most_bytes = _HEADER.size + 2 * _MAX_NAMES * _NAME_BYTES + MAX_LINEARS * _LINEAR.size + CAPACITY * _EVENT.size
+        most_bytes = _NAMES_BYTE + 2 * _MAX_NAMES * _NAME_BYTES + MAX_LINEARS * _LINEAR.size + CAPACITY * _EVENT.size
         try:
             with os.fdopen(open_regular(path, follows_links=True), "rb") as file:
                 content = file.read(most_bytes + 1)
@@ -194,17 +241,19 @@ class Recording:
             raise TraceError(path, "is empty: the process that was to write it did nothing, or did not get to its end")
         if len(content) > most_bytes:
             raise TraceError(path, f"holds more than the {most_bytes:,} bytes of a recording; it is not read")
-        if len(content) < _HEADER.size or not content.startswith(_MAGIC):
+        if len(content) < _NAMES_BYTE or not content.startswith(_MAGIC):
             raise TraceError(path, "is not a recording of tsqp-shm")
-        _, role, pid, names, slots, linears, events, dropped = _HEADER.unpack_from(content)
+        _, role, pid, names, slots, linears, events, dropped, least_wait_ns = _HEADER.unpack_from(content)
+        numbers = _LEFT_OUT.unpack_from(content, _HEADER.size)
+        left_out = {kind: LeftOut(*numbers[2 * place : 2 * place + 2]) for place, kind in enumerate(WAITS)}
         roles = {number: name for name, number in ROLES.items()}
-        first_linear = _HEADER.size + (names + slots) * _NAME_BYTES
+        first_linear = _NAMES_BYTE + (names + slots) * _NAME_BYTES
         first_event = first_linear + linears * _LINEAR.size
         expected_bytes = first_event + events * _EVENT.size
         is_bounded = max(names, slots) <= _MAX_NAMES and linears <= MAX_LINEARS
         if role not in roles or len(content) != expected_bytes or not is_bounded:
             raise TraceError(path, "is not a whole recording")
-        labels = [_name(path, content, _HEADER.size + index * _NAME_BYTES) for index in range(names + slots)]
+        labels = [_name(path, content, _NAMES_BYTE + index * _NAME_BYTES) for index in range(names + slots)]
         operations = []
         for offset_bytes in range(first_linear, first_event, _LINEAR.size):
             _, layer = _LINEAR.unpack_from(content, offset_bytes)
@@ -214,7 +263,8 @@ class Recording:
             if begin_ns > end_ns or name >= names or zero:
                 raise TraceError(path, "holds a slice that is none")
             found.append(Event(begin_ns, end_ns, labels[name], *_DOORBELL.unpack(record)))
-        return cls(roles[role], pid, dropped, tuple(labels[names:]), tuple(operations), found)
+        slot_names = tuple(labels[names:])
+        return cls(roles[role], pid, dropped, least_wait_ns, left_out, slot_names, tuple(operations), found)
 
 
 def _name(path: Path, content: bytes, offset_bytes: int) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from tsqp_shm.config import PINNINGS
 from tsqp_shm.errors import DeviceError
+from tsqp_shm.printable import print_json
 from tsqp_shm.shm.arena import Arena
 from tsqp_shm.shm.plan import Plan, Slot, SlotShape
 from tsqp_shm.shm.posix.session import Session
@@ -132,7 +133,7 @@ def main(size_bytes: int, runs: int) -> None:
             device.reserve(0, 0)
             devices[way] = device
         rows = compare_copies({**devices, BUS: Bus()}, plan.slots[0], runs)
-    print(json.dumps({"rows": rows, "refused": refused, "reason": ""}))
+    print_json({"rows": rows, "refused": refused, "reason": ""})
 
 
 if __name__ == "__main__":

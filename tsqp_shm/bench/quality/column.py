@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from tsqp_shm.bench.quality.scores import Float32, scores_of
+from tsqp_shm.printable import print_json
 
 
 @dataclass(frozen=True)
@@ -77,5 +78,5 @@ def run_column(load: Callable[[ColumnJob, ExitStack], Column]) -> int:
             # The next text's take its place.
             del logits
         answers = column.answers(job.prompts)
-    print(json.dumps({"scores": scores, "answers": answers}))
+    print_json({"scores": scores, "answers": answers})
     return 0
