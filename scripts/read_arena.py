@@ -117,7 +117,9 @@ class Reader(ABC):
         return Record.unpack(self._memory[start : start + layout.RECORD_BYTES])
 
     def _slot(self, name: str) -> npt.NDArray[np.generic]:
-        slot: Slot = self.plan.slot(name)
+        return self._rows_of(self.plan.slot(name))
+
+    def _rows_of(self, slot: Slot) -> npt.NDArray[np.generic]:
         count = slot.num_rows * slot.row_elements
         flat = np.frombuffer(self._memory, layout.DTYPES[slot.dtype].numpy, count, slot.offset_bytes)
         return flat.reshape(slot.num_rows, slot.row_elements)
@@ -130,7 +132,8 @@ class PlainReader(Reader):
 
     def _read_step(self, qkv: Record) -> None:
         rows = slice(qkv.first_row, qkv.first_row + qkv.rows)
-        x = self._slot("x")[rows].copy()
+        # A step of few rows has its own, in float32.
+        x = self._rows_of(self.plan.slots[qkv.in_slot])[rows].copy()
         is_whole = not self._is_over(qkv)
         token_ids = self._slot("tokens")[rows, 0].tolist()
         places: list[tuple[int, int]] = []

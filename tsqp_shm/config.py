@@ -55,6 +55,9 @@ BLOCK_ROWS = 384
 # Where every product comes back to be checked, a block's results are to stay near the core that reads them.
 CHECKED_BLOCK_ROWS = 128
 LARGE_LAYER_BLOCK_ROWS = 1024
+# A question with its chat template, and every step of decode: so few rows do not multiply for much longer than the
+# weights take to be read.
+FLOAT32_ROWS = 64
 LARGE_LAYER_PARAMETERS = 8 << 20
 
 
@@ -71,6 +74,7 @@ class Limits:
         tiles_in_flight: score slots, so tiles that the two processes work on at once.
         block_rows: rows that go through the layers together; a longer batch keeps both processes busy at once.
         mode: of `modes.MODES`; what crosses, and so which slots there are.
+        float32_rows: a step of at most so many rows has its activations in float32, whatever the dtype; 0: none has.
     """
 
     dtype: str
@@ -81,6 +85,7 @@ class Limits:
     tiles_in_flight: int
     block_rows: int = BLOCK_ROWS
     mode: str = "plain"
+    float32_rows: int = 0
 
     def __post_init__(self) -> None:
         require_choice("mode", self.mode, tuple(MODES))
@@ -91,6 +96,7 @@ class Limits:
         require_range("tile_rows", self.tile_rows, 1, 4096)
         require_range("tiles_in_flight", self.tiles_in_flight, 2, 16)
         require_range("block_rows", self.block_rows, 1, 1 << 20)
+        require_range("float32_rows", self.float32_rows, 0, self.max_batch_tokens)
         if self.max_batch_tokens < self.max_num_seqs:
             raise ConfigError("max_batch_tokens", self.max_batch_tokens, f"at least max_num_seqs ({self.max_num_seqs})")
 
@@ -126,6 +132,7 @@ class EngineConfig:
     tile_rows: int = 128
     tiles_in_flight: int = 3
     block_rows: int | None = None
+    float32_rows: int = FLOAT32_ROWS
     doorbell: str = "adaptive"
     spin_us: int = 2
     yield_us: int = 2000
@@ -156,6 +163,7 @@ class EngineConfig:
         for name, allowed in CHOICES.items():
             require_choice(name, getattr(self, name), allowed)
         self._refuse_untaken(field.name for field in fields(self) if getattr(self, field.name) != field.default)
+        require_range("float32_rows", self.float32_rows, 0, 1 << 20)
         require_range("prefill_budget", self.prefill_budget, 0, 1 << 20)
         require_range("spin_us", self.spin_us, 0, MAX_WAIT_US)
         require_range("yield_us", self.yield_us, 0, MAX_WAIT_US)
@@ -209,8 +217,9 @@ class EngineConfig:
         return self._limits(length, self.block_rows or block_rows)
 
     def _limits(self, max_model_len: int, block_rows: int) -> Limits:
+        dtype = self.dtype if MODES[self.mode].arithmetic is None else "float32"
         return Limits(
-            dtype=self.dtype if MODES[self.mode].arithmetic is None else "float32",
+            dtype=dtype,
             max_model_len=max_model_len,
             max_num_seqs=self.max_num_seqs,
             max_batch_tokens=self.max_batch_tokens,
@@ -218,6 +227,7 @@ class EngineConfig:
             tiles_in_flight=self.tiles_in_flight,
             block_rows=block_rows,
             mode=self.mode,
+            float32_rows=min(self.float32_rows, self.max_batch_tokens) if dtype != "float32" else 0,
         )
 
     def threads(self) -> Threads:

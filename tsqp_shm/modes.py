@@ -16,7 +16,7 @@ _OF_TWO_PROCESSES = frozenset(
     }
 )  # fmt: skip
 # Of attention whose tiles go to and fro, and of floating-point results that come from there.
-_OF_SPLIT_ATTENTION = frozenset({"tile_rows", "tiles_in_flight", "check_finite"})
+_OF_SPLIT_ATTENTION = frozenset({"tile_rows", "tiles_in_flight", "float32_rows", "check_finite"})
 # Of pads: how many are kept ready and by whom they are made, and where a product is computed that has none.
 _OF_PADS = frozenset({"pad_stock", "pad_threads", "pad_ready", "pads_out", "prefill", "pad_prompt_to", "lock_memory"})
 # Of modes that compute with weights in int8, whose digest this is.

@@ -2,6 +2,9 @@
 // weights and a packed KV cache (panels.h). What a record may ask for was checked before; here every slot and
 // row is bounds-checked.
 //
+// Slots of activations are bf16 or f32, each as its record says. Rows in f32 are multiplied as they are, and what
+// is made of them is rounded no further; keys and values are bf16 in the cache.
+//
 // Shapes: T tokens, C hidden, H query heads, G kv heads, D head dim, F feed-forward, V vocabulary, R rows.
 #pragma once
 
@@ -67,7 +70,7 @@ class CpuProducts {
     // Probabilities in the same blocks, 0 where a row may not see  ->  heads, kept here.
     void context(std::size_t layer, std::size_t window, std::size_t first_segment, std::size_t num_segments,
                  const Rows& probabilities);
-    // heads of rows [first_row, +)  ->  hidden [T, C].
+    // heads of rows [first_row, +), which context made of probabilities in hidden's dtype  ->  hidden [T, C].
     void output(std::size_t layer, std::size_t first_row, const Rows& hidden) const;
     // x  ->  out through the layer's Linear.
     void linear(std::size_t layer, Linear which, const Rows& x, const Rows& out) const;
@@ -81,8 +84,9 @@ class CpuProducts {
 
     Tile tile(std::size_t window, std::size_t first_segment, std::size_t num_segments,
               const Rows& slot) const;
-    void append(std::size_t layer, const Segment& segment, const std::uint16_t* qk) const;
+    void append(std::size_t layer, const Segment& segment, const Rows& qk) const;
     void apply(const PackedLinear& linear, const Rows& x, const Rows& out) const;
+    Rows heads(std::size_t first_row, std::size_t rows, Dtype dtype) const;
 
     const CpuGeometry geometry_;
     const PanelKernels& kernels_;
@@ -91,6 +95,7 @@ class CpuProducts {
     const std::uint16_t* embedding_ = nullptr;
     PackedCache cache_;
     Pages<std::uint16_t> new_values_, heads_;  // [T, G*D], [T, H*D]
+    Pages<float> float32_heads_;               // [T, H*D]; as many rows are touched as ever come in f32
     std::vector<Segment> segments_;
     std::vector<std::vector<KeyRange>> seen_;
 };

@@ -46,11 +46,13 @@ PackedLinear::PackedLinear(const Bf16* weight, std::size_t columns, std::size_t 
     if (bias != nullptr) bias_.assign(bias, bias + columns);
 }
 
-void PackedLinear::apply(const PanelKernels& kernels, const Bf16* x, std::size_t rows, void* out,
-                         bool out_is_f32) const {
+void PackedLinear::apply(const PanelKernels& kernels, const void* x, bool x_is_f32, std::size_t rows,
+                         void* out, bool out_is_f32) const {
+    const std::size_t x_bytes = x_is_f32 ? sizeof(float) : sizeof(Bf16);
     const std::size_t out_row_bytes = columns_ * (out_is_f32 ? sizeof(float) : sizeof(Bf16));
     const std::size_t panels = num_panels(columns_), panel_stride = depth_ * kPanelColumns;
-    const bool few = rows <= kFewRows, is_cut = !few && kernels.cuts_depth && depth_ > kWholeDepth;
+    const bool few = rows <= kFewRows,
+               is_cut = !few && !x_is_f32 && kernels.cuts_depth && depth_ > kWholeDepth;
     const std::size_t row_block = few ? rows : is_cut ? kCutRowBlock : kRowBlock;
     const bool is_short = rows == 1 && panels * panel_stride * sizeof(Bf16) < kShortProductBytes;
     const std::size_t threads = is_short ? num_threads_beside_another() : get_num_threads();
@@ -69,20 +71,22 @@ void PackedLinear::apply(const PanelKernels& kernels, const Bf16* x, std::size_t
                           const std::size_t panel = task / row_blocks * panel_block,
                                             row = task % row_blocks * row_block;
                           for (std::size_t k = 0; k < depth_; k += depth_block) {
-                              const PanelArgs args{.a = x + row * depth_ + k,
-                                                   .a_stride = depth_,
-                                                   .panels = panels_ + k * kPanelColumns,
-                                                   .panel_stride = panel_stride,
-                                                   .bias = bias_.empty() ? nullptr : bias_.data(),
-                                                   .out = static_cast<std::byte*>(out) + row * out_row_bytes,
-                                                   .out_stride = columns_,
-                                                   .rows = std::min(row_block, rows - row),
-                                                   .depth = std::min(depth_block, depth_ - k),
-                                                   .columns = columns_,
-                                                   .sums = sums,
-                                                   .is_first = k == 0,
-                                                   .is_last = k + depth_block >= depth_,
-                                                   .out_is_f32 = out_is_f32};
+                              const PanelArgs args{
+                                  .a = static_cast<const std::byte*>(x) + (row * depth_ + k) * x_bytes,
+                                  .a_stride = depth_,
+                                  .panels = panels_ + k * kPanelColumns,
+                                  .panel_stride = panel_stride,
+                                  .bias = bias_.empty() ? nullptr : bias_.data(),
+                                  .out = static_cast<std::byte*>(out) + row * out_row_bytes,
+                                  .out_stride = columns_,
+                                  .rows = std::min(row_block, rows - row),
+                                  .depth = std::min(depth_block, depth_ - k),
+                                  .columns = columns_,
+                                  .sums = sums,
+                                  .is_first = k == 0,
+                                  .is_last = k + depth_block >= depth_,
+                                  .a_is_f32 = x_is_f32,
+                                  .out_is_f32 = out_is_f32};
                               kernels.product(args, panel, std::min(panel + panel_block, panels));
                           }
                       }

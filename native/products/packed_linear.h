@@ -21,8 +21,8 @@ class PackedLinear {
 
     std::size_t columns() const { return columns_; }
     std::size_t depth() const { return depth_; }
-    // x [rows, K], dense  ->  out [rows, N], dense, bf16 or f32, on the threads of the pool.
-    void apply(const PanelKernels& kernels, const std::uint16_t* x, std::size_t rows, void* out,
+    // x [rows, K], dense, bf16 or f32  ->  out [rows, N], dense, bf16 or f32, on the threads of the pool.
+    void apply(const PanelKernels& kernels, const void* x, bool x_is_f32, std::size_t rows, void* out,
                bool out_is_f32) const;
 
   private:

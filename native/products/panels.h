@@ -29,11 +29,12 @@ constexpr std::size_t num_panels(std::size_t columns) {
 
 // out[r, n] = sum_k a[r, k] B[k, n] + bias[n], rounded once, or not at all where `out` is f32.
 //
-//   Shapes:   a [rows, K] bf16, rows a_stride elements apart; panels as above, panel_stride elements apart;
-//             bias [N] or null; out [rows, N] bf16 or f32, rows out_stride elements apart.
+//   Shapes:   a [rows, K] bf16 or f32, rows a_stride elements apart; panels as above, panel_stride elements
+//             apart; bias [N] or null; out [rows, N] bf16 or f32, rows out_stride elements apart.
 //   Numerics: f32 sums of pairs along K in order; denormals count as zero where the instruction set says so.
+//             Of f32 rows products are rounded with their sum alone, by fused multiply-adds, as B is widened.
 struct PanelArgs {
-    const std::uint16_t* a;
+    const void* a;
     std::size_t a_stride;
     const std::uint16_t* panels;
     std::size_t panel_stride;
@@ -49,7 +50,7 @@ struct PanelArgs {
     // elements behind `panels`. Null: all of K is one block.
     const std::int32_t* blocks = nullptr;
     std::size_t block_stride = 0;
-    bool out_is_f32 = false;
+    bool a_is_f32 = false, out_is_f32 = false;
 };
 
 namespace {  // kernels of several instruction sets compile it: see kernels/lanes.h
@@ -63,6 +64,11 @@ inline std::size_t end_of_block(const PanelArgs& a, std::size_t k) {
 inline const std::uint16_t* block_of(const PanelArgs& a, std::size_t panel, std::size_t k) {
     const std::size_t block = a.blocks == nullptr ? 0 : static_cast<std::size_t>(a.blocks[k / kKeyBlock]);
     return a.panels + panel * a.panel_stride + block * a.block_stride;
+}
+
+template <class Element>
+const Element* row_of(const PanelArgs& a, std::size_t row) {
+    return static_cast<const Element*>(a.a) + row * a.a_stride;
 }
 
 // Where the results of a row of a panel lie.

@@ -12,7 +12,7 @@ template <bool Lower>
 [[gnu::always_inline]] inline void block(const PanelArgs& a, std::size_t panel, std::size_t row,
                                          std::size_t upper_rows, std::size_t lower_rows,
                                          const PanelStore& store, float* so_far, bool first) {
-    const std::uint16_t* upper = a.a + row * a.a_stride;
+    const std::uint16_t* upper = row_of<std::uint16_t>(a, row);
     const std::uint16_t* lower = upper + 16 * a.a_stride;
     const std::size_t a_bytes = a.a_stride * 2;
     constexpr std::size_t kPairBytes = kPanelColumns * 4;
@@ -74,6 +74,8 @@ template <bool Lower>
 }
 
 void product(const PanelArgs& a, std::size_t begin, std::size_t end) noexcept {
+    // Tiles take bf16 alone.
+    if (a.a_is_f32) return product_of_rows<float>(a, begin, end);
     const std::size_t whole = a.rows / 32 * 32, rest = a.rows - whole;
     const auto so_far = [&](std::size_t panel, std::size_t row) {
         return a.sums == nullptr ? nullptr

@@ -23,9 +23,11 @@ std::uint16_t narrowed(float x) {
                   : static_cast<std::uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 
-template <std::size_t Rows>
+float widened(float x) { return x; }
+
+template <class Element, std::size_t Rows>
 void panel_of_rows(const PanelArgs& a, std::size_t panel, std::size_t row) {
-    const std::uint16_t* x = a.a + row * a.a_stride;
+    const Element* x = row_of<Element>(a, row);
     __m256 sums[Rows][kParts];
     for (auto& of_row : sums)
         for (__m256& sum : of_row) sum = _mm256_setzero_ps();
@@ -40,7 +42,7 @@ void panel_of_rows(const PanelArgs& a, std::size_t panel, std::size_t row) {
                 const __m256 first = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
                 const __m256 second = _mm256_castsi256_ps(_mm256_and_si256(pairs, upper_half));
                 for (std::size_t r = 0; r < Rows; ++r) {
-                    const std::uint16_t* at = x + r * a.a_stride + k;
+                    const Element* at = x + r * a.a_stride + k;
                     sums[r][part] = _mm256_fmadd_ps(_mm256_set1_ps(widened(at[0])), first, sums[r][part]);
                     sums[r][part] = _mm256_fmadd_ps(_mm256_set1_ps(widened(at[1])), second, sums[r][part]);
                 }
@@ -62,12 +64,20 @@ void panel_of_rows(const PanelArgs& a, std::size_t panel, std::size_t row) {
     }
 }
 
-void product(const PanelArgs& a, std::size_t begin, std::size_t end) noexcept {
+template <class Element>
+void product_of(const PanelArgs& a, std::size_t begin, std::size_t end) {
     for (std::size_t panel = begin; panel < end; ++panel) {
         std::size_t row = 0;
-        for (; row + 2 <= a.rows; row += 2) panel_of_rows<2>(a, panel, row);
-        if (row < a.rows) panel_of_rows<1>(a, panel, row);
+        for (; row + 2 <= a.rows; row += 2) panel_of_rows<Element, 2>(a, panel, row);
+        if (row < a.rows) panel_of_rows<Element, 1>(a, panel, row);
     }
+}
+
+void product(const PanelArgs& a, std::size_t begin, std::size_t end) noexcept {
+    if (a.a_is_f32)
+        product_of<float>(a, begin, end);
+    else
+        product_of<std::uint16_t>(a, begin, end);
 }
 
 }  // namespace

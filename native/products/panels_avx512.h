@@ -44,13 +44,31 @@ struct PanelStore {
     }
 };
 
+// What a sum takes of a pair of B's rows and of a row's two elements: bf16 by the dot-product instruction, f32 by
+// a multiply-add for each half of the pair, widened. A processor that does two multiply-adds in the time of one
+// dot product takes no longer for that.
+inline __m512 add_pair(__m512 sum, __m512i pair, const std::uint16_t* x) {
+    std::uint32_t bits;
+    __builtin_memcpy(&bits, x, sizeof bits);
+    const auto both = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(bits)));
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(pair), both);
+}
+
+inline __m512 add_pair(__m512 sum, __m512i pair, const float* x) {
+    const __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
+    const __m512 second =
+        _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))));
+    sum = _mm512_fmadd_ps(first, _mm512_set1_ps(x[0]), sum);
+    return _mm512_fmadd_ps(second, _mm512_set1_ps(x[1]), sum);
+}
+
 // Rows of few: a panel is read once for all of them, so this is bound by memory. Four sums a column for one
 // row, since a sum is ready for its next pair only some cycles later.
-template <std::size_t Rows>
+template <class Element, std::size_t Rows>
 [[gnu::always_inline]] inline void panel_of_rows(const PanelArgs& a, std::size_t panel, std::size_t row,
                                                  const PanelStore& store) {
     constexpr std::size_t kChains = Rows == 1 ? 4 : Rows == 2 ? 2 : 1;
-    const std::uint16_t* x = a.a + row * a.a_stride;
+    const Element* x = row_of<Element>(a, row);
     __m512 low[Rows][kChains], high[Rows][kChains];
     for (std::size_t r = 0; r < Rows; ++r)
         for (std::size_t c = 0; c < kChains; ++c) low[r][c] = high[r][c] = _mm512_setzero_ps();
@@ -62,14 +80,12 @@ template <std::size_t Rows>
                 const std::uint16_t* pair = weights + (k - begin + 2 * c) * kPanelColumns;
                 _mm_prefetch(reinterpret_cast<const char*>(pair + 4096), _MM_HINT_T0);
                 _mm_prefetch(reinterpret_cast<const char*>(pair + 4096 + 32), _MM_HINT_T0);
-                const auto w_low = reinterpret_cast<__m512bh>(_mm512_loadu_si512(pair));
-                const auto w_high = reinterpret_cast<__m512bh>(_mm512_loadu_si512(pair + kPanelColumns));
+                const __m512i w_low = _mm512_loadu_si512(pair);
+                const __m512i w_high = _mm512_loadu_si512(pair + kPanelColumns);
                 for (std::size_t r = 0; r < Rows; ++r) {
-                    std::uint32_t bits;
-                    __builtin_memcpy(&bits, x + r * a.a_stride + k + 2 * c, sizeof bits);
-                    const auto both = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(bits)));
-                    low[r][c] = _mm512_dpbf16_ps(low[r][c], w_low, both);
-                    high[r][c] = _mm512_dpbf16_ps(high[r][c], w_high, both);
+                    const Element* two = x + r * a.a_stride + k + 2 * c;
+                    low[r][c] = add_pair(low[r][c], w_low, two);
+                    high[r][c] = add_pair(high[r][c], w_high, two);
                 }
             }
         }
@@ -80,6 +96,33 @@ template <std::size_t Rows>
             high[r][0] = _mm512_add_ps(high[r][0], high[r][c]);
         }
         store(results_of(a, row + r, panel), low[r][0], high[r][0]);
+    }
+}
+
+// All rows, a few at a time.
+template <class Element>
+void product_of_rows(const PanelArgs& a, std::size_t begin, std::size_t end) {
+    for (std::size_t panel = begin; panel < end; ++panel) {
+        const PanelStore store(a, panel);
+        std::size_t row = 0;
+        for (; row + 8 <= a.rows; row += 8) panel_of_rows<Element, 8>(a, panel, row, store);
+        if (row + 4 <= a.rows) {
+            panel_of_rows<Element, 4>(a, panel, row, store);
+            row += 4;
+        }
+        switch (a.rows - row) {
+            case 1:
+                panel_of_rows<Element, 1>(a, panel, row, store);
+                break;
+            case 2:
+                panel_of_rows<Element, 2>(a, panel, row, store);
+                break;
+            case 3:
+                panel_of_rows<Element, 3>(a, panel, row, store);
+                break;
+            default:
+                break;
+        }
     }
 }
 

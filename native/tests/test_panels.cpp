@@ -100,6 +100,44 @@ void test_product(const PanelKernels& kernels, std::size_t rows, std::size_t col
         }
 }
 
+// Rows in f32 are multiplied as they are: nothing is rounded to bf16 but, at the end, what goes there.
+void test_float32_rows(const PanelKernels& kernels, std::size_t rows, std::size_t columns, std::size_t depth,
+                       std::size_t gap, bool has_bias) {
+    const std::size_t a_stride = depth + gap, out_stride = columns + gap;
+    Guarded<float> a((rows - 1) * a_stride + depth), wide((rows - 1) * out_stride + columns);
+    Guarded<Bf16> weight(columns * depth), bias(columns), narrow(wide.size()),
+        panels(num_panels(columns) * kPanelColumns * depth);
+    std::normal_distribution<float> normal;
+    for (float& element : a) element = normal(random_bits);
+    fill(weight), fill(bias);
+    pack_panels(weight.data(), columns, depth, panels.data());
+    for (const bool out_is_f32 : {true, false})
+        kernels.product({.a = a.data(),
+                         .a_stride = a_stride,
+                         .panels = panels.data(),
+                         .panel_stride = depth * kPanelColumns,
+                         .bias = has_bias ? bias.data() : nullptr,
+                         .out = out_is_f32 ? static_cast<void*>(wide.data()) : narrow.data(),
+                         .out_stride = out_stride,
+                         .rows = rows,
+                         .depth = depth,
+                         .columns = columns,
+                         .a_is_f32 = true,
+                         .out_is_f32 = out_is_f32},
+                        0, num_panels(columns));
+    for (std::size_t row = 0; row < rows; ++row)
+        for (std::size_t column = 0; column < columns; ++column) {
+            double sum = has_bias ? exact(bias[column]) : 0, magnitude = 1;
+            for (std::size_t k = 0; k < depth; ++k) {
+                const double term =
+                    static_cast<double>(a[row * a_stride + k]) * exact(weight[column * depth + k]);
+                sum += term, magnitude += std::abs(term);
+            }
+            CHECK(std::abs(static_cast<double>(wide[row * out_stride + column]) - sum) <= 1e-6 * magnitude);
+            check_close(narrow[row * out_stride + column], sum, magnitude);
+        }
+}
+
 // B in blocks of keys, wherever they lie, gives the bits of B in one piece.
 void test_blocks(const PanelKernels& kernels, std::size_t rows, std::size_t columns, std::size_t depth) {
     const std::size_t num_blocks = (depth + kKeyBlock - 1) / kKeyBlock, keys = num_blocks * kKeyBlock,
@@ -166,5 +204,11 @@ int main() {
                         if (kernels->cuts_depth)
                             test_product(*kernels, rows, columns, depth, gap, gap == 0, 64);
                     }
+    for (const PanelKernels* kernels : supported_panel_kernels())
+        for (const std::size_t rows : {1, 2, 3, 5, 8, 15, 33})
+            for (const std::size_t columns : {1, 31, 32, 33, 97})
+                for (const std::size_t depth : {32, 96, 576})
+                    for (const std::size_t gap : {0, 7})
+                        test_float32_rows(*kernels, rows, columns, depth, gap, gap == 0);
     std::puts("panels: ok");
 }

@@ -12,7 +12,7 @@ from tsqp_shm.modes import MODES
 # A name, and what argparse is told of it.
 Flag = tuple[str, dict[str, Any]]
 SWEPT = (
-    "tile_rows", "tiles_in_flight", "block_rows", "max_batch_tokens",
+    "tile_rows", "tiles_in_flight", "block_rows", "float32_rows", "max_batch_tokens",
     "spin_us", "yield_us", "tee_threads", "gpu_threads",
 )  # fmt: skip
 

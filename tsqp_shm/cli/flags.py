@@ -226,6 +226,11 @@ def arena_flags() -> Parser:
         f"checked; {LARGE_LAYER_BLOCK_ROWS:,} where a layer has more than {LARGE_LAYER_PARAMETERS >> 20} Mi weights)",
     )  # fmt: skip
     model.add_argument(
+        "--float32-rows", type=int, metavar="N",
+        help="a step of at most so many rows has its activations in float32, also where the dtype is bfloat16 "
+        f"({defaults.float32_rows})",
+    )  # fmt: skip
+    model.add_argument(
         "--tee-threads", type=int, metavar="N",
         help="threads of the TEE's kernels (one for two cores; one per core without a GPU process)",
     )  # fmt: skip

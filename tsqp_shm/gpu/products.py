@@ -84,7 +84,7 @@ class GemmProducts:
 
     def embed(self, record: Record) -> None:
         tokens = self._device.input(self._slots[record.in_slot], record.first_row, (record.rows,))
-        torch.index_select(self._embedding, 0, tokens, out=self._rows_out(record))
+        self._rows_out(record).copy_(torch.index_select(self._embedding, 0, tokens))
 
     def qkv(self, record: Record) -> None:
         self._use_threads(self._threads)
@@ -109,7 +109,7 @@ class GemmProducts:
             keys = self._cache.keys(record.target, segment.sequence, seen)
             products = (self._kv_heads, self._group * segment.rows, seen.columns)
             scores = self._device.output(self._slots[record.out_slot], offset, products)
-            torch.bmm(query, keys, out=scores)
+            _multiply(query, keys, scores)
             offset += scores.numel()
 
     def context(self, record: Record) -> None:
@@ -121,7 +121,7 @@ class GemmProducts:
             probabilities = self._device.input(self._slots[record.in_slot], offset, shape)
             values = self._cache.values(record.target, segment.sequence, seen)
             blocks = self._blocks_of(segment.rows)
-            torch.bmm(probabilities, values, out=blocks.view(self._kv_heads, -1, self._head_dim))
+            _multiply(probabilities, values, blocks.view(self._kv_heads, -1, self._head_dim))
             self._token_major(blocks, self._heads[rows])
             offset += probabilities.numel()
         if record.out_slot != NO_SLOT:
@@ -158,6 +158,14 @@ class GemmProducts:
     def _token_major(self, blocks: torch.Tensor, out: torch.Tensor) -> None:
         """Shapes: blocks [H, rows, D]; out [rows, H*D]."""
         out.view(-1, self._num_heads, self._head_dim).copy_(blocks.transpose(0, 1))
+
+
+def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
+    """Batched; whatever a slot's dtype is, operands are rounded to the cache's."""
+    if out.dtype == right.dtype:
+        torch.bmm(left.to(right.dtype), right, out=out)
+    else:
+        out.copy_(torch.bmm(left, right))
 
 
 def _rows(record: Record) -> slice:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tsqp_shm.errors import ProtocolError
 from tsqp_shm.gpu.device import Device
 from tsqp_shm.shm.plan import Plan
-from tsqp_shm.shm.protocol import Record, check_rows_in_slot
+from tsqp_shm.shm.protocol import Opcode, Record, check_rows_in_slot
 from tsqp_shm.shm.tiling import Segment
 
 
@@ -15,7 +15,10 @@ class Step:
     def __init__(self, plan: Plan, device: Device) -> None:
         self._device = device
         self._segments_slot = plan.slot("segments")
-        self._max_tile_rows = plan.limits.tile_rows
+        # Of each score slot, by its index.
+        self._max_tile_rows = {
+            slot.index: slot.num_rows // plan.geometry.num_heads for slot in plan.slots if slot.kind == "tile"
+        }
         self._segments: list[Segment] = []
 
     def begin(self, record: Record) -> list[Segment]:
@@ -46,5 +49,7 @@ class Step:
         if len(tile) != record.num_segments:
             raise ProtocolError("num_segments", f"inside the step's {len(self._segments)}", record.num_segments)
         rows = sum(segment.rows for segment in tile)
-        if rows > self._max_tile_rows:
-            raise ProtocolError("rows of a tile", f"at most {self._max_tile_rows}", rows)
+        # The one that it writes or reads.
+        most = self._max_tile_rows[record.out_slot if record.opcode == Opcode.SCORES else record.in_slot]
+        if rows > most:
+            raise ProtocolError("rows of a tile", f"at most {most}", rows)

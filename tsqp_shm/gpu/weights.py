@@ -22,8 +22,11 @@ class LinearWeights:
         """Shapes: x [T, K]; out [T, N], written in place. Numerics: f32 accumulator, rounded once to out's dtype."""
         x = x.to(self.weight.dtype)
         if out.dtype != self.weight.dtype:
-            # CUDA alone has this product; elsewhere the weight is widened.
-            torch.mm(x, self.weight.t(), out_dtype=out.dtype, out=out)
+            # CUDA alone has a product with sums of another dtype.
+            if out.device.type == "cuda":
+                torch.mm(x, self.weight.t(), out_dtype=out.dtype, out=out)
+            else:
+                out.copy_(torch.mm(x, self.weight.t()))
             if self.bias is not None:
                 out += self.bias
         elif self.bias is None:

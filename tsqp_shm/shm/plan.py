@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -122,6 +122,11 @@ def _linear_roles(value: Any) -> LinearRoles:
 NO_MODEL = Geometry(1, 0, 0, 0, 0, 0, 0, (None,), (), is_tied=False)
 NO_LIMITS = Limits("float32", max_model_len=1, max_num_seqs=1, max_batch_tokens=1, tile_rows=1, tiles_in_flight=2)
 
+# What the name of a slot begins with that takes another's place in a step of few rows (`Limits.float32_rows`). Their
+# tiles are small, as score slots grow with the longest sequence, and together not half as large as one of the others.
+IN_FLOAT32 = "f32."
+FLOAT32_TILE_ROWS, FLOAT32_TILES = 16, 2
+
 # Rows that records address by number, or one tile of attention, whose use follows from its segments.
 Kind = Literal["rows", "tile"]
 # In the arena, or in the memory of the process that computes with it.
@@ -227,7 +232,27 @@ class Plan:
 
     @cached_property
     def score_slots(self) -> tuple[Slot, ...]:
-        return tuple(slot for slot in self.slots if slot.kind == "tile")
+        return tuple(slot for slot in self.slots if slot.kind == "tile" and not slot.name.startswith(IN_FLOAT32))
+
+    @cached_property
+    def of_few_rows(self) -> Plan | None:
+        """The same plan as a step of few rows sees it: slots of activations are those in float32, by the names of the
+        others. None: there are none."""
+        if not self.limits.float32_rows:
+            return None
+        twins = {slot.name.removeprefix(IN_FLOAT32) for slot in self.slots if slot.name.startswith(IN_FLOAT32)}
+        tiles = {slot.name for slot in self.score_slots}
+        slots = (
+            replace(slot, name=slot.name.removeprefix(IN_FLOAT32))
+            for slot in self.slots
+            if slot.name not in twins | tiles
+        )
+        limits = replace(self.limits, tile_rows=_float32_tile_rows(self.limits))
+        return replace(self, slots=tuple(slots), limits=limits)
+
+    def named(self, name: str) -> tuple[str, ...]:
+        """That slot and the one in float32 in its place, where there is one."""
+        return tuple(slot.name for slot in self.slots if slot.name in (name, IN_FLOAT32 + name))
 
     @cached_property
     def linears(self) -> tuple[PlannedLinear, ...]:
@@ -286,26 +311,44 @@ def _split_slots(geometry: Geometry, limits: Limits) -> list[SlotShape]:
     Shapes: tokens [T, 1] i32; segments [N, 4] i32 (sequence, position, first row, rows); x, hidden [T, C];
         qk [T, (H+G)*D]; gate_up [T, 2F]; act [T, F]; logits [R, V] f32,
         as rounding them would make likeliest tokens equal; scores.N [H*tile_rows, S], used as a run of
-        dense [H, rows, columns] blocks, one per segment of a tile.
+        dense [H, rows, columns] blocks, one per segment of a tile. f32.*: the same for a step of few rows.
     """
-    tokens, dtype = limits.max_batch_tokens, limits.dtype
-    score_columns = padded_length(limits.max_model_len)
-    segments = -(-tokens // limits.tile_rows) + limits.max_num_seqs
-    score_rows = geometry.num_heads * limits.tile_rows
+    tokens, few = limits.max_batch_tokens, limits.float32_rows
+    segments = max(-(-tokens // limits.tile_rows), -(-few // _float32_tile_rows(limits))) + limits.max_num_seqs
     return [
         SlotShape("tokens", "int32", tokens, 1),
         SlotShape("segments", "int32", segments, 4),
-        SlotShape("x", dtype, tokens, geometry.hidden_size),
-        SlotShape("hidden", dtype, tokens, geometry.hidden_size),
-        SlotShape("qk", dtype, tokens, (geometry.num_heads + geometry.num_kv_heads) * geometry.head_dim),
-        SlotShape("gate_up", dtype, tokens, 2 * geometry.intermediate_size),
-        SlotShape("act", dtype, tokens, geometry.intermediate_size),
+        *_split_rows(geometry, limits.dtype, tokens),
         SlotShape("logits", "float32", _logit_rows(limits), geometry.vocab_size),
+        *_split_tiles(geometry, limits, limits.dtype, limits.tile_rows, limits.tiles_in_flight),
         *(
-            SlotShape(f"scores.{number}", dtype, score_rows, score_columns, kind="tile")
-            for number in range(limits.tiles_in_flight)
+            shape._replace(name=IN_FLOAT32 + shape.name)
+            for shape in (
+                *_split_rows(geometry, "float32", few),
+                *_split_tiles(geometry, limits, "float32", _float32_tile_rows(limits), FLOAT32_TILES),
+            )
+            if few
         ),
     ]
+
+
+def _split_rows(geometry: Geometry, dtype: str, rows: int) -> list[SlotShape]:
+    return [
+        SlotShape("x", dtype, rows, geometry.hidden_size),
+        SlotShape("hidden", dtype, rows, geometry.hidden_size),
+        SlotShape("qk", dtype, rows, (geometry.num_heads + geometry.num_kv_heads) * geometry.head_dim),
+        SlotShape("gate_up", dtype, rows, 2 * geometry.intermediate_size),
+        SlotShape("act", dtype, rows, geometry.intermediate_size),
+    ]
+
+
+def _split_tiles(geometry: Geometry, limits: Limits, dtype: str, tile_rows: int, count: int) -> list[SlotShape]:
+    rows, columns = geometry.num_heads * tile_rows, padded_length(limits.max_model_len)
+    return [SlotShape(f"scores.{number}", dtype, rows, columns, kind="tile") for number in range(count)]
+
+
+def _float32_tile_rows(limits: Limits) -> int:
+    return min(limits.tile_rows, FLOAT32_TILE_ROWS)
 
 
 def _own_slots(geometry: Geometry, limits: Limits) -> list[SlotShape]:

@@ -138,7 +138,8 @@ def operands(plan: Plan) -> dict[Opcode, tuple[Operands | None, ...]]:
         Opcode.READY: (Operands(),),
         **(_of_split_attention(plan) if MODES[plan.limits.mode].splits_attention else {}),
         Opcode.LINEAR: tuple(
-            Operands((linear.slots[0],), (linear.slots[1],)) if linear.slots else None for linear in plan.linears
+            Operands(plan.named(linear.slots[0]), plan.named(linear.slots[1])) if linear.slots else None
+            for linear in plan.linears
         ),
         Opcode.STATUS: (Operands(),),
         Opcode.STOP: (Operands(),),
@@ -147,13 +148,13 @@ def operands(plan: Plan) -> dict[Opcode, tuple[Operands | None, ...]]:
 
 def _of_split_attention(plan: Plan) -> dict[Opcode, tuple[Operands | None, ...]]:
     """Where embedding and attention are the GPU process's too."""
-    layers = plan.geometry.num_layers
-    scores = tuple(slot.name for slot in plan.score_slots)
+    layers, named = plan.geometry.num_layers, plan.named
+    scores = tuple(slot.name for slot in plan.slots if slot.kind == "tile")
     return {
-        Opcode.EMBED: (Operands(("tokens",), ("hidden",), segmented=True),),
-        Opcode.QKV: (Operands(("x",), ("qk",)),) * layers,
-        Opcode.SCORES: (Operands(("qk",), scores, segmented=True),) * layers,
-        Opcode.CONTEXT: (Operands(scores, ("hidden", None), segmented=True),) * layers,
+        Opcode.EMBED: (Operands(("tokens",), named("hidden"), segmented=True),),
+        Opcode.QKV: (Operands(named("x"), named("qk")),) * layers,
+        Opcode.SCORES: (Operands(named("qk"), scores, segmented=True),) * layers,
+        Opcode.CONTEXT: (Operands(scores, (*named("hidden"), None), segmented=True),) * layers,
     }
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from tsqp_shm.model.weights import Tensor
+from tsqp_shm.shm.plan import Plan
 from tsqp_shm.shm.protocol import Opcode
 from tsqp_shm.shm.slots import Slots
 from tsqp_shm.shm.tiling import Block, Tile
@@ -30,8 +31,7 @@ class RemoteEmbedding:
     """The GPU process looks the rows up. Its step begins here too: it reads the segment table and makes room in its
     cache."""
 
-    def __init__(self, slots: Slots, queue: SubmissionQueue, ops: Operations) -> None:
-        plan = slots.plan
+    def __init__(self, plan: Plan, slots: Slots, queue: SubmissionQueue, ops: Operations) -> None:
         self._slots = slots
         self._queue = queue
         self._ops = ops
