@@ -90,6 +90,17 @@ def test_a_python_that_the_package_does_not_name_is_one_line(clone, tmp_path):
     assert (code, said) == (1, f"release: error: {python} is Python 2.7, which pyproject.toml does not name\n")
 
 
+def test_a_wheel_has_the_modules_and_stubs_that_are_there_and_nothing_that_was(tmp_path):
+    built = tmp_path / "lib"
+    (built / "tsqp_shm").mkdir(parents=True)
+    (built / "tsqp_shm" / "removed_since.py").touch()
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path, "build_py", "--build-lib", built]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
+    found = {path.relative_to(built) for path in built.rglob("*") if path.is_file()}
+    package = {path.relative_to(ROOT) for path in (ROOT / "tsqp_shm").rglob("*") if path.suffix in (".py", ".pyi")}
+    assert found == package | {Path("tsqp_shm", "py.typed")}
+
+
 @pytest.mark.long
 def test_a_rehearsal_makes_archives_that_hold_the_package_and_work_elsewhere(tmp_path):
     # Minutes: everything is compiled, and twice what it takes comes from the index.

@@ -88,7 +88,7 @@ def _packages() -> Finding:
 def _device(config: EngineConfig) -> Iterator[Finding]:
     if "torch" not in package_versions():
         why = "the GPU process needs it; the TEE process does not"
-        yield Finding("torch", WARNING, "not installed", why, "pip install '.[gpu]' in a clone of tsqp-shm")
+        yield Finding("torch", WARNING, "not installed", why, "pip install torch")
         return
     facts = probe_torch()
     if "failed" in facts:
