@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -373,9 +373,17 @@ class LLM:
         return self._requests.outputs(prompts, sampling_params, use_tqdm)
 
     def chat_prompt(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, continue_final_message: bool = False
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, object] | None = None,
     ) -> list[int]:
         """The token ids by which a model is asked to answer a conversation; the arguments are those of `chat`.
+
+        Args:
+            chat_template_kwargs: more variables for the model's chat template.
 
         Example:
             >>> ids = llm.chat_prompt([{"role": "user", "content": "Hi"}])
@@ -387,6 +395,7 @@ class LLM:
             "messages",
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            variables=chat_template_kwargs,
         )
         return list(prompt.token_ids or ())
 
