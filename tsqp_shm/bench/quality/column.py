@@ -44,7 +44,8 @@ class ColumnJob:
     @property
     def positions(self) -> int:
         """What the longest sequence needs."""
-        return max(*map(len, self.texts), *(len(prompt) + self.max_new_tokens for prompt in self.prompts))
+        prompts = (len(prompt) + self.max_new_tokens for prompt in self.prompts)
+        return max([*map(len, self.texts), *prompts])
 
     def truth_file(self, text: int) -> Path:
         return Path(self.truth_folder) / f"{text}.npy"

@@ -23,7 +23,9 @@ class OfMode:
 
     def answers(self, prompts: list[list[int]]) -> list[list[int]]:
         params = SamplingParams(max_tokens=self._job.max_new_tokens, temperature=0)
-        return [output.outputs[0].token_ids for output in self._llm.generate(prompts, params, use_tqdm=False)]
+        # One after the other, as a person asks: what shares a step with others is computed otherwise.
+        outputs = [self._llm.generate([prompt], params, use_tqdm=False)[0] for prompt in prompts]
+        return [output.outputs[0].token_ids for output in outputs]
 
 
 if __name__ == "__main__":
