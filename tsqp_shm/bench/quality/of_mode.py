@@ -16,7 +16,7 @@ class OfMode:
 
     def __init__(self, job: ColumnJob, stack: ExitStack) -> None:
         self._job = job
-        self._llm = stack.enter_context(LLM(job.model, mode=job.kind, max_model_len=job.positions))
+        self._llm = stack.enter_context(LLM(job.model, mode=job.kind, max_model_len=job.positions, **job.settings))
 
     def logits(self, token_ids: list[int]) -> Float32:
         return self._llm.logits(token_ids)

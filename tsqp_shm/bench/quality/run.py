@@ -20,7 +20,7 @@ from tsqp_shm.bench.quality.table import print_table
 from tsqp_shm.bench.report import environment, put_out
 from tsqp_shm.bench.scratch import scratch_folder
 from tsqp_shm.bench.whole_run import run_whole
-from tsqp_shm.config import require_range
+from tsqp_shm.config import EngineConfig, require_range
 from tsqp_shm.errors import ConfigError, ContenderFailed
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import Tokenizer
@@ -40,6 +40,7 @@ class QualityOptions:
     Attributes:
         tokens: of each text, from its beginning; 0: none is read.
         questions: a file with one question a line.
+        float32_rows: of the modes that take it.
         no_chat: questions are prompts as they are, without the model's chat template.
         max_new_tokens: of each answer; 0: nothing is asked.
         timeout_s: longest that a column may take.
@@ -51,6 +52,7 @@ class QualityOptions:
     max_new_tokens: int = 48
     questions: str | None = None
     no_chat: bool = False
+    float32_rows: int = EngineConfig.float32_rows
     json_file: str | None = None
     timeout_s: float = 1800.0
     quiet: bool = False
@@ -81,6 +83,7 @@ def run_quality(options: QualityOptions, demo_model: Callable[[], Path]) -> int:
     kinds = _columns(options)
     if options.tokens:
         require_range("tokens", options.tokens, 2, 1 << 20)
+    require_range("float32_rows", options.float32_rows, 0, 1 << 20)
     require_range("max_new_tokens", options.max_new_tokens, 0, 1 << 20)
     if not 0 < options.timeout_s <= 86400:
         raise ConfigError("timeout", options.timeout_s, "seconds, more than 0 and at most 86400")
@@ -99,11 +102,11 @@ def run_quality(options: QualityOptions, demo_model: Callable[[], Path]) -> int:
         facts = environment()
         with scratch_folder() as scratch, swept_afterwards(), Progress(options.quiet) as progress:
             job = ColumnJob("", str(folder), str(scratch), False, list(token_ids.values()), list(questions.values()),
-                            options.max_new_tokens, list(spec.eos_token_ids))  # fmt: skip
+                            options.max_new_tokens, list(spec.eos_token_ids), {})  # fmt: skip
             columns = []
             for number, kind in enumerate(kinds):
                 progress.show(f"{kind.name} ({number + 1} of {len(kinds)})")
-                columns.append(_run(kind, job, scratch, options.timeout_s, is_truth=number == 0))
+                columns.append(_run(kind, job, scratch, options, is_truth=number == 0))
         document = {
             "environment": facts,
             "settings": {
@@ -111,6 +114,7 @@ def run_quality(options: QualityOptions, demo_model: Callable[[], Path]) -> int:
                 "tokens": options.tokens,
                 "max_new_tokens": options.max_new_tokens,
                 "chat": not options.no_chat,
+                "float32_rows": options.float32_rows,
             },
             "texts": list(token_ids),
             "questions": list(questions),
@@ -156,13 +160,15 @@ def _prompts(tokenizer: Tokenizer, questions: tuple[str, ...], *, is_chat: bool)
     return dict(zip(questions, prompts, strict=True))
 
 
-def _run(kind: _Kind, job: ColumnJob, scratch: Path, timeout_s: float, *, is_truth: bool) -> Found:
+def _run(kind: _Kind, job: ColumnJob, scratch: Path, options: QualityOptions, *, is_truth: bool) -> Found:
     job_file = scratch / "job.json"
-    ColumnJob(**{**vars(job), "kind": kind.kind, "is_truth": is_truth}).write(job_file)
+    is_split = kind.kind in MODES and MODES[kind.kind].splits_attention
+    settings = {"float32_rows": options.float32_rows} if is_split else {}
+    ColumnJob(**{**vars(job), "kind": kind.kind, "is_truth": is_truth, "settings": settings}).write(job_file)
     command = [sys.executable, "-m", f"tsqp_shm.bench.quality.{kind.program}", str(job_file)]
     # Nothing is timed here: threads that spin would only keep a core from whoever shares it.
     variables = {**dict(KINDS[_TRANSFORMERS].environment), "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
-    text = run_whole(kind.name, command, variables, timeout_s, _MAX_ANSWER_BYTES).text
+    text = run_whole(kind.name, command, variables, options.timeout_s, _MAX_ANSWER_BYTES).text
     # UNTRUSTED: what it says is numbers, or it is not taken.
     try:
         found = json.loads(text)
