@@ -121,6 +121,8 @@ class EngineConfig:
     max_model_len: int | None = None
     max_num_seqs: int = 8
     max_batch_tokens: int = 2048
+    prefill_budget: int = 256
+    prefix_reuse: bool | None = None
     tile_rows: int = 128
     tiles_in_flight: int = 3
     block_rows: int | None = None
@@ -154,6 +156,7 @@ class EngineConfig:
         for name, allowed in CHOICES.items():
             require_choice(name, getattr(self, name), allowed)
         self._refuse_untaken(field.name for field in fields(self) if getattr(self, field.name) != field.default)
+        require_range("prefill_budget", self.prefill_budget, 0, 1 << 20)
         require_range("spin_us", self.spin_us, 0, MAX_WAIT_US)
         require_range("yield_us", self.yield_us, 0, MAX_WAIT_US)
         if not 0 < self.timeout_s <= 86400:
@@ -183,6 +186,12 @@ class EngineConfig:
         for name, chosen in (("pad_ready", self.pad_ready > 0), ("pads_out", self.pads_out == "wait")):
             if chosen and self.pad_threads == 0:
                 raise ConfigError("pad_threads", 0, f"1 or more, as {name} waits for pads that somebody makes")
+
+    @property
+    def reuses_prefixes(self) -> bool:
+        """Whether the next turn of a conversation goes on from the cache of the last one. How long what is new is shows
+        to whoever sees lengths, so where that is all that shows it is not done unless somebody asks for it."""
+        return not MODES[self.mode].has_pads if self.prefix_reuse is None else self.prefix_reuse
 
     def limits(self, max_positions: int, layer_parameters: int) -> Limits:
         """The limits for a model of so many positions, and of so many weights in a layer.
@@ -306,7 +315,7 @@ def _typed(field: str, value: object, kind: str) -> Any:
 def _parse(variable: str, words: str, kind: str) -> Any:
     if kind.startswith("str"):
         return words
-    if kind == "bool":
+    if kind.startswith("bool"):
         require_choice(variable, words, ("0", "1"))
         return words == "1"
     try:

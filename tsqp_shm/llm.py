@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from tsqp_shm.arguments import refuse_unknown, require_writable
 from tsqp_shm.config import EngineConfig
-from tsqp_shm.conversations import Message, as_conversation, as_conversations, render
+from tsqp_shm.conversation import Conversation
+from tsqp_shm.conversations import Message, as_conversations, asked, render
 from tsqp_shm.errors import ConfigError, ModelFileError, RequestError
 from tsqp_shm.model.files import ModelFiles
 from tsqp_shm.model.generation_config import GENERATION_CONFIG_FILE, sampling_fields
@@ -307,10 +308,18 @@ class LLM:
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The token ids by which a model is asked to answer a conversation."""
-        conversation = as_conversation(messages)
-        return self._encoded(
-            render(self.tokenizer, conversation, add_generation_prompt=True, continue_final_message=False)
-        )
+        return asked(self.tokenizer, messages, self.max_model_len)[1]
+
+    def conversation(self) -> Conversation:
+        """A conversation whose turns follow on each other: its cache is kept between them where `prefix_reuse` says so,
+        which in mode `blinded` it has to be asked to.
+
+            with llm.conversation() as conversation:
+                messages = [{"role": "user", "content": "Name a river."}]
+                answer = conversation.chat(messages)
+                messages += [{"role": "assistant", "content": answer.outputs[0].text}, ...]
+        """
+        return Conversation(self)
 
     def start(self, prompt: Form, sampling_params: SamplingParams | None = None) -> Completion:
         """A completion to be run by `stream_completion`.

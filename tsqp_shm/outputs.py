@@ -66,6 +66,7 @@ class RequestOutput:
         outputs: as many as the params ask for.
         prefill_s: from the request to the first token, waiting for a place in the batch included.
         decode_s: from the first token to the last.
+        num_cached_tokens: how many tokens of the prompt lay in a cache already, and were not computed again.
         receipt: the number of the request in the session's evidence, and the nonce that opens its record; None where no
             evidence is written.
     """
@@ -76,6 +77,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     prefill_s: float
     decode_s: float
+    num_cached_tokens: int = 0
     receipt: Receipt | None = field(default=None, repr=False)
 
     @property
@@ -114,6 +116,7 @@ class RequestOutput:
             outputs=[_output(completion, decode) for completion in completions],
             prefill_s=first_token_s - started_s,
             decode_s=ended_s - first_token_s,
+            num_cached_tokens=first.num_cached_tokens,
             receipt=first.receipt,
         )
 

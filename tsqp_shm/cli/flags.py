@@ -167,6 +167,21 @@ def add_limits(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
 
 
+def add_scheduling(group: argparse._ArgumentGroup) -> None:
+    """Who waits for whom, and what is computed again."""
+    defaults = EngineConfig()
+    group.add_argument(
+        "--prefill-budget", type=int, metavar="N",
+        help="tokens of prompts in a forward pass in which answers go on, so that none stands still for the whole of a "
+        f"prompt; 0: as many as fit ({defaults.prefill_budget})",
+    )  # fmt: skip
+    group.add_argument(
+        "--prefix-reuse", action=argparse.BooleanOptionalAction, default=None,
+        help="keep a conversation's cache between its turns and compute what is new; the length of that shows to who "
+        "sees lengths (on; off in mode blinded)",
+    )  # fmt: skip
+
+
 def arena_flags() -> Parser:
     defaults = EngineConfig()
     parser = Parser(add_help=False)
@@ -178,6 +193,7 @@ def arena_flags() -> Parser:
     )  # fmt: skip
     model.add_argument("--dtype", metavar="|".join(DTYPES), help=f"of slots and arithmetic ({defaults.dtype})")
     add_limits(model)
+    add_scheduling(model)
     model.add_argument("--tile-rows", type=int, metavar="N", help=f"rows of an attention tile ({defaults.tile_rows})")
     model.add_argument("--tiles-in-flight", type=int, metavar="N", help=f"score slots ({defaults.tiles_in_flight})")
     model.add_argument(

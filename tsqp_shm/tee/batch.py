@@ -27,6 +27,7 @@ class Chunk:
         num_logits: of how many of the last tokens that are somebody's logits are wanted.
         pending: how many rows of the sequence are to follow that are known already.
         num_surplus: how many of the last token_ids are nobody's: they make a prompt look longer from outside.
+        ahead: of a prompt, how many rows are to come of those that came before it and have no part in this pass.
     """
 
     sequence: int
@@ -35,6 +36,7 @@ class Chunk:
     num_logits: int = 1
     pending: int = 0
     num_surplus: int = 0
+    ahead: int = 0
 
     @property
     def num_tokens(self) -> int:

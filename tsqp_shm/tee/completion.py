@@ -11,6 +11,7 @@ from tsqp_shm.errors import RequestError, TsqpError
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.scalars import whole
 from tsqp_shm.tee.answer import Answer
+from tsqp_shm.tee.caches import Cache, Keeper
 from tsqp_shm.tee.receipts import Receipt
 from tsqp_shm.tee.sampler import TokenScore, drawn_seed, token_sampler
 from tsqp_shm.tee.sampling_params import SamplingParams
@@ -39,7 +40,11 @@ class Completion:
         finish_reason: None, "stop" (end-of-sequence token, stop token or stop string), "length", "deadline",
             "cancelled" or "error"; set when everything else is, as other threads look at it.
         error: why no token can follow, where that has ended it.
+        keeper: for whose next request its cache is kept; None: for nobody's. To be set before it is run.
         cached: how many tokens of prompt and answer lie in the cache.
+        num_cached_tokens: how many tokens of the prompt lay there before it was run.
+        cached_from: the request that has put them there, by its number in the session's evidence; None where none has,
+            or none is written.
         started_s, first_token_s, ended_s: times on the monotonic clock, None until then.
 
     Raises:
@@ -81,7 +86,9 @@ class Completion:
         self.stop_reason: str | int | None = None
         self.finish_reason: str | None = None
         self.error: TsqpError | None = None
-        self.cached = 0
+        self.keeper: Keeper | None = None
+        self.cached = self.num_cached_tokens = 0
+        self.cached_from: int | None = None
         self.started_s = time.monotonic()
         self.first_token_s: float | None = None
         self.ended_s: float | None = None
@@ -102,6 +109,30 @@ class Completion:
     @property
     def _num_tokens(self) -> int:
         return len(self.prompt_token_ids) + len(self.token_ids)
+
+    @property
+    def num_uncached(self) -> int:
+        return self._num_tokens - self.cached
+
+    @property
+    def decodes(self) -> bool:
+        """Whether nothing is to be computed but the token that was drawn last."""
+        return bool(self.token_ids) and self.num_uncached == 1
+
+    def find_cached(self, cache: Cache) -> None:
+        """Goes on from what a cache holds of its prompt. The last token is run in any case, for its logits, and where
+        the prompt is scored all are."""
+        most = 0 if self._num_to_score else min(len(cache.token_ids), len(self.prompt_token_ids) - 1)
+        pairs = zip(cache.token_ids[:most], self.prompt_token_ids, strict=False)
+        self.cached = next((place for place, (held, asked) in enumerate(pairs) if held != asked), most)
+        self.num_cached_tokens = self.cached
+        self.cached_from = cache.request if self.cached else None
+
+    def lose_cached(self) -> None:
+        """Nothing of it lies in a cache any more."""
+        self.cached = 0
+        if not self.token_ids:
+            self.num_cached_tokens, self.cached_from = 0, None
 
     def uncached_token_ids(self, most: int) -> list[int]:
         """The tokens whose positions are not in the cache yet, at most so many."""

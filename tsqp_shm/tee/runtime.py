@@ -31,6 +31,7 @@ from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.shm.transport import Register, Transport
 from tsqp_shm.tee.anchor import Anchor
 from tsqp_shm.tee.bring_up import prepare
+from tsqp_shm.tee.caches import Keeper
 from tsqp_shm.tee.completion import Completion, checked_token_ids
 from tsqp_shm.tee.connection import CLOSED, Connection
 from tsqp_shm.tee.gpu_connection import StartGpu
@@ -114,10 +115,7 @@ class Runtime:
         self._stack = before.pop_all() if before is not None else ExitStack()
 
         def bring_up() -> Stepper:
-            stepper = Stepper(
-                statistics, begin(self._stack), config.restart_gpu, config.timeout_s, report, witness,
-                config.pad_prompt_to,
-            )  # fmt: skip
+            stepper = Stepper(statistics, begin(self._stack), config, report, witness)
             # Not the connection of this moment: a restart puts another in its place.
             self._stack.callback(lambda: stepper.connection.close())
             witness.begin(network, limits, anchor.describe(), lambda: stepper.connection.pads)
@@ -267,6 +265,10 @@ class Runtime:
         as they are."""
         taken = list(completions)
         self._order(lambda: self._stepper.cancel(taken))
+
+    def close_keeper(self, keeper: Keeper) -> None:
+        """Keeps no cache for him any more; does not wait for it. For finalisers too, which may run at any moment."""
+        self._order(lambda: self._stepper.close_keeper(keeper))
 
     @contextmanager
     def sequence(self) -> Iterator[int]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from queue import SimpleQueue
 
+from tsqp_shm.config import EngineConfig
+from tsqp_shm.errors import RequestError
 from tsqp_shm.modes import MODES
 from tsqp_shm.shm.plan import Plan
 from tsqp_shm.tee.batch import Chunk
+from tsqp_shm.tee.caches import Cache, Caches, Keeper
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.engine import Engine
 from tsqp_shm.tee.harvest import Harvest
@@ -49,40 +53,52 @@ class Reservation:
         self.given.put(sequence)
 
 
+@dataclass
+class _Run:
+    """What a completion that is being computed has.
+
+    Attributes:
+        sequence: its cache.
+        surplus: how many rows more than it has its prompt is to look as if it had.
+        turn: among prompts, that of the lowest number comes next.
+    """
+
+    sequence: int
+    surplus: int
+    turn: int
+
+
 class Scheduler:
     """Runs completions together, as many as there are caches; the others wait in their order.
 
-    Decoding completions go first, one token each; what is left of max_batch_tokens goes to prompts, in chunks.
+    Decoding completions go first, one token each. Prompts get what is left of max_batch_tokens, and while anything
+    decodes not more than prefill_budget, so that no answer stands still for the whole of somebody's prompt. They take
+    turns: one gets as much as there is, the next one what that leaves, and who has had a part goes behind those who
+    have not. All of it follows from lengths alone.
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        plan: Plan,
-        statistics: Statistics,
-        witness: Witness | None = None,
-        pad_prompt_to: int = 0,
+        self, engine: Engine, plan: Plan, statistics: Statistics, config: EngineConfig, witness: Witness | None = None
     ) -> None:
-        """Args:
-        pad_prompt_to: prompts look from outside as if they had the next multiple of so many tokens; 0: as they are.
-        """
         self._engine = engine
         self._witness = witness or Witness()
         self._statistics = statistics
         self._are_own = not MODES[plan.limits.mode].splits_attention
         self._max_batch_tokens = plan.limits.max_batch_tokens
-        self._free_sequences = list(reversed(range(plan.limits.max_num_seqs)))
-        self._waiting: deque[Completion | Reservation] = deque()
-        self._running: dict[Completion, int] = {}
-        self._pad_prompt_to = pad_prompt_to
-        # How many rows more than they have prompts of running completions are to look as if they had.
-        self._surplus: dict[Completion, int] = {}
         self._max_model_len = plan.limits.max_model_len
+        self._prefill_budget = config.prefill_budget or self._max_batch_tokens
+        # Prompts look from outside as if they had the next multiple of so many tokens; 0: as they are.
+        self._pad_prompt_to = config.pad_prompt_to
+        self._keeps_prefixes = config.reuses_prefixes
+        self._caches = Caches(plan.limits.max_num_seqs)
+        self._waiting: deque[Completion | Reservation] = deque()
+        self._running: dict[Completion, _Run] = {}
+        self._num_turns = 0
 
     @property
     def is_idle(self) -> bool:
         """Whether a step would do nothing: also where all caches are reserved, however many wait for one."""
-        return not self._running and not (self._waiting and self._free_sequences)
+        return not self._running and not (self._waiting and self._caches.num_free)
 
     @property
     def load(self) -> tuple[int, int]:
@@ -91,9 +107,14 @@ class Scheduler:
 
     @property
     def num_free_sequences(self) -> int:
-        return len(self._free_sequences)
+        return self._caches.num_free
 
     def add(self, completion: Completion) -> None:
+        """Has it run, or ends it with an error where it cannot be."""
+        keeper = completion.keeper
+        if keeper is not None and any(each.keeper is keeper for each in self._completions):
+            completion.fail(RequestError("conversation", "a turn while one is in progress", "one after the other"))
+            return
         self._witness.add(completion)
         self._waiting.append(completion)
 
@@ -103,6 +124,10 @@ class Scheduler:
         if completion in self._waiting:
             self._waiting.remove(completion)
         self._release(completion)
+
+    def close_keeper(self, keeper: Keeper) -> None:
+        """Nothing is kept for him any more."""
+        self._caches.close(keeper)
 
     def reserve(self, reservation: Reservation) -> None:
         """Gives it a cache when its turn has come, behind the completions that wait already."""
@@ -114,7 +139,7 @@ class Scheduler:
         if reservation in self._waiting:
             self._waiting.remove(reservation)
         elif reservation.sequence is not None:
-            self._free_sequences.append(reservation.sequence)
+            self._caches.give_back(reservation.sequence)
             reservation.sequence = None
             self._admit()
 
@@ -129,8 +154,9 @@ class Scheduler:
         again."""
         self._engine = engine
         if not engine.keeps_caches:
+            self._caches.forget()
             for completion in self._running:
-                completion.cached = 0
+                completion.lose_cached()
 
     @property
     def patience_s(self) -> float | None:
@@ -169,8 +195,10 @@ class Scheduler:
         for completion, chunk in batch:
             self._statistics.tokens += len(chunk.token_ids)
             completion.cached += chunk.num_tokens
-            if completion in self._surplus:
-                self._surplus[completion] -= chunk.num_surplus
+            if completion in self._running:
+                run = self._running[completion]
+                run.surplus -= chunk.num_surplus
+                run.turn = self._next_turn()
             # What ended while the step lasted takes nothing of it.
             if completion.finish_reason is None:
                 self._statistics.generated += harvest.give(completion)
@@ -179,43 +207,67 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Gives free caches to who has waited longest."""
-        while self._waiting and self._free_sequences:
-            first, sequence = self._waiting.popleft(), self._free_sequences.pop()
+        while self._waiting and self._caches.num_free:
+            first = self._waiting.popleft()
             if isinstance(first, Reservation):
-                first.give(sequence)
+                first.give(self._caches.take().sequence)
             else:
-                self._running[first] = sequence
-                self._surplus[first] = self._num_surplus(len(first.prompt_token_ids))
+                self._begin(first)
+
+    def _begin(self, completion: Completion) -> None:
+        cache = self._caches.take(completion.keeper if self._keeps_prefixes else None)
+        completion.find_cached(cache)
+        num_new = completion.num_uncached
+        surplus = 0
+        if self._pad_prompt_to:
+            room = self._max_model_len - len(completion.prompt_token_ids)
+            surplus = min(-num_new % self._pad_prompt_to, room)
+        self._running[completion] = _Run(cache.sequence, surplus, self._next_turn())
+        self._statistics.prompt_tokens += len(completion.prompt_token_ids)
+        self._statistics.cached_tokens += completion.num_cached_tokens
+
+    def _next_turn(self) -> int:
+        self._num_turns += 1
+        return self._num_turns
 
     def _next_batch(self) -> list[tuple[Completion, Chunk]]:
-        batch = []
-        budget = self._max_batch_tokens
-        by_phase = sorted(self._running, key=lambda completion: not completion.token_ids)
-        for completion in by_phase:
-            if budget == 0:
-                break
-            num_tokens, surplus = len(completion.all_token_ids), min(budget, self._surplus[completion])
-            token_ids = completion.uncached_token_ids(budget - surplus)
-            end = completion.cached + len(token_ids)
-            # In the first steps, so that the prompt's last row goes when that of as long a prompt would. Of what they
-            # leave in the cache nothing is read before it is written again.
-            pending = num_tokens - end + self._surplus[completion] - surplus
-            chunk = Chunk(
-                self._running[completion],
-                completion.cached,
-                [*token_ids, *(0 for _ in range(surplus))],
-                completion.num_wanted(end) if token_ids else 0,
-                pending,
-                surplus,
-            )
-            budget -= len(chunk.token_ids)
-            batch.append((completion, chunk))
+        batch = [(each, self._chunk(each, 1)) for each in self._running if each.decodes]
+        prompts = {each: self._num_rows(each) for each in self._running if not each.decodes}
+        budget = self._max_batch_tokens - len(batch)
+        if batch:
+            budget = min(budget, self._prefill_budget)
+        parts: dict[Completion, int] = {}
+        for completion in sorted(prompts, key=lambda each: self._running[each].turn):
+            parts[completion] = min(budget, prompts[completion])
+            budget -= parts[completion]
+        ahead = 0
+        for completion, num_rows in prompts.items():
+            if parts[completion]:
+                batch.append((completion, self._chunk(completion, parts[completion], ahead)))
+            else:
+                ahead += num_rows
         return batch
 
-    def _num_surplus(self, num_tokens: int) -> int:
-        if self._pad_prompt_to == 0:
-            return 0
-        return min(-num_tokens % self._pad_prompt_to, self._max_model_len - num_tokens)
+    def _num_rows(self, completion: Completion) -> int:
+        """How many are to come that are known."""
+        return completion.num_uncached + self._running[completion].surplus
+
+    def _chunk(self, completion: Completion, num_rows: int, ahead: int = 0) -> Chunk:
+        """The next rows of a completion."""
+        run = self._running[completion]
+        # In the first steps, so that the prompt's last row goes when that of as long a prompt would. Of what they leave
+        # in the cache nothing is read before it is written again.
+        surplus = min(num_rows, run.surplus)
+        token_ids = completion.uncached_token_ids(num_rows - surplus)
+        return Chunk(
+            run.sequence,
+            completion.cached,
+            [*token_ids, *(0 for _ in range(surplus))],
+            completion.num_wanted(completion.cached + len(token_ids)) if token_ids else 0,
+            self._num_rows(completion) - num_rows,
+            surplus,
+            ahead,
+        )
 
     def _with_pads(self, batch: list[tuple[Completion, Chunk]]) -> list[tuple[Completion, Chunk]]:
         """Without the completions that end because pads for them are to be had and are not."""
@@ -227,7 +279,13 @@ class Scheduler:
         return [each for index, each in enumerate(batch) if index not in lacking]
 
     def _release(self, completion: Completion) -> None:
-        self._surplus.pop(completion, None)
-        sequence = self._running.pop(completion, None)
-        if sequence is not None:
-            self._free_sequences.append(sequence)
+        run = self._running.pop(completion, None)
+        if run is None:
+            return
+        if completion.keeper is None or not self._keeps_prefixes:
+            self._caches.give_back(run.sequence)
+        else:
+            # In the middle of a step too: what that still writes there lies behind these tokens.
+            held = completion.all_token_ids[: completion.cached]
+            number = None if completion.receipt is None else completion.receipt.request
+            self._caches.keep(completion.keeper, Cache(run.sequence, held, number))

@@ -29,6 +29,7 @@ class Statistics:
         gpu_restarts: GPU processes that took the place of one that had died.
         earlier_waits: how the waits for those that have died had ended.
         steps: forward passes of the scheduler, `tokens` that went through the model in them, and `generated` ones.
+        prompt_tokens, cached_tokens: of the prompts that were begun, and how many of these lay in a cache already.
     """
 
     tee: defaultdict[str, OperationTally] = field(default_factory=lambda: defaultdict(OperationTally))
@@ -38,6 +39,8 @@ class Statistics:
     steps: int = 0
     tokens: int = 0
     generated: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
     @property
     def gpu(self) -> dict[str, OperationTally]:

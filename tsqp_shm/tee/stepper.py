@@ -15,9 +15,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import EvidenceError, IntegrityError, PeerDied, TsqpError
 from tsqp_shm.roles.process import peak_resident_bytes
 from tsqp_shm.tee.batch import Chunk
+from tsqp_shm.tee.caches import Keeper
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.connection import CLOSED, Connect
 from tsqp_shm.tee.ops import Float32
@@ -35,7 +37,8 @@ class Load(NamedTuple):
 
     Attributes:
         running, waiting: completions.
-        free_sequences: caches that neither a completion nor a reservation has.
+        free_sequences: caches that neither a completion nor a reservation has; one that is kept for a conversation is
+            for whoever needs it.
         lent_slots: of slots, the runs of rows that are the GPU process's.
     """
 
@@ -60,32 +63,26 @@ class Stepper:
         self,
         statistics: Statistics,
         connect: Connect,
-        max_restarts: int,
-        timeout_s: float,
+        config: EngineConfig,
         report: Callable[[str], None],
         witness: Witness | None = None,
-        pad_prompt_to: int = 0,
     ) -> None:
         """
         Args:
-            max_restarts: how many GPU processes may take the place of one that died.
-            timeout_s: how long it may take until there is one, however many die meanwhile.
+            config: whose `restart_gpu` is how many GPU processes may take the place of one that died, and whose
+                `timeout_s` how long it may take until there is one, however many die meanwhile.
             witness: writes down what comes of completions; None: nobody does.
-            pad_prompt_to: as of `Scheduler`.
         """
         self.fault: TsqpError | None = None
         self.untold: TsqpError | None = None
         self._statistics = statistics
         self._connect = connect
-        self._max_restarts = max_restarts
-        self._timeout_s = timeout_s
+        self._max_restarts, self._timeout_s = config.restart_gpu, config.timeout_s
         self._report = report
         self._witness = witness or Witness()
         self._outlets: dict[Completion, Outlet] = {}
-        self.connection = connect(self._look, timeout_s)
-        self._scheduler = Scheduler(
-            self.connection.engine, self.connection.plan, statistics, self._witness, pad_prompt_to
-        )
+        self.connection = connect(self._look, self._timeout_s)
+        self._scheduler = Scheduler(self.connection.engine, self.connection.plan, statistics, config, self._witness)
 
     @property
     def is_idle(self) -> bool:
@@ -97,6 +94,8 @@ class Stepper:
         for completion in completions:
             self._outlets[completion] = Outlet(completion, told)
             self._scheduler.add(completion)
+        if any(completion.finish_reason is not None for completion in completions):
+            self._tell()
 
     def cancel(self, completions: Sequence[Completion]) -> None:
         """Ends completions, and tells it. Those that have ended are left as they are."""
@@ -117,6 +116,9 @@ class Stepper:
 
     def give_back(self, reservation: Reservation) -> None:
         self._scheduler.give_back(reservation)
+
+    def close_keeper(self, keeper: Keeper) -> None:
+        self._scheduler.close_keeper(keeper)
 
     def step(self) -> None:
         """One step, and what is to be told of it. What goes wrong in it ends the session and is told as well."""

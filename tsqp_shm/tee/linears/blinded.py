@@ -56,6 +56,8 @@ class BlindedLinears:
         self._num_out.clear()
         prompts = [chunk for chunk in step.chunks if chunk.is_prompt]
         rows = sum(len(chunk.token_ids) + chunk.pending for chunk in prompts)
+        # Prompts take turns: what those that came before will need is spoken for.
+        rows += max((chunk.ahead for chunk in prompts), default=0)
         self._kept_blocks = frozenset() if self._pads.take_prompts(rows) else _blocks_with_prompts(step)
 
     def check_arrived(self) -> None:
@@ -70,8 +72,8 @@ class BlindedLinears:
         for index, chunk in enumerate(chunks):
             # Of a prompt all that is to come, or others would find nothing where it is refused in the end.
             rows = 0 if chunk.is_prompt and self._pads.keeps_prompts else len(chunk.token_ids) + chunk.pending
-            if rows > left:
-                lacking[index] = PadsExhausted(rows, left)
+            if rows > max(0, left - chunk.ahead):
+                lacking[index] = PadsExhausted(rows, max(0, left - chunk.ahead))
             else:
                 left -= rows
         return lacking
