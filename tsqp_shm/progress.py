@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from tsqp_shm.printable import obeyed
+from tsqp_shm.printable import obeyed, shown
+from tsqp_shm.wrapping import columns_of, cut
 
 
 class Progress:
@@ -20,10 +21,14 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self.show("")
+        self.is_shown = False
 
     def show(self, text: str) -> None:
+        """Of a longer text than a line has room for, the beginning."""
         if self.is_shown:
-            print(f"\r\033[K{text}", end="", file=obeyed(sys.stderr), flush=True)
+            columns = columns_of(sys.stderr)
+            line = shown(text, lines=False)
+            print(f"\r\033[K{cut(line, columns) if columns else line}", end="", file=obeyed(sys.stderr), flush=True)
 
 
 def _has_terminal() -> bool:

@@ -17,7 +17,7 @@ class Notices:
 
     Args:
         out: where it is said.
-        is_quiet: nothing is.
+        is_quiet: only what is insisted on is.
     """
 
     def __init__(self, out: TextIO, *, is_quiet: bool = False) -> None:
@@ -30,8 +30,11 @@ class Notices:
 
     def say(self, line: str) -> None:
         """Says it at once, or when the line that the terminal is in has ended."""
-        if self._is_quiet:
-            return
+        if not self._is_quiet:
+            self.insist(line)
+
+    def insist(self, line: str) -> None:
+        """Says what whoever types has to know to go on."""
         with self._lock:
             if self._is_held:
                 self._num_dropped += len(self._kept) == _MOST_KEPT

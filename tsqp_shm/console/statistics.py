@@ -38,8 +38,8 @@ def print_line(completion: Completion, out: TextIO) -> None:
     prompt, cached = facts["prompt_tokens"], facts["cached_tokens"]
     tokens = f"{prompt:,} tokens" if not cached else f"{prompt - cached:,} of {prompt:,} tokens"
     print(
-        f"prefill {tokens} in {facts['prefill_s']:.3f} s{_rate(facts['prefill_tokens_per_s'])}, "
-        f"decode {max(0, facts['completion_tokens'] - 1):,} in {facts['decode_s']:.3f} s"
+        f"prefill {tokens} in {facts['prefill_s']:.3g} s{_rate(facts['prefill_tokens_per_s'])}, "
+        f"decode {max(0, facts['completion_tokens'] - 1):,} in {facts['decode_s']:.3g} s"
         f"{_rate(facts['decode_tokens_per_s'])}, ended by {facts['finish_reason']}",
         file=out,
         flush=True,
@@ -88,7 +88,9 @@ def _print_what_crossed(stats: dict[str, Any], out: TextIO) -> None:
 
 
 def _rate(tokens_per_s: float | None) -> str:
-    return "" if not tokens_per_s else f" ({tokens_per_s:,.1f}/s)"
+    if not tokens_per_s:
+        return ""
+    return f" ({tokens_per_s:,.0f}/s)" if tokens_per_s >= 10 else f" ({tokens_per_s:.1f}/s)"
 
 
 def _us(value: float | None) -> str:

@@ -80,6 +80,13 @@ class Typed:
         return line
 
     @property
+    def whereabouts(self) -> str:
+        """Where what is typed is kept."""
+        if self._history_file is not None:
+            return f"What you type is kept in {self._history_file}."
+        return "What you type is kept in memory, until the chat ends."
+
+    @property
     def unfinished(self) -> str:
         """What was typed of a line that was interrupted, as far as that is known."""
         return "" if self._editor is None else str(self._editor.get_line_buffer())
@@ -91,8 +98,8 @@ class Typed:
 
 def default_history_file() -> Path:
     """Source: XDG Base Directory Specification, "user-specific state files"."""
-    state = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state") / "tsqp-shm" / "history"
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    return (state if state.is_absolute() else Path.home() / ".local" / "state") / "tsqp-shm" / "history"
 
 
 def _line_editor() -> ModuleType | None:
