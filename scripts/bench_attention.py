@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What attention over the private cache takes, beside a plain read of the same bytes by the same threads.
 
-    scripts/bench_attention.py [--rounds N] [--threads N] [--shape NAME ...] [--json FILE]
+    scripts/bench_attention.py
+    scripts/bench_attention.py --rounds 20 --shape SmolLM2-135M --json FILE
 
 Decode: one row of each sequence, after 100 MB of other data went through the processor's cache, and then the cache of
 "the layer before", of the same shape: the data are cold, while code and buffers are as they are between two layers of
@@ -12,7 +13,6 @@ of the shape; the median, and the sum of each layer's least. Needs no model.
 
 from __future__ import annotations
 
-import argparse
 import json
 import mmap
 import statistics
@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from script_flags import ScriptParser, positive
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tsqp_shm import _native
 from tsqp_shm.bench.report import environment
+from tsqp_shm.bench.tables import print_columns, say_facts
 
 F32, SLOTS_OFFSET, PAGE, BLOCK = 2, 16384, 4096, 64
 OTHER_BYTES = 100_000_000
@@ -141,43 +143,60 @@ def prefill(shape: Shape, tokens: int, rounds: int) -> dict[str, Any]:
     }
 
 
+def print_decode(rows: list[dict[str, Any]]) -> None:
+    cells = [
+        [
+            row["shape"],
+            f"{row['sequences']} x {row['context']:,}",
+            f"{row['cache_bytes'] / 1e6:.2f} MB",
+            f"{row['attend_us']:.1f} us",
+            f"{row['read_us']:.1f} us",
+            f"{row['read_gb_per_s']:.1f} GB/s",
+            f"{row['share_of_read']:.0%}",
+            f"{row['fastest_share']:.0%}",
+        ]
+        for row in rows
+    ]
+    print()
+    titles = ["decode", "context", "cache", "attention", "read", "speed", "share", "fastest"]
+    print_columns(titles, cells, names=2)
+
+
+def print_prefill(rows: list[dict[str, Any]]) -> None:
+    cells = [
+        [row["shape"], f"{row['median_s']:.3f} s", f"{row['least_s']:.3f} s", f"{row['gflop_per_s']:.0f}"]
+        for row in rows
+    ]
+    print()
+    print_columns([f"prefill of {rows[0]['tokens']:,}, all layers", "median", "least", "GFLOP/s"], cells)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=60, metavar="N")
-    parser.add_argument("--threads", type=int, default=2, metavar="N")
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--rounds", type=positive, default=60, metavar="N", help="of decode; a tenth of prefill (60)")
+    parser.add_argument("--threads", type=positive, default=2, metavar="N", help="of attention and of the read (2)")
+    parser.add_argument(
+        "--shape", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="NAME", help=f"{', '.join(SHAPES)} (all)"
+    )
     parser.add_argument("--json", metavar="FILE", help="what was found, as JSON too")
     arguments = parser.parse_args()
     _native.set_num_threads(arguments.threads, PATIENCE_US)
     report: dict[str, Any] = {"environment": environment(), "threads": arguments.threads, "decode": [], "prefill": []}
     report["instruction_set"] = _native.active_instruction_set()
-    for name, fact in report["environment"].items():
-        print(f"{name}: {fact}")
+    say_facts({**report["environment"], "threads": arguments.threads, "attention by": report["instruction_set"]})
     other, other_positions = Shape(1, 1, 1, 64), OTHER_BYTES // (2 * 64 * 2)
     other_cache = filled_cache(other, 1, other_positions)
-    how = f"{report['instruction_set']}, {arguments.threads} threads"
-    print(f"\n| decode, {how} | cache | attention | read | | share | fastest |")
-    print("|---|---|---|---|---|---|---|")
     for name in arguments.shape:
         for sequences, context in ((1, 512), (1, 4096), (8, 512), (8, 4096)):
             found = decode(
                 SHAPES[name], sequences, context, arguments.rounds, lambda: other_cache.read(0, other_positions)
             )
             report["decode"].append({"shape": name, "sequences": sequences, "context": context, **found})
-            print(
-                f"| {name}, {sequences} x {context:,} | {found['cache_bytes'] / 1e6:.2f} MB "
-                f"| {found['attend_us']:.1f} us | {found['read_us']:.1f} us | {found['read_gb_per_s']:.1f} GB/s "
-                f"| {found['share_of_read']:.0%} | {found['fastest_share']:.0%} |",
-                flush=True,
-            )
-    print("\n| prefill of 1,024, all layers | median | least | GFLOP/s |\n|---|---|---|---|")
+    print_decode(report["decode"])
     for name in arguments.shape:
         found = prefill(SHAPES[name], 1024, max(1, arguments.rounds // 10))
         report["prefill"].append({"shape": name, "tokens": 1024, **found})
-        print(
-            f"| {name} | {found['median_s']:.3f} s | {found['least_s']:.3f} s | {found['gflop_per_s']:.0f} |",
-            flush=True,
-        )
+    print_prefill(report["prefill"])
     if arguments.json is not None:
         Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
     return 0

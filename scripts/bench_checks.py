@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What the checks of products cost: nanoseconds a word, milliseconds of a token, and drawing what they need.
 
-    scripts/bench_checks.py [--threads N ...] [--rounds N] [--vectors V] [--shape OUTPUTSxINPUTS ...] [--json FILE]
+    scripts/bench_checks.py
+    scripts/bench_checks.py --threads 1 --rounds 3 --shape 960x576 --json FILE
 
 A word is one of m or y. What is timed is all that the TEE does for a product it does not make: rows to integers, m
 written, y read, checked, and made floats; divided by the number of vectors it is the time of a word and vector. `check`
@@ -12,7 +13,6 @@ median round counts, and beside it, in brackets, its fastest, as what else a mac
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from script_flags import ScriptParser, linear_shape, positive
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tsqp_shm.bench import _field_checks as native
 from tsqp_shm.bench.report import environment
+from tsqp_shm.bench.tables import print_columns, say, say_facts
 
 # Outputs x inputs: SmolLM2-135M's q|k|v, o, gate|up and down, then Llama-3.1-8B's.
 SHAPES = ("960x576", "576x576", "3072x576", "576x1536", "6144x4096", "4096x4096", "28672x4096", "4096x14336")
@@ -111,21 +113,23 @@ def draw(shape: str, vectors: int, rounds: int) -> dict[str, Times]:
 
 def print_table(title: str, rows: dict[str, dict[str, Times]]) -> None:
     columns = list(next(iter(rows.values())))
-    print(f"\n| {title} | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
-    for name, found in rows.items():
-        print(
-            f"| {name} | {' | '.join(f'{cell.median:.3f} ({cell.fastest:.3f})' for cell in found.values())} |",
-            flush=True,
-        )
+    cells = [
+        [name, *(f"{cell.median:.3f} ({cell.fastest:.3f})" for cell in found.values())] for name, found in rows.items()
+    ]
+    print()
+    say(title)
+    print_columns(["", *columns], cells)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N")
-    parser.add_argument("--rounds", type=int, default=9, metavar="N")
-    parser.add_argument("--vectors", type=int, default=2, metavar="V")
-    parser.add_argument("--shape", nargs="+", default=SHAPES, metavar="OUTPUTSxINPUTS")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--threads", type=positive, nargs="+", default=[1, 2], metavar="N", help="a table each (1 2)")
+    parser.add_argument("--rounds", type=positive, default=9, metavar="N", help="of each time (9)")
+    parser.add_argument("--vectors", type=positive, default=2, metavar="V", help="of each Linear (2)")
+    parser.add_argument(
+        "--shape", nargs="+", type=linear_shape, default=SHAPES, metavar="OUTPUTSxINPUTS", help=f"({', '.join(SHAPES)})"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="what was found, as JSON too")
     arguments = parser.parse_args()
     vectors, rounds = arguments.vectors, arguments.rounds
     facts: dict[str, Any] = {
@@ -134,8 +138,7 @@ def main() -> int:
         "vectors": vectors,
         "rounds": rounds,
     }
-    for name, fact in facts.items():
-        print(f"{name}: {fact}")
+    say_facts(facts)
     tables: dict[str, dict[str, dict[str, Times]]] = {}
     for threads in arguments.threads:
         # An idle thread stays awake as long as it does between two kernels of a step.

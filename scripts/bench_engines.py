@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Prefill and decode of one sequence beside llama.cpp and OpenVINO GenAI on the same weights, in turns.
 
-    scripts/bench_engines.py --engines VENV/bin/python --gguf q8_0.gguf --gguf bf16.gguf --modes plain,tee-only
+    scripts/bench_engines.py --modes plain,tee-only    # this system alone
+    scripts/bench_engines.py --engines VENV/bin/python --gguf q8_0.gguf
 
 VENV has `pip install xllamacpp openvino-genai`. Each GGUF is given to llama.cpp, and to OpenVINO where it reads that
 type (it does not read BF16). Each contender is a process that loads its model once and is stopped (SIGSTOP) while it is
@@ -19,6 +20,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from script_flags import ScriptParser, positive
 from turns import Contender, play, print_rows
 
 
@@ -107,18 +109,23 @@ PLAYERS = {"tsqp-shm": play_ours, "llama.cpp": play_llama, "openvino": play_open
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("model", nargs="?", help="a folder (the demo model)")
     parser.add_argument(
         "--engines", metavar="PYTHON", help="the interpreter of a venv with xllamacpp and openvino-genai"
     )
     parser.add_argument("--gguf", action="append", default=[], metavar="FILE", help="the same weights; may be repeated")
-    parser.add_argument("--modes", default="plain", help="of this system, with commas between")
-    parser.add_argument("--prefill", type=int, default=1024, metavar="TOKENS", help="of the prompt (1024)")
-    parser.add_argument("--decode-at", type=int, default=512, metavar="TOKENS", help="context to decode at (512)")
-    parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the other engines")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--modes", default="plain", metavar="NAME,...", help="of this system, with commas between (plain)"
+    )
+    parser.add_argument("--prefill", type=positive, default=1024, metavar="TOKENS", help="of the prompt (1024)")
+    parser.add_argument("--decode-at", type=positive, default=512, metavar="TOKENS", help="context to decode at (512)")
+    parser.add_argument("--new-tokens", type=positive, default=32, metavar="N", help="decoded there (32)")
+    parser.add_argument(
+        "--threads", type=positive, default=len(os.sched_getaffinity(0)), metavar="N",
+        help="of the other engines (one per core)",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="turns of each that count (7)")
     parser.add_argument("--json", metavar="PREFIX", help="writes PREFIX.prefill.json and PREFIX.decode.json")
     parser.add_argument("--play", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -126,6 +133,7 @@ def main() -> int:
         settings = json.loads(arguments.play[1])
         play(PLAYERS[arguments.play[0]](settings, settings["of"]))
         return 0
+    from tsqp_shm.bench.tables import say
     from tsqp_shm.demo.model import demo_model_folder
     from tsqp_shm.model.spec import ModelSpec
 
@@ -161,7 +169,8 @@ def main() -> int:
                         rows[case].setdefault(contender.name, []).append(sample)
     for case, order in orders.items():
         what = "a prompt" if case == "prefill" else "a token at context"
-        print(f"\n{case}: {what} of {order['tokens']} tokens, one sequence, {arguments.threads} threads")
+        print()
+        say(f"{case}: {what} of {order['tokens']} tokens, one sequence, {arguments.threads} threads")
         ordered = {contender.name: rows[case][contender.name] for contender in contenders}
         print_rows(ordered, "ms", f"{arguments.json}.{case}.json" if arguments.json else None)
     return 0

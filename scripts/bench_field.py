@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What the integer products of `w8` reach: one row beside a plain read of the same bytes, many beside the instruction.
 
-    scripts/bench_field.py [--threads N] [--rounds N] [--shape OUTPUTSxINPUTS ...] [--json FILE]
+    scripts/bench_field.py
+    scripts/bench_field.py --threads 1 --rounds 3 --shape 960x576 --json FILE
 
 One row: each shape is there as often as leaves a cache nothing, and each round reads all copies, then multiplies them
 with one row of one digit, of two, three and four. Many rows: multiplications a second and digit, as a share of those
@@ -11,18 +12,19 @@ together. Of each copy its fastest round counts, as what else a machine does onl
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from script_flags import ScriptParser, linear_shape, positive
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tsqp_shm.bench import _field_products as native
 from tsqp_shm.bench.report import environment
+from tsqp_shm.bench.tables import print_columns, say, say_facts
 
 # Outputs x inputs: SmolLM2-135M's q|k|v, o, gate|up, down and lm_head, then Llama-3.2-1B's without its lm_head.
 SHAPES = (
@@ -101,18 +103,23 @@ def many_rows(outputs: int, inputs: int, rounds: int) -> dict[str, float]:
 
 def print_table(title: str, rows: dict[str, dict[str, float]]) -> None:
     columns = list(next(iter(rows.values())))
-    print(f"\n| {title} | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
-    for shape, found in rows.items():
-        cells = [f"{value:.0%}" if value < 2 else f"{value:.1f}" for value in found.values()]
-        print(f"| {shape} | {' | '.join(cells)} |", flush=True)
+    cells = [
+        [name, *(f"{value:.0%}" if value < 2 else f"{value:.1f}" for value in found.values())]
+        for name, found in rows.items()
+    ]
+    print()
+    say(title)
+    print_columns(["", *columns], cells)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2, metavar="N")
-    parser.add_argument("--rounds", type=int, default=9, metavar="N")
-    parser.add_argument("--shape", nargs="+", default=SHAPES, metavar="OUTPUTSxINPUTS")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--threads", type=positive, default=2, metavar="N", help="of products and of the read (2)")
+    parser.add_argument("--rounds", type=positive, default=9, metavar="N", help="of each product (9)")
+    parser.add_argument(
+        "--shape", nargs="+", type=linear_shape, default=SHAPES, metavar="OUTPUTSxINPUTS", help=f"({', '.join(SHAPES)})"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="what was found, as JSON too")
     arguments = parser.parse_args()
     # An idle thread stays awake as long as it does between two kernels of a step.
     native.set_num_threads(arguments.threads, 200)
@@ -122,12 +129,11 @@ def main() -> int:
         "threads": arguments.threads,
         "rounds": arguments.rounds,
     }
-    for name, fact in facts.items():
-        print(f"{name}: {fact}")
-    shapes = {shape: tuple(map(int, shape.split("x"))) for shape in arguments.shape}
-    few = {shape: one_row(*sizes, arguments.rounds) for shape, sizes in shapes.items()}
+    say_facts(facts)
+    shapes = {name: tuple(map(int, name.split("x"))) for name in arguments.shape}
+    few = {name: one_row(*sizes, arguments.rounds) for name, sizes in shapes.items()}
     print_table("one row, outputs x inputs", few)
-    many = {shape: many_rows(*sizes, arguments.rounds) for shape, sizes in shapes.items()}
+    many = {name: many_rows(*sizes, arguments.rounds) for name, sizes in shapes.items()}
     print_table("many rows, outputs x inputs", many)
     if arguments.json:
         arguments.json.write_text(json.dumps({**facts, "one row": few, "many rows": many}, indent=1) + "\n")

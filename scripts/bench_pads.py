@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What pads cost: nanoseconds a word to draw, mask and take off, and how fast a maker makes the products of pads.
 
-    scripts/bench_pads.py [--rounds N] [--shape OUTPUTSxINPUTS ...] [--rows N ...] [--json FILE]
+    scripts/bench_pads.py
+    scripts/bench_pads.py --rounds 3 --rows 1 64 --shape 960x576 --json FILE
 
 One thread. A word is one of m (draw, mask) or of y (unmask). `draw` is what a maker draws; `mask` draws too, and
 writes m; `unmask` is what a check with pads takes more than one without, both in turns, with rW in a cache near by, and
@@ -15,7 +16,6 @@ faster; in turns, on Linears of one shape that take turns too. Medians of the ro
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -23,11 +23,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from script_flags import ScriptParser, linear_shape, positive
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tsqp_shm.bench import _blinded_checks as blinded
 from tsqp_shm.bench import _pads as pads
 from tsqp_shm.bench.report import environment
+from tsqp_shm.bench.tables import print_columns, say, say_facts
 
 # Outputs x inputs: SmolLM2-135M's q|k|v, o, gate|up, down and lm_head.
 SHAPES = ("960x576", "576x576", "3072x576", "576x1536", "49152x576")
@@ -93,17 +96,21 @@ def direct(shape: str, rounds: int) -> dict[str, float]:
 
 def print_table(title: str, rows: dict[str, dict[str, float]]) -> None:
     columns = list(next(iter(rows.values())))
-    print(f"\n| {title} | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
-    for name, found in rows.items():
-        print(f"| {name} | {' | '.join(f'{found[column]:.3f}' for column in columns)} |", flush=True)
+    print()
+    say(title)
+    print_columns(
+        ["", *columns], [[name, *(f"{found[column]:.3f}" for column in columns)] for name, found in rows.items()]
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, metavar="N")
-    parser.add_argument("--rows", type=int, nargs="+", default=ROWS, metavar="N")
-    parser.add_argument("--shape", nargs="+", default=SHAPES, metavar="OUTPUTSxINPUTS")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--rounds", type=positive, default=15, metavar="N", help="of each time (15)")
+    parser.add_argument("--rows", type=positive, nargs="+", default=ROWS, metavar="N", help="a table each (1 4 64)")
+    parser.add_argument(
+        "--shape", nargs="+", type=linear_shape, default=SHAPES, metavar="OUTPUTSxINPUTS", help=f"({', '.join(SHAPES)})"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="what was found, as JSON too")
     arguments = parser.parse_args()
     kernels = pads.kernel_names()[-1]
     facts: dict[str, Any] = {
@@ -112,8 +119,7 @@ def main() -> int:
         "products by": blinded.field_instruction_set(),
         "rounds": arguments.rounds,
     }
-    for name, fact in facts.items():
-        print(f"{name}: {fact}")
+    say_facts(facts)
     tables: dict[str, dict[str, dict[str, float]]] = {}
     for rows in arguments.rows:
         title = f"ns a word, {rows} rows" if rows > 1 else "ns a word, 1 row"

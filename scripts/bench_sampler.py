@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What a token costs the sampler, rule by rule: one row of logits, one thread, medians in milliseconds.
 
-    scripts/bench_sampler.py [--vocab V] [--calls N] [--history T]
+    scripts/bench_sampler.py
+    scripts/bench_sampler.py --vocab 49152 --calls 20
 
 Rows are drawn from normal distributions; `peaked` has a thousandth of its tokens far above the others, as a model's
 rows have. Needs no model.
@@ -9,7 +10,6 @@ rows have. Needs no model.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from script_flags import ScriptParser, positive
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tsqp_shm import _native
 from tsqp_shm.bench.report import environment
+from tsqp_shm.bench.tables import print_columns, say, say_facts
 
 RULES: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -64,28 +66,29 @@ def score_ms(row: np.ndarray, token: np.ndarray, calls: int) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocab", type=int, default=152_064, metavar="V")
-    parser.add_argument("--calls", type=int, default=100, metavar="N")
-    parser.add_argument("--history", type=int, default=4096, metavar="T", help="tokens of prompt and answer, each half")
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--vocab", type=positive, default=152_064, metavar="V", help="tokens of a row (152064)")
+    parser.add_argument("--calls", type=positive, default=100, metavar="N", help="of each rule (100)")
+    parser.add_argument(
+        "--history", type=positive, default=4096, metavar="T", help="tokens of prompt and answer, each half (4096)"
+    )
     arguments = parser.parse_args()
     _native.set_num_threads(1)
     rows = distributions(arguments.vocab)
     history = np.random.default_rng(1).integers(0, arguments.vocab, arguments.history).tolist()
     half = len(history) // 2
-    for name, fact in environment().items():
-        print(f"{name}: {fact}")
-    print(f"\n| ms a row, V = {arguments.vocab:,}, {_native.active_instruction_set()} | {' | '.join(rows)} |")
-    print(f"|{'---|' * (len(rows) + 1)}")
-    token = np.array([half], np.int32)
+    say_facts({**environment(), "kernels": _native.active_instruction_set()})
+    token, cells = np.array([half], np.int32), []
     for name, rules in RULES.items():
         sampler = _native.TokenSampler(arguments.vocab, history[:half], **rules)
         for said in history[half:]:
             sampler.grow(said)
-        found = [draw_ms(row, sampler, arguments.calls) for row in rows.values()]
-        print(f"| {name} | {' | '.join(f'{ms:.3f}' for ms in found)} |")
-    found = [score_ms(row, token, arguments.calls) for row in rows.values()]
-    print(f"| log probabilities of 20 | {' | '.join(f'{ms:.3f}' for ms in found)} |")
+        cells.append([name, *(f"{draw_ms(row, sampler, arguments.calls):.3f}" for row in rows.values())])
+    found = [f"{score_ms(row, token, arguments.calls):.3f}" for row in rows.values()]
+    cells.append(["log probabilities of 20", *found])
+    print()
+    say(f"milliseconds a row of {arguments.vocab:,} logits")
+    print_columns(["", *rows], cells)
     return 0
 
 

@@ -6,8 +6,8 @@ from one that has imported everything, instead of executed: a case takes half a 
 gets SIGKILL. Then the survivor must say who died, every process must end, and neither arena, socket nor session folder
 may be left; the next case begins the same session.
 
-    scripts/kill_roles.py --steps                   each role at each step of a session
-    scripts/kill_roles.py --moments 1000            either role, or launch itself, at random moments
+    scripts/kill_roles.py --steps           each role at each step of a session
+    scripts/kill_roles.py --moments 1000    a role or launch, at random moments
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ os.environ.update({"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"})
 sys.path.insert(0, str(Path(__file__).parent))
 
 from forked_roles import Ending, Moment, run_session
+from script_flags import ScriptParser, positive
 
 from tsqp_shm.bench.shapes import write_shape
+from tsqp_shm.bench.tables import print_columns
 from tsqp_shm.demo.model import demo_model_folder
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
@@ -153,30 +155,33 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def print_table(rows: list[Row]) -> None:
-    print(f"{'killed':<8}{'cases':>6}{'told':>6}{'too late':>10}{'wrong':>7}", end="")
-    print("".join(f"{name:>14}" for name in ("told p50 s", "told max s", "ended p50 s", "ended max s")))
+    cells = []
     for victim in sorted({row.victim for row in rows}):
         own = [row for row in rows if row.victim == victim]
         kinds = [row.kind for row in own]
-        print(f"{victim:<8}{len(own):>6}{kinds.count('told'):>6}{kinds.count('too late'):>10}", end="")
-        print(f"{kinds.count('wrong'):>7}", end="")
+        cells.append([victim, f"{len(own)}", *(f"{kinds.count(kind)}" for kind in ("told", "too late", "wrong"))])
         for times in ([row.reported_s for row in own], [row.ended_s for row in own]):
             known = [value for value in times if value is not None]
-            for share in (0.5, 1.0):
-                print(f"{percentile(known, share):>14.2f}" if known else f"{'-':>14}", end="")
-        print()
+            cells[-1] += [f"{percentile(known, share):.2f}" if known else "-" for share in (0.5, 1.0)]
+    titles = ["killed", "cases", "told", "too late", "wrong", "told p50 s", "told max s", "ended p50 s", "ended max s"]
+    print_columns(titles, cells)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--steps", action="store_true", help="each role at each step")
-    parser.add_argument("--moments", type=int, metavar="N", default=0, help="so many random moments")
+    parser.add_argument("--moments", type=positive, metavar="N", default=0, help="so many random moments")
     parser.add_argument("--quick", action="store_true", help="before each record only, and not after it")
     parser.add_argument("--apart", action="store_true", help="no launch: the survivor has the heartbeat alone")
-    parser.add_argument("--limit-s", type=float, metavar="S", default=3600.0, help="begin no case that would end later")
+    parser.add_argument(
+        "--limit-s", type=float, metavar="S", default=3600.0, help="begin no case later than this (3600)"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="of the moments (a new one)")
     parser.add_argument("--json", metavar="FILE", help="also write every case")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not arguments.steps and not arguments.moments:
+        parser.error("nothing to kill: give --steps, --moments N, or both")
+    return arguments
 
 
 def main() -> int:

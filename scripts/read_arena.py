@@ -5,22 +5,23 @@ Runs beside a live session, as the same user, and only reads: it maps the sessio
 doorbell. It rebuilds the conversation twice:
 
   token ids    from the slot in which they cross; in `verified` they do not
-  activations  from the rows that the first Linear reads, which are normalised embeddings (in `verified` as integers,
-               each row by a scale of its own): each is compared with every row of the model's embedding table, and the
-               one of the nearest direction names the token
+  activations  from the rows that the first Linear reads, which are
+               normalised embeddings (in `verified` as integers, each row by a
+               scale of its own): each is compared with every row of the
+               model's embedding table, and the one of the nearest direction
+               names the token
 
 In `verified` nothing tells which rows are whose: of several sequences at once it shows rows in the order of passes.
 
 In `blinded` the same is done, and gives what it gives of random words: these are read beside it, and what has crossed
 is tested for being uniform. How many rows cross in which pass is seen as before.
 
-  python scripts/read_arena.py --session demo --expect "The capital of France is" &
-  tsqp-shm launch --session demo --mode verified --prompt "The capital of France is"
+  scripts/read_arena.py --session demo --expect "Once upon a time" &
+  tsqp-shm launch --session demo --mode verified --prompt "Once upon a time"
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import mmap
 import os
@@ -34,6 +35,7 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from script_flags import ScriptParser
 from uniform_words import p_values
 
 from tsqp_shm.demo.model import demo_model_folder
@@ -243,7 +245,7 @@ def report_words(words: Words, table: EmbeddingTable, tokenizer: Tokenizer, expe
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("model", nargs="?", type=Path, metavar="MODEL", help="the session's model (the demo model)")
     parser.add_argument("--session", required=True, metavar="NAME", help="the session to read, live or about to begin")
     parser.add_argument("--expect", metavar="TEXT", help="say how much of this text's tokens was found")

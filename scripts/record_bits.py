@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Records the bits of logits and tokens, to hold a change that must not alter them against the commit before.
 
-    scripts/record_bits.py before.json                       # in the old tree
-    scripts/record_bits.py after.json --compare before.json  # in the new one; exit code 1 if a bit differs
+    scripts/record_bits.py before.json                        # in the old tree
+    scripts/record_bits.py after.json --compare before.json   # in the new one
+
+Exit code 1 if a bit differs.
 
 The demo model and the random models of `tests/test_parity.py`, both dtypes, every instruction set of this processor; a
 prompt in chunks and a ragged batch of completions, greedy and drawn with a seed. One process for each instruction set.
@@ -19,6 +21,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from script_flags import ScriptParser
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -77,10 +81,10 @@ def demo_folder() -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, metavar="OUT.json")
-    parser.add_argument("--compare", type=Path, metavar="BEFORE.json")
-    parser.add_argument("--isa", help="this instruction set alone")
+    parser = ScriptParser(__doc__)
+    parser.add_argument("out", type=Path, metavar="OUT.json", help="to write")
+    parser.add_argument("--compare", type=Path, metavar="BEFORE.json", help="say which cases differ from these")
+    parser.add_argument("--isa", metavar="NAME", help="this instruction set alone (all)")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:

@@ -6,7 +6,7 @@ SiLU; the server does the embedding, every Linear and the attention products. On
 REQ/REP, operands and results packed by msgpack as {"shape", "dtype", "data"}; K and V are expanded to all heads, and
 score matrices are whole: [H, T, T]. It has one correction: the first system left the causal mask out.
 
-There is no KV cache, so it prefills and does not decode.
+There is no KV cache, so it prefills and does not decode. It is started by `tsqp-shm bench`, which tells it its job.
 """
 
 from __future__ import annotations
@@ -290,4 +290,10 @@ class Serialized:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--server"]:
         sys.exit(run_server(*sys.argv[2:]))
+    if len(sys.argv) != 3:
+        from script_flags import ScriptParser
+
+        parser = ScriptParser(__doc__)
+        parser.parse_args()
+        parser.error("it is started by: tsqp-shm bench prefill --vs serialized")
     sys.exit(serve(Serialized))

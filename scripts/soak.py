@@ -29,8 +29,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from script_flags import ScriptParser
+
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.bench.shapes import write_shape
+from tsqp_shm.bench.tables import print_columns
 from tsqp_shm.errors import TsqpError
 from tsqp_shm.shm.posix.folder import sessions_folder
 from tsqp_shm.shm.posix.objects import arena_name
@@ -191,18 +194,22 @@ def judge(samples: list[dict[str, float]]) -> list[dict[str, Any]]:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print(f"{'idle, median of':<24}{'first quarter':>15}{'last quarter':>15}{'most':>10}")
-    for row in rows:
-        mark = "  grown" if row["has_grown"] else ""
-        print(f"{row['quantity']:<24}{row['first']:>15.1f}{row['last']:>15.1f}{row['most']:>10.1f}{mark}")
+    cells = [
+        [row["quantity"], *(f"{row[name]:.1f}" for name in ("first", "last", "most")), "grown" * row["has_grown"]]
+        for row in rows
+    ]
+    print_columns(["idle, median of", "first quarter", "last quarter", "most", ""], cells)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--minutes", type=float, metavar="N", default=60.0, help="how long (60)")
     parser.add_argument("--seed", type=int, metavar="N", help="of the requests (a new one)")
     parser.add_argument("--json", metavar="FILE", help="also write every sample")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not 0 < arguments.minutes < float("inf"):
+        parser.error(f"argument --minutes: {arguments.minutes} is no time that ends")
+    return arguments
 
 
 def main() -> int:

@@ -111,12 +111,16 @@ def print_rows(rows: dict[str, list[float]], unit: str, file: str | None) -> Non
     """
     first = next(iter(rows.values()))
     document = []
-    print(f"{'':32}{unit:>12}{'spread':>9}{'ratio to the first':>20}")
+    cells = []
     for name, samples in rows.items():
         median = statistics.median(samples)
         spread = (max(samples) - min(samples)) / median
         ratio = statistics.median(mine / other for mine, other in zip(samples, first, strict=True))
-        print(f"{name:32}{median:12.2f}{spread:9.0%}{ratio:20.3f}")
+        cells.append([name, f"{median:.2f}", f"{spread:.0%}", f"{ratio:.3f}"])
         document.append({"name": name, "unit": unit, "samples": samples, "median": median, "ratio_to_first": ratio})
+    # Not above: a contender's interpreter may have nothing of this package.
+    from tsqp_shm.bench.tables import print_columns
+
+    print_columns(["", unit, "spread", "ratio to the first"], cells)
     if file:
         Path(file).write_text(json.dumps(document, indent=2) + "\n")

@@ -59,7 +59,7 @@ def render(folder):
 
     def render_source(source: str) -> str:
         (folder / "chat_template.jinja").write_text(source)
-        return ChatTemplate.from_folder(folder, TokenizerConfig(), process).render(HELLO, True)
+        return ChatTemplate.from_folder(folder, TokenizerConfig(), process).render(HELLO, True, {})
 
     yield render_source
     process.close()

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizer_habits import habits
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from tsqp_shm.errors import ConfigError, ModelFileError, UnsupportedModel
 from tsqp_shm.model.tokenizer import Tokenizer
+from tsqp_shm.text_tokenizer import TextTokenizer
 
 TEXTS = [
     "", " ", "Hello world", "  two", "a\n\nb", "é🦩 東京", "<|im_start|>user\nHi<|im_end|>", "a<|tool|>b", " <|tool|> ",
@@ -215,6 +217,7 @@ def require_same(folder: Path, texts: list[str]) -> None:
             ids = theirs(text, add_special_tokens=special).input_ids
             assert ours.encode(text, special) == ids, (text, special)
             assert ours.decode(ids, special) == theirs.decode(ids, skip_special_tokens=special), (text, special)
+    assert habits(TextTokenizer(ours, str(folder)), texts) == habits(theirs, texts)
 
 
 @pytest.mark.parametrize("case", CASES)

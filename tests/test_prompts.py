@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import collections
 import itertools
-import os
 import pickle
 from pathlib import Path
 
@@ -15,10 +14,7 @@ import pytest
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ConfigError, RequestError
-from tsqp_shm.prompt_progress import PromptProgress
 from tsqp_shm.prompts import as_prompt, as_prompts, params_of_each
-from tsqp_shm.tee.completion import Completion
-from tsqp_shm.tee.updates import Update
 
 torch = pytest.importorskip("torch")
 
@@ -235,24 +231,3 @@ def test_an_argument_of_the_llm_that_there_is_not_is_named(settings, said):
 def test_an_endless_prompt_is_read_no_further_than_it_may_be_long():
     (prompt,) = as_prompts(itertools.count(5))
     assert list(itertools.islice(prompt.token_ids, 3)) == [5, 6, 7]
-
-
-def test_what_takes_long_is_shown_on_a_terminal_and_gone_at_the_end(monkeypatch):
-    ours, theirs = os.openpty()
-    first, second = (Completion([1], SamplingParams(), 3, [], None, vocab_size=4) for _ in range(2))
-    with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb", buffering=0) as screen:
-        monkeypatch.setattr("sys.stderr", terminal)
-        with PromptProgress(True, 2, interval_s=0.0) as progress:
-            assert progress.wants_all
-            progress.saw(Update(first, [5, 6]), ends_prompt=False)
-            assert screen.read(200) == b"\r\x1b[K0 of 2 prompts, 2 tokens, 0 s"
-            progress.saw(Update(first, [7], finish_reason="stop"), ends_prompt=True)
-            assert screen.read(200) == b"\r\x1b[K1 of 2 prompts, 3 tokens, 0 s"
-        assert screen.read(200) == b"\r\x1b[K"
-        for bar, interval_s in ((True, 1000.0), (False, 0.0)):
-            with PromptProgress(bar, 2, interval_s) as progress:
-                progress.saw(Update(second, [5], finish_reason="stop"), ends_prompt=True)
-        terminal.write("nothing before this")
-        terminal.flush()
-        assert screen.read(200) == b"nothing before this"
-    assert not PromptProgress(True, 2).wants_all

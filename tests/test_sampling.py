@@ -268,7 +268,7 @@ def test_several_completions_are_drawn_apart_and_each_as_it_is_alone(llm):
     bars = []
 
     class Bar:
-        def __init__(self, total: int, desc: str) -> None:
+        def __init__(self, total: int, **_: object) -> None:
             self.total, self.done = total, 0
             bars.append(self)
 

@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING, Any
 from tsqp_shm._version import __version__
 
 if TYPE_CHECKING:
-    from tsqp_shm.llm import LLM, CompletionOutput, Logprob, RequestOutput
+    from tsqp_shm.llm import LLM, CompletionOutput, Conversation, Logprob, RequestMetrics, RequestOutput
     from tsqp_shm.tee.sampling_params import SamplingParams
 
-__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "Conversation",
+    "Logprob",
+    "RequestMetrics",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

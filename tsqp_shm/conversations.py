@@ -37,9 +37,17 @@ def as_conversation(value: object) -> list[Message]:
 
 
 def render(
-    tokenizer: Tokenizer, messages: list[Message], *, add_generation_prompt: bool, continue_final_message: bool
+    tokenizer: Tokenizer,
+    messages: list[Message],
+    *,
+    add_generation_prompt: bool,
+    continue_final_message: bool,
+    variables: Mapping[str, object] | None = None,
 ) -> str:
     """The text by which a model is asked to answer, or to go on with the last message.
+
+    Args:
+        variables: more of them for the template.
 
     Raises:
         ConfigError: the model has no chat template.
@@ -52,14 +60,14 @@ def render(
         if flag(value) is None:
             raise RequestError(name, value, "True or False", is_mistyped=True)
     if not continue_final_message:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt)
+        return tokenizer.apply_chat_template(messages, add_generation_prompt, variables)
     if add_generation_prompt:
         expected = "only one of add_generation_prompt and continue_final_message"
         raise RequestError("continue_final_message", True, expected)
     if not messages or messages[-1]["content"] is None:
         raise RequestError("messages", messages, "a last message with content, as it is to be continued")
     last = {**messages[-1], "content": messages[-1]["content"] + _END_OF_MESSAGE}
-    rendered = tokenizer.apply_chat_template([*messages[:-1], last], add_generation_prompt)
+    rendered = tokenizer.apply_chat_template([*messages[:-1], last], add_generation_prompt, variables)
     end = rendered.rfind(_END_OF_MESSAGE.strip())
     if end < 0:
         raise RequestError(
@@ -67,17 +75,6 @@ def render(
         )
     # A template that keeps the spaces behind a message keeps the tag's, too.
     return rendered[:end] if rendered.startswith(_END_OF_MESSAGE, end) else rendered[:end].rstrip()
-
-
-def asked(tokenizer: Tokenizer, messages: object, max_model_len: int) -> tuple[str, list[int]]:
-    """The text by which a model of so many places is asked to answer a conversation, and its tokens: a rendered chat
-    template spells out its special ones itself.
-
-    Raises:
-        As `as_conversation`, `render`; RequestError: it leaves no place for an answer.
-    """
-    text = render(tokenizer, as_conversation(messages), add_generation_prompt=True, continue_final_message=False)
-    return text, tokenizer.encode(text, add_special_tokens=False, most_tokens=max_model_len - 1)
 
 
 def _conversation(value: object, name: str) -> list[Message]:

@@ -71,6 +71,11 @@ class ConfigError(TsqpError, ValueError):
         field: the option, argument or config field, as the caller spells it.
         value: what was given; a description of it where it is no plain value.
         expected: what would be right.
+
+    Example:
+        >>> SamplingParams(top_p=2)
+        Traceback (most recent call last):
+        tsqp_shm.errors.ConfigError: top_p: got 2.0, expected a number, more than 0, at most 1
     """
 
     exit_code = 2
@@ -89,7 +94,13 @@ class ConfigError(TsqpError, ValueError):
 
 
 class RequestError(ConfigError):
-    """One request is at fault (empty prompt, too long, a token id outside the vocabulary); the LLM stays usable."""
+    """One request is at fault (empty prompt, too long, a token id outside the vocabulary); the LLM stays usable.
+
+    Example:
+        >>> llm.generate([[5, 99999]])
+        Traceback (most recent call last):
+        tsqp_shm.errors.RequestError: prompts[0]: token 1: got 99999, expected a token id, 0 to 49151
+    """
 
     exit_code = 1
 

@@ -4,52 +4,51 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from tsqp_shm.arguments import refuse_unknown, require_writable
+from tsqp_shm.callers import harmless, while_held
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.conversation import Conversation
-from tsqp_shm.conversations import Message, as_conversations, asked, render
-from tsqp_shm.errors import ConfigError, ModelFileError, RequestError
+from tsqp_shm.conversations import Message, as_conversation, as_conversations
+from tsqp_shm.errors import ConfigError, RequestError
+from tsqp_shm.metrics import Metric
 from tsqp_shm.model.files import ModelFiles
-from tsqp_shm.model.generation_config import GENERATION_CONFIG_FILE, sampling_fields
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
-from tsqp_shm.model.tokenizer import HOW_TO_MAKE_ONE, TOKENIZER_FILE, Tokenizer
+from tsqp_shm.model.tokenizer import TOKENIZER_FILE, Tokenizer
 from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.model_folder import find_model_folder
 from tsqp_shm.modes import MODES
-from tsqp_shm.outputs import CompletionOutput, Logprob, RequestOutput
-from tsqp_shm.prompt_progress import Bar, PromptProgress
-from tsqp_shm.prompts import Form, Prompt, as_prompt, as_prompts, params_of_each
+from tsqp_shm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+from tsqp_shm.prompt_progress import Bar
+from tsqp_shm.prompts import Form, as_prompt, as_prompts
+from tsqp_shm.requests import Requests
 from tsqp_shm.roles.process import RoleProcess
 from tsqp_shm.roles.resources import require_resources
 from tsqp_shm.scalars import path
 from tsqp_shm.shm.transport import Hold, Register, Transport
-from tsqp_shm.tee.completion import Completion, checked_token_ids
+from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.evidence import Evidence
 from tsqp_shm.tee.gpu_connection import StartGpu
 from tsqp_shm.tee.receipts import nonces_path
 from tsqp_shm.tee.runtime import Runtime
-from tsqp_shm.tee.sampler import drawn_seed
-from tsqp_shm.tee.sampling_params import UNASKED, SamplingParams
+from tsqp_shm.tee.sampling_params import SamplingParams
 from tsqp_shm.tee.statistics import Statistics
 from tsqp_shm.tee.transcript import Transcript
-from tsqp_shm.tee.updates import Told, Update
 from tsqp_shm.tee.witness import Witness
+from tsqp_shm.text_tokenizer import TextTokenizer
 from tsqp_shm.trace.file import TraceFile
 from tsqp_shm.trace.recorder import recording
 
-__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams"]
+__all__ = ["LLM", "CompletionOutput", "Conversation", "Logprob", "RequestMetrics", "RequestOutput", "SamplingParams"]
 
 _NAMES_OF_PARAMS = {name: f"SamplingParams({name}=...)" for name in SamplingParams.__dataclass_fields__}
 _NAMES_OF_ARGUMENTS = {**_NAMES_OF_PARAMS, "params": "sampling_params", "progress": "use_tqdm"}
@@ -93,6 +92,15 @@ class LLM:
         LimitError: too few file descriptors or threads.
         SessionBusy, ArenaError: the session cannot begin.
         PeerDied, PeerTimeout: the GPU process did not come up.
+
+    Example:
+        Those of the methods go on with this one. Without `mode` it would be split over two processes.
+
+        >>> from tsqp_shm import LLM, SamplingParams
+        >>> llm = LLM(mode="tee-only")
+        >>> outputs = llm.generate("The capital of France is", SamplingParams(temperature=0, max_tokens=2))
+        >>> outputs[0].outputs[0].text
+        ' Paris.'
     """
 
     def __init__(
@@ -136,14 +144,13 @@ class LLM:
         self.model = find_model_folder(model, revision, report)
         # What the caller has handed in is held here, and nowhere else.
         self._callers = report, start_gpu
-        report = _harmless((lambda line: None) if report is None else _while_held(report))
+        report = harmless((lambda line: None) if report is None else while_held(report))
         if not isinstance(start_gpu, bool):
-            start_gpu = _while_held(start_gpu)
-        self._files = files = ModelFiles(self.model)
+            start_gpu = while_held(start_gpu)
+        files = ModelFiles(self.model)
         self.spec = ModelSpec.from_folder(files)
         limits = self.config.limits(self.spec.max_positions, Network.of(self.spec).layer_parameters)
         self.max_model_len = limits.max_model_len
-        self._default_params: SamplingParams | None = None
         self._tokenizer = Tokenizer.from_folder(files) if files.has(TOKENIZER_FILE) else None
         with ExitStack() as stack:
             if self._tokenizer is not None:
@@ -156,11 +163,11 @@ class LLM:
             recorder = stack.enter_context(recording(whole.recording("tee") if whole else trace_file, "tee"))
             if not has_gpu:
                 start_gpu = False
-            self._witness = Witness(
+            witness = Witness(
                 None if self.evidence is None else Evidence(self.evidence),
                 None if transcript_file is None else Transcript(transcript_file),
             )
-            stack.callback(self._witness.close)
+            stack.callback(witness.close)
             if start_gpu is True:
                 traced = (whole.arguments("gpu"), [whole.descriptor("gpu")]) if whole else ([], [])
                 # Nothing of this object's: what the runtime holds must not hold the LLM.
@@ -168,8 +175,9 @@ class LLM:
             with Checkpoint.open(self.model) as checkpoint:
                 self._runtime = Runtime(
                     self.spec, checkpoint, self.config, transport or _posix(self.config), start_gpu or None, report,
-                    recorder, before=stack, files=files, witness=self._witness,
+                    recorder, before=stack, files=files, witness=witness,
                 )  # fmt: skip
+        self._requests = Requests(self._runtime, self.spec, files, self._tokenizer, self.max_model_len, witness)
         weakref.finalize(self, self._runtime.leave).atexit = False
         self._runtime.start()
 
@@ -186,27 +194,63 @@ class LLM:
 
     def close(self) -> None:
         """Ends the session: stops the GPU process and removes the arena, where there are any; what other threads wait
-        for ends with an error. Closing twice does nothing."""
+        for ends with an error. Closing twice does nothing.
+
+        Example:
+            >>> llm.close()  # as the end of `with LLM(...) as llm:` does
+            >>> llm.generate("Hello")
+            Traceback (most recent call last):
+            tsqp_shm.errors.TsqpError: this LLM is closed
+        """
         self._runtime.close()
 
     @property
     def runtime(self) -> Runtime:
-        """The session beneath, for who needs more than texts: a server, a benchmark, a test."""
+        """The session beneath, for who needs more than texts: a server, a benchmark, a test.
+
+        Example:
+            >>> llm.runtime.load().running
+            0
+        """
         return self._runtime
 
     @property
     def statistics(self) -> Statistics:
+        """What the session has computed so far; `stats` gives it as plain values.
+
+        Example:
+            >>> llm.statistics.generated >= 0
+            True
+        """
         return self._runtime.statistics
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Raises:
-        ModelFileError: the model folder has none; prompts are token ids then.
+        """The model's tokenizer as the session uses it; `get_tokenizer` has transformers' habits.
+
+        Raises:
+            ModelFileError: the model folder has none; prompts are token ids then.
+
+        Example:
+            >>> llm.tokenizer.encode("Hello, world!")
+            [19556, 28, 905, 17]
         """
-        if self._tokenizer is None:
-            reason = f"there is no such file; give prompts as token ids, or {HOW_TO_MAKE_ONE}"
-            raise ModelFileError(self.model / TOKENIZER_FILE, reason)
-        return self._tokenizer
+        return self._requests.tokenizer
+
+    def get_tokenizer(self) -> TextTokenizer:
+        """The model's tokenizer with transformers' methods and meanings, as vLLM gives one; without transformers.
+
+        Raises:
+            ModelFileError: the model folder has none; prompts are token ids then.
+
+        Example:
+            >>> tokenizer = llm.get_tokenizer()
+            >>> tokenizer("Hello, world!").input_ids
+            [19556, 28, 905, 17]
+            >>> tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)[-30:]
+            '<|im_start|>user\\nHi<|im_end|>\\n'
+        """
+        return TextTokenizer(self.tokenizer, str(self.model))
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What a request without params is sampled by: the sampling fields of the model's generation_config.json, as
@@ -214,13 +258,13 @@ class LLM:
 
         Raises:
             ModelFileError, UnsupportedModel: a field is malformed, or asks for what is not done here.
+
+        Example:
+            >>> params = llm.get_default_sampling_params()
+            >>> params.temperature, params.max_tokens
+            (0.0, 64)
         """
-        if self._default_params is None:
-            try:
-                self._default_params = replace(UNASKED, **sampling_fields(self._files))
-            except ConfigError as error:
-                raise ModelFileError(self.model / GENERATION_CONFIG_FILE, str(error)) from error
-        return self._default_params
+        return self._requests.default_params()
 
     def generate(
         self,
@@ -246,13 +290,20 @@ class LLM:
             RequestError: a prompt is empty, too long, of another type or holds a token id outside the vocabulary, or
                 an argument is wrong; nothing was run.
             PeerDied, PeerTimeout, ProtocolError: the session is over; a death only when no `restart_gpu` is left.
+
+        Example:
+            >>> prompts = ["The capital of France is", "The capital of Italy is"]
+            >>> for output in llm.generate(prompts, SamplingParams(temperature=0, max_tokens=1)):
+            ...     print(output.prompt + output.outputs[0].text)
+            The capital of France is Paris
+            The capital of Italy is Rome
         """
         refuse_unknown(others, ("prompts", "sampling_params", "use_tqdm"), _NAMES_OF_ARGUMENTS, RequestError)
         if prompt_token_ids is not None:
             if prompts is not None:
                 raise RequestError("prompt_token_ids", prompt_token_ids, "either prompts or prompt_token_ids")
             prompts = prompt_token_ids
-        return self._generated(as_prompts(prompts), sampling_params, use_tqdm)
+        return self._requests.outputs(as_prompts(prompts), sampling_params, use_tqdm)
 
     def stream(self, prompt: Form, sampling_params: SamplingParams | None = None) -> Generator[str, None, None]:
         """Completes one prompt, piece by piece; a piece never splits a character.
@@ -262,6 +313,10 @@ class LLM:
 
         Raises:
             As `generate`, RequestError at the call and not at the first piece.
+
+        Example:
+            >>> list(llm.stream("1, 2, 3,", SamplingParams(temperature=0, max_tokens=5)))
+            [' ', '4', ',', ' ', '5']
         """
         return self.stream_completion(self.start(prompt, sampling_params))
 
@@ -286,6 +341,11 @@ class LLM:
 
         Raises:
             As `generate`; also where the model has no chat template.
+
+        Example:
+            >>> question = [{"role": "user", "content": "What is the capital of France?"}]
+            >>> llm.chat(question, SamplingParams(temperature=0))[0].outputs[0].text
+            'The capital of France is Paris.'
         """
         refuse_unknown(
             others,
@@ -293,33 +353,46 @@ class LLM:
             _NAMES_OF_ARGUMENTS,
             RequestError,
         )
-        prompts = []
         conversations = as_conversations(messages)
-        for index, conversation in enumerate(conversations):
-            text = render(
-                self.tokenizer,
+        prompts = [
+            self._requests.rendered(
                 conversation,
+                "messages" if len(conversations) == 1 else f"messages[{index}]",
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
             )
-            name = "messages" if len(conversations) == 1 else f"messages[{index}]"
-            prompts.append(Prompt(name, text, self._encoded(text)))
-        return self._generated(prompts, sampling_params, use_tqdm)
+            for index, conversation in enumerate(conversations)
+        ]
+        return self._requests.outputs(prompts, sampling_params, use_tqdm)
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The token ids by which a model is asked to answer a conversation."""
-        return asked(self.tokenizer, messages, self.max_model_len)[1]
+        """The token ids by which a model is asked to answer a conversation.
+
+        Example:
+            >>> ids = llm.chat_prompt([{"role": "user", "content": "Hi"}])
+            >>> llm.tokenizer.decode(ids, skip_special_tokens=False)[-22:]
+            '<|im_start|>assistant\\n'
+        """
+        prompt = self._requests.rendered(
+            as_conversation(messages), "messages", add_generation_prompt=True, continue_final_message=False
+        )
+        return list(prompt.token_ids or ())
 
     def conversation(self) -> Conversation:
         """A conversation whose turns follow on each other: its cache is kept between them where `prefix_reuse` says so,
         which in mode `blinded` it has to be asked to.
 
-            with llm.conversation() as conversation:
-                messages = [{"role": "user", "content": "Name a river."}]
-                answer = conversation.chat(messages)
-                messages += [{"role": "assistant", "content": answer.outputs[0].text}, ...]
+        Example:
+            >>> params = SamplingParams(temperature=0, max_tokens=8)
+            >>> messages = [{"role": "user", "content": "What is the capital of France?"}]
+            >>> with llm.conversation() as conversation:
+            ...     answer = conversation.chat(messages, params).outputs[0].text
+            ...     messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "And of Italy?"}]
+            ...     second = conversation.chat(messages, params)
+            >>> second.num_cached_tokens > len(second.prompt_token_ids) / 2
+            True
         """
-        return Conversation(self)
+        return Conversation(self, self._requests)
 
     def start(self, prompt: Form, sampling_params: SamplingParams | None = None) -> Completion:
         """A completion to be run by `stream_completion`.
@@ -329,24 +402,31 @@ class LLM:
 
         Raises:
             RequestError: as `generate`.
+
+        Example:
+            >>> completion = llm.start("1, 2, 3,", SamplingParams(temperature=0, max_tokens=5))
+            >>> for piece in llm.stream_completion(completion):
+            ...     print(piece, end="|")
+             |4|,| |5|
+            >>> completion.text, completion.finish_reason
+            (' 4, 5', 'length')
         """
-        (params,) = self._params(sampling_params, 1)
+        (params,) = self._requests.params(sampling_params, 1)
         if params.n != 1:
             raise RequestError("n", params.n, "1, as one completion is started; `generate` gives several")
-        (completion,) = self._started(as_prompt(prompt), params)
+        (completion,) = self._requests.made(as_prompt(prompt), params)
         return completion
 
     def stream_completion(self, completion: Completion) -> Generator[str, None, None]:
-        """Runs a completion of `start`, yielding its new text after each token that makes some."""
-        updates: SimpleQueue[Update] = SimpleQueue()
-        with self._running([completion], updates.put):
-            while True:
-                update = self._runtime.next_update(updates)
-                # Of what was cancelled, by a fault above all, nothing more is given out, however much is there already.
-                if update.text and completion.finish_reason != "cancelled":
-                    yield update.text
-                if update.is_last:
-                    return
+        """Runs a completion of `start`, yielding its new text after each token that makes some.
+
+        Example:
+            >>> completion = llm.start("A, B, C,", SamplingParams(temperature=0, max_tokens=3))
+            >>> "".join(llm.stream_completion(completion)), len(completion.token_ids)
+            (' D, E', 3)
+        """
+        # Not handed on as it is: whoever has the pieces holds the LLM.
+        yield from self._requests.pieces(completion)
 
     def logits(self, token_ids: Form) -> npt.NDArray[np.float32]:
         """The logits after every token of one sequence, which takes a place of the batch while it is computed.
@@ -359,91 +439,50 @@ class LLM:
         Raises:
             RequestError: as `generate`.
             PeerDied, PeerTimeout, ProtocolError: the session is over.
+
+        Example:
+            >>> logits = llm.logits("The capital of France is")
+            >>> logits.shape, llm.tokenizer.decode([int(logits[-1].argmax())])
+            ((5, 49152), ' Paris')
         """
-        ids = self._token_ids(as_prompt(token_ids), self.max_model_len)
+        ids = self._requests.token_ids(as_prompt(token_ids), self.max_model_len)
         with self._runtime.sequence() as sequence:
             return self._runtime.forward(sequence, ids)
 
     def bring_up(self) -> dict[str, Any]:
-        """Mode and processes of this session, and what lies between them, as plain values."""
+        """Mode and processes of this session, and what lies between them, as plain values.
+
+        Example:
+            >>> facts = llm.bring_up()
+            >>> facts["mode"], facts["weights"]["is_pinned"]
+            ('tee-only', False)
+        """
         return {**self._runtime.describe(), "model": str(self.model)}
 
+    def get_metrics(self) -> list[Metric]:
+        """What the session's requests have come to so far, as vLLM's metrics under the prefix "tsqp:".
+
+        It waits for nothing, and says what it says when the LLM is closed, too. The names are in
+        docs/architecture.md.
+
+        Example:
+            >>> from tsqp_shm.metrics import Histogram
+            >>> outputs = llm.generate("Hello", SamplingParams(max_tokens=3))
+            >>> for metric in llm.get_metrics():
+            ...     if isinstance(metric, Histogram) and metric.name == "tsqp:time_to_first_token_seconds":
+            ...         print(metric.count > 0, metric.sum > 0)
+            True True
+        """
+        return self._runtime.metrics()
+
     def stats(self) -> dict[str, Any]:
-        """What `tsqp-shm launch` prints, as plain values. Units are in the names."""
+        """What `tsqp-shm launch` prints, as plain values. Units are in the names.
+
+        Example:
+            >>> sorted(llm.stats()["processes"]["tee"])
+            ['peak_rss_bytes', 'pid']
+        """
         return {**self._runtime.facts(), "model": str(self.model)}
-
-    def _generated(self, prompts: Sequence[Prompt], sampling_params: object, use_tqdm: object) -> list[RequestOutput]:
-        self._runtime.require_working()
-        params = self._params(sampling_params, len(prompts))
-        progress = PromptProgress(use_tqdm, len(prompts))
-        requests = [self._started(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
-        completions = [completion for request in requests for completion in request]
-        request_of = {completion: index for index, request in enumerate(requests) for completion in request}
-        going = [len(request) for request in requests]
-        updates: SimpleQueue[Update] = SimpleQueue()
-        wants_all = progress.wants_all
-
-        def told(update: Update) -> None:
-            if update.is_last or wants_all:
-                updates.put(update)
-
-        with progress, self._running(completions, told):
-            while any(going):
-                update = self._runtime.next_update(updates)
-                index = request_of[update.completion]
-                going[index] -= update.is_last
-                progress.saw(update, ends_prompt=not going[index])
-        decode = None if self._tokenizer is None else self._tokenizer.spelled
-        return [RequestOutput.of(prompt.text, each, decode) for prompt, each in zip(prompts, requests, strict=True)]
-
-    def _params(self, sampling_params: object, count: int) -> list[SamplingParams]:
-        if sampling_params is None:
-            return [self.get_default_sampling_params()] * count
-        return params_of_each(sampling_params, count)
-
-    def _started(self, prompt: Prompt, params: SamplingParams) -> list[Completion]:
-        self._runtime.require_working()
-        if params.stop and self._tokenizer is None:
-            raise RequestError("stop", params.stop, "no stop strings, as the model has no tokenizer")
-        # One place is left for an answer.
-        token_ids = self._token_ids(prompt, self.max_model_len - 1)
-        room = self.max_model_len - len(token_ids)
-        max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
-        seed, receipt = drawn_seed(params), self._witness.receipt()
-        return [
-            Completion(
-                token_ids,
-                params,
-                max_tokens,
-                self.spec.eos_token_ids,
-                self._tokenizer,
-                vocab_size=self.spec.vocab_size,
-                index=index,
-                seed=seed,
-                receipt=receipt,
-            )
-            for index in range(params.n)
-        ]
-
-    def _token_ids(self, prompt: Prompt, most: int) -> list[int]:
-        ids = prompt.token_ids
-        if ids is None:
-            ids = self.tokenizer.encode(prompt.text or "", most_tokens=most)
-        return checked_token_ids(ids, most, self.max_model_len, self.spec.vocab_size, prompt.name)
-
-    def _encoded(self, rendered: str) -> list[int]:
-        # A rendered chat template spells out its special tokens itself.
-        return self.tokenizer.encode(rendered, add_special_tokens=False, most_tokens=self.max_model_len - 1)
-
-    @contextmanager
-    def _running(self, completions: list[Completion], told: Told) -> Iterator[None]:
-        """Has completions run during the block; those that have not ended when it is left are cancelled."""
-        self._runtime.require_can_wait()
-        try:
-            self._runtime.add(completions, told)
-            yield
-        finally:
-            self._runtime.cancel([completion for completion in completions if completion.finish_reason is None])
 
 
 def _file(argument: str, value: object) -> Path | None:
@@ -483,29 +522,3 @@ def _start_gpu(
 ) -> RoleProcess:
     arguments = [str(model), *session.gpu_flags, *config.gpu_arguments(), *traced]
     return RoleProcess.start("gpu", arguments, descriptors=descriptors, listen=report)
-
-
-def _harmless(report: Callable[[str], None]) -> Callable[[str], None]:
-    """What a caller's function raises is the caller's affair: it must not end a thread that it is told things on."""
-
-    def say(line: str) -> None:
-        with suppress(Exception):
-            report(line)
-
-    return say
-
-
-def _while_held(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A caller's function as this LLM's threads may have it: it may be a method of who holds the LLM, and a thread that
-    held it would hold the LLM too, for ever. When nobody holds it any more, it does nothing."""
-    try:
-        reference = weakref.ref(function)
-    except TypeError:
-        # Of a type that allows no such references.
-        return function
-
-    def call(*arguments: object) -> Any:
-        held = reference()
-        return None if held is None else held(*arguments)
-
-    return call

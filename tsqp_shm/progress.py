@@ -7,6 +7,8 @@ import sys
 from tsqp_shm.printable import obeyed, shown
 from tsqp_shm.wrapping import columns_of, cut
 
+_USUAL_COLUMNS = 80
+
 
 class Progress:
     """Attributes:
@@ -26,9 +28,9 @@ class Progress:
     def show(self, text: str) -> None:
         """Of a longer text than a line has room for, the beginning."""
         if self.is_shown:
-            columns = columns_of(sys.stderr)
-            line = shown(text, lines=False)
-            print(f"\r\033[K{cut(line, columns) if columns else line}", end="", file=obeyed(sys.stderr), flush=True)
+            # What went on in the next line would stay there; a terminal may not say where that begins.
+            line = cut(shown(text, lines=False), columns_of(sys.stderr) or _USUAL_COLUMNS)
+            print(f"\r\033[K{line}", end="", file=obeyed(sys.stderr), flush=True)
 
 
 def _has_terminal() -> bool:

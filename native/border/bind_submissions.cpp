@@ -152,6 +152,8 @@ void bind_submissions(py::module_& module) {
         .def_readonly("bytes_to_gpu", &Tallies::bytes_to_gpu)
         .def_readonly("bytes_to_tee", &Tallies::bytes_to_tee)
         .def_readonly("waiting_ns", &Tallies::waiting_ns)
+        .def_readonly("round_trips_by_bits", &Tallies::round_trips_by_bits)
+        .def_readonly("round_trips_ns", &Tallies::round_trips_ns)
         .def("number_of", &Tallies::number_of, "operation"_a)
         .def("operations", &operations_of)
         .def("newest_round_trips", &Tallies::newest_round_trips, "most"_a = kRoundTripSamples);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -24,6 +25,9 @@ struct Tallies {
     std::vector<OperationTally> operations;
     std::uint64_t doorbells = 0, bytes_to_gpu = 0, bytes_to_tee = 0;
     std::uint64_t waiting_ns = 0;
+    // All round trips: how many have so many bits of nanoseconds, and their sum.
+    std::array<std::uint64_t, 65> round_trips_by_bits{};
+    std::uint64_t round_trips_ns = 0;
 
     // The number of an operation, which it gets when it is first asked for.
     std::size_t number_of(const std::string& operation) {
@@ -36,7 +40,11 @@ struct Tallies {
         return static_cast<std::size_t>(known - operations.begin());
     }
 
-    void add_round_trip(std::uint64_t ns) { round_trips_[num_round_trips_++ % kRoundTripSamples] = ns; }
+    void add_round_trip(std::uint64_t ns) {
+        round_trips_[num_round_trips_++ % kRoundTripSamples] = ns;
+        ++round_trips_by_bits[static_cast<std::size_t>(std::bit_width(ns))];
+        round_trips_ns += ns;
+    }
 
     // The newest round trips first, `most` at most.
     std::vector<std::uint64_t> newest_round_trips(std::size_t most) const {

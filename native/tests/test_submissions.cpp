@@ -160,6 +160,8 @@ void test_round_trips_of_what_was_alone_are_kept_the_newest_first() {
     session.complete(session.submit());
     CHECK((session.tallies.newest_round_trips(9) == std::vector<std::uint64_t>{2000, 3000}));
     CHECK((session.tallies.newest_round_trips(1) == std::vector<std::uint64_t>{2000}));
+    CHECK(session.tallies.round_trips_by_bits[11] == 1 && session.tallies.round_trips_by_bits[12] == 1);
+    CHECK(session.tallies.round_trips_ns == 5000);
     for (std::size_t i = 0; i < 2 * kRoundTripSamples; ++i) session.tallies.add_round_trip(i);
     const auto newest = session.tallies.newest_round_trips(~std::size_t{0});
     CHECK(newest.size() == kRoundTripSamples);

@@ -20,6 +20,10 @@ from typing import NamedTuple
 
 import border
 
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+
+from script_flags import ScriptParser
+
 from tsqp_shm.shm.posix.objects import arena_name, unlink_dead
 
 HERE = Path(__file__).parent
@@ -61,7 +65,7 @@ def targets() -> dict[str, Target]:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__.partition("\n")[0])
+    parser = ScriptParser(__doc__.partition("\n")[0], prog="scripts/fuzz")
     parser.add_argument("--seconds", type=int, default=600, metavar="N", help="for all targets together (600)")
     parser.add_argument("--keep", action="store_true", help="put inputs that reach something new into the corpus")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run one target on this input alone")

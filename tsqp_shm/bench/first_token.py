@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from tsqp_shm.arguments import STDOUT, require_writable
+from tsqp_shm.arguments import require_writable
 from tsqp_shm.bench.cases import MODE_OF, contenders_of
 from tsqp_shm.bench.contenders import KINDS, parse_contenders, require_installed
-from tsqp_shm.bench.report import environment
+from tsqp_shm.bench.report import environment, machine_line, put_out
+from tsqp_shm.bench.tables import print_columns, say
 from tsqp_shm.bench.whole_run import run_whole
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice, require_range
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.modes import MODES
-from tsqp_shm.printable import print_json
 from tsqp_shm.progress import Progress
 
 PROMPT = "The capital of France is"
@@ -69,12 +68,7 @@ def run_launch(options: LaunchOptions, demo_model: Callable[[], Path]) -> int:
                     samples[name].append(run.first_s)
     rows = [_row(name, taken, samples[names[0]]) for name, taken in samples.items()]
     document = {"environment": facts, "model": folder.name, "dtype": options.dtype, "rows": rows}
-    if options.json_file == STDOUT:
-        print_json(document, indent=2)
-        return 0
-    _print_table(document)
-    if options.json_file:
-        Path(options.json_file).write_text(json.dumps(document, indent=2) + "\n")
+    put_out(document, options.json_file, None, print_table)
     return 0
 
 
@@ -107,15 +101,17 @@ def _row(name: str, samples: list[float], ours: list[float]) -> dict[str, Any]:
     }
 
 
-def _print_table(document: dict[str, Any]) -> None:
-    facts = document["environment"]
-    print(
-        f"{facts['cores']} cores of {facts['processor']}; load {facts['load_1m']}; Python {facts['python']}, "
-        f"torch {facts['torch']}, transformers {facts['transformers']}"
-    )
-    print(f"from process start to the first text; {document['model']}, {document['dtype']}; seconds")
+def print_table(document: dict[str, Any], out: TextIO) -> None:
+    say(machine_line(document["environment"]), out)
+    say(f"from process start to the first text; {document['model']}, {document['dtype']}; seconds", out)
+    cells = [
+        [
+            row["contender"],
+            *(f"{row[name]:.2f}" for name in ("median_s", "min_s", "max_s")),
+            f"{row['ours_over_it']:.2f}",
+            f"{row['runs']}",
+        ]
+        for row in document["rows"]
+    ]
     first = document["rows"][0]["contender"]
-    print(f"{'contender':<22}{'median':>8}{'least':>8}{'most':>8}{f'{first} / it':>25}{'n':>4}")
-    for row in document["rows"]:
-        numbers = "".join(f"{row[name]:>8.2f}" for name in ("median_s", "min_s", "max_s"))
-        print(f"{row['contender']:<22}{numbers}{row['ours_over_it']:>25.2f}{row['runs']:>4}")
+    print_columns(["contender", "median", "least", "most", f"{first} / it", "n"], cells, out)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from tsqp_shm.arguments import STDOUT, require_writable
+from tsqp_shm.arguments import require_writable
 from tsqp_shm.bench.cases import contenders_of
 from tsqp_shm.bench.child import processor_seconds
-from tsqp_shm.bench.report import environment
+from tsqp_shm.bench.report import environment, machine_line, put_out
+from tsqp_shm.bench.tables import print_columns, say
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.llm import LLM, SamplingParams
 from tsqp_shm.modes import MODES
-from tsqp_shm.printable import print_json
 from tsqp_shm.progress import Progress
 
 # Until both sides have parked; and pads are made while nobody asks, as long as there is room for any.
@@ -62,16 +61,19 @@ def run_idle(options: IdleOptions, demo_model: Callable[[], Path]) -> int:
         "seconds": options.seconds,
         "core_share": shares,
     }
-    if options.json_file == STDOUT:
-        print_json(document, indent=2)
-        return 0
-    print(f"{folder.name}, {options.dtype}, idle for {options.seconds:g} s; CPU time, of one core")
-    for mode, of_mode in shares.items():
-        for process, share in of_mode.items():
-            print(f"{mode:<9} {process:<4} {share:7.2%}")
-    if options.json_file:
-        Path(options.json_file).write_text(json.dumps(document, indent=2) + "\n")
+    put_out(document, options.json_file, None, print_table)
     return 0
+
+
+def print_table(document: dict[str, Any], out: TextIO) -> None:
+    say(machine_line(document["environment"]), out)
+    say(f"{document['model']}, {document['dtype']}, idle for {document['seconds']:g} s; CPU time, of one core", out)
+    cells = [
+        [mode, process, f"{share:.2%}"]
+        for mode, of_mode in document["core_share"].items()
+        for process, share in of_mode.items()
+    ]
+    print_columns(["mode", "process", "of a core"], cells, out, names=2)
 
 
 def _core_shares(folder: Path, mode: str, options: IdleOptions) -> dict[str, float]:

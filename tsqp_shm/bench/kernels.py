@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
 from tsqp_shm import _native
-from tsqp_shm.arguments import STDOUT, require_writable
+from tsqp_shm.arguments import require_writable
 from tsqp_shm.bench.kernel_cases import KernelCase, Run, kernel_cases, kernel_plan
-from tsqp_shm.bench.report import environment
+from tsqp_shm.bench.report import environment, machine_line, put_out
 from tsqp_shm.bench.shapes import shape_config
+from tsqp_shm.bench.tables import print_columns, say
 from tsqp_shm.config import require_range
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.progress import Progress
@@ -67,13 +66,7 @@ def run_kernels(options: KernelsOptions) -> int:
     with Progress() as progress:
         for name, spec in specs.items():
             rows += _measure_shape(name, spec, options, progress)
-    text = json.dumps({"environment": facts, "rows": rows}, indent=2)
-    if options.json_file == STDOUT:
-        print(text)
-        return 0
-    _print_table(facts, rows)
-    if options.json_file:
-        Path(options.json_file).write_text(text + "\n")
+    put_out({"environment": facts, "rows": rows}, options.json_file, None, print_table)
     return 0
 
 
@@ -143,14 +136,18 @@ def _rows(model: str, case: KernelCase, seconds: dict[str, float]) -> list[dict[
     ]
 
 
-def _print_table(facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    print(
-        f"{facts['cores']} cores of {facts['processor']}; load {facts['load_1m']}; torch {facts['torch']}; "
-        f"{facts['threads']} threads; bfloat16"
-    )
-    print(f"{'kernel':<14}{'model':<14}{'shape':<20}{'contender':<11}{'us':>9}{'GB/s':>8}{'/ copy':>8}{'/ torch':>9}")
-    for row in rows:
-        print(
-            f"{row['kernel']:<14}{row['model']:<14}{row['shape']:<20}{row['contender']:<11}{row['us']:>9,.0f}"
-            f"{row['gb_per_s']:>8.1f}{row['share_of_copy']:>8.0%}{row['over_torch']:>9.2f}"
-        )
+def print_table(document: dict[str, Any], out: TextIO) -> None:
+    facts = document["environment"]
+    say(machine_line(facts, f"{facts['threads']} threads", "bfloat16"), out)
+    cells = [
+        [
+            *(row[name] for name in ("kernel", "model", "shape", "contender")),
+            f"{row['us']:,.0f}",
+            f"{row['gb_per_s']:.1f}",
+            f"{row['share_of_copy']:.0%}",
+            f"{row['over_torch']:.2f}",
+        ]
+        for row in document["rows"]
+    ]
+    titles = ["kernel", "model", "shape", "contender", "us", "GB/s", "/copy", "/torch"]
+    print_columns(titles, cells, out, names=4)

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import tsqp_shm
 from tsqp_shm.arguments import STDOUT
 from tsqp_shm.bench.cases import MODE_OF, Turn
+from tsqp_shm.bench.tables import print_columns, say
 from tsqp_shm.modes import MODES
 from tsqp_shm.printable import print_json
 
@@ -145,74 +146,83 @@ def _commit() -> str | None:
         return None
 
 
-def print_table(document: dict[str, Any], out: TextIO) -> None:
-    facts, settings, rows = document["environment"], document["settings"], document["rows"]
+def machine_line(facts: dict[str, Any], *more: str) -> str:
+    """Where a run was made, in a line."""
     virtual = ", virtual" if facts["virtual"] else ""
-    print(
-        f"{facts['cores']} cores of {facts['processor']}{virtual}; load {facts['load_1m']}; "
-        f"Python {facts['python']}, torch {facts['torch']}, transformers {facts['transformers']}; "
-        f"commit {(facts['commit'] or '-')[:12]}",
-        file=out,
+    versions = [f"{name} {facts[name]}" for name in ("torch", "transformers") if facts[name] is not None]
+    return "; ".join(
+        [
+            f"{facts['cores']} cores of {facts['processor']}{virtual}",
+            f"load {facts['load_1m']}",
+            ", ".join([f"Python {facts['python']}", *versions]),
+            f"commit {(facts['commit'] or '-')[:12]}",
+            *more,
+        ]
     )
+
+
+def print_table(document: dict[str, Any], out: TextIO) -> None:
+    settings, rows = document["settings"], document["rows"]
+    say(machine_line(document["environment"]), out)
     lengths = ", ".join(f"{tokens:,}" for tokens in settings["tokens"])
-    print(
+    say(
         f"{settings['case']}, {lengths} tokens of prompt; {settings['model']}, {settings['dtype']}; "
         f"{settings['threads']} threads a process, half for the TEE process beside a GPU process; "
         f"{settings['runs']} runs in turns; "
         f"every number for one {rows[0]['per']}",
-        file=out,
+        out,
     )
-    bells = ",.0f" if rows[0]["per"] == "prefill" else ",.1f"
     names = list(dict.fromkeys(row["contender"] for row in rows))
     # Of the settings of one contender the first is enough to read the others against.
     names = [name for name in names if name == names[0] or name.partition(" ")[0] != names[0].partition(" ")[0]]
-    widths = [max(10, len(name) + 4) for name in names]
-    first = max(20, *(len(row["contender"]) + 1 for row in rows))
-    ratios = "".join(f"{'/ ' + name:>{width}}" for name, width in zip(names, widths, strict=True))
-    print(
-        f"\n{'contender':<{first}}{'seqs':>5}{'tokens':>7}{'median':>11}{'spread':>8}{'tokens/s':>11}{ratios}"
-        f"{'MB crossed':>12}"
-        f"{'doorbells':>11}{'TEE':>6}{'GPU':>6}{'CPU s/token':>13}  peak MiB",
-        file=out,
-    )
-    for row in rows:
-        ratios = "".join(
-            f"{_or_dash(row['ratios'].get(name), '.3f'):>{width}}" for name, width in zip(names, widths, strict=True)
-        )
-        crossed = None if row["doorbells"] is None else (row["bytes_to_gpu"] + row["bytes_to_tee"]) / 1e6
-        peaks = ", ".join(f"{role} {size / 2**20:,.0f}" for role, size in row["peak_bytes"].items())
-        print(
-            f"{row['contender']:<{first}}{row['sequences']:>5}{row['prompt_tokens']:>7}{_duration(row['median_s']):>11}{row['spread']:>8.1%}"
-            f"{row['tokens_per_s']:>11,.1f}{ratios}{_or_dash(crossed, ',.2f'):>12}"
-            f"{_or_dash(row['doorbells'], bells):>11}{_or_dash(row['tee_busy_share'], '.0%'):>6}"
-            f"{_or_dash(row['gpu_busy_share'], '.0%'):>6}{row['cpu_s_per_token']:>13.5f}  {peaks}",
-            file=out,
-        )
+    titles = ["contender", "seqs", "tokens", "median", "spread", "tokens/s", *(f"/{name}" for name in names)]
+    titles += ["MB crossed", "doorbells", "TEE", "GPU", "CPU s/token", "peak MiB"]
+    print("", file=out)
+    print_columns(titles, [_cells(row, names) for row in rows], out, names=3)
     for name in dict.fromkeys(row["contender"] for row in rows):
         mode = mode_of(name)
         if mode is not None and MODES[mode].arithmetic is not None:
-            print(f"{name} computes in {MODES[mode].arithmetic}", file=out)
+            say(f"{name} computes in {MODES[mode].arithmetic}", out)
     for row in rows:
         if row["speedup_over_one_sequence"] is not None:
-            print(
+            say(
                 f"{row['contender']}: {row['sequences']} sequences give "
                 f"{row['speedup_over_one_sequence']:.2f} times the tokens/s of one",
-                file=out,
+                out,
             )
         if row["growth"] is not None:
             growth = row["growth"]
-            print(
+            say(
                 f"{row['contender']}: {row['prompt_tokens']:,} tokens take {growth['time']:.2f} times the time of "
                 f"{growth['from_tokens']:,}, and {growth['arithmetic']:.2f} times the arithmetic",
-                file=out,
+                out,
             )
 
 
-def _duration(seconds: float) -> str:
+def _cells(row: Row, names: list[str]) -> list[str]:
+    crossed = None if row["doorbells"] is None else (row["bytes_to_gpu"] + row["bytes_to_tee"]) / 1e6
+    return [
+        row["contender"],
+        f"{row['sequences']}",
+        f"{row['prompt_tokens']:,}",
+        duration(row["median_s"]),
+        f"{row['spread']:.1%}",
+        f"{row['tokens_per_s']:,.1f}",
+        *(or_dash(row["ratios"].get(name), ".3f") for name in names),
+        or_dash(crossed, ",.2f"),
+        or_dash(row["doorbells"], ",.0f" if row["per"] == "prefill" else ",.1f"),
+        or_dash(row["tee_busy_share"], ".0%"),
+        or_dash(row["gpu_busy_share"], ".0%"),
+        f"{row['cpu_s_per_token']:.5f}",
+        ", ".join(f"{role} {size / 2**20:,.0f}" for role, size in row["peak_bytes"].items()),
+    ]
+
+
+def duration(seconds: float) -> str:
     return f"{seconds:.3f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms"
 
 
-def _or_dash(value: float | None, form: str) -> str:
+def or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
@@ -221,7 +231,7 @@ def put_out(
     json_file: str | None,
     plot_file: str | None,
     print_tables: Callable[[dict[str, Any], TextIO], None],
-    draw: Callable[[dict[str, Any], Path], None],
+    draw: Callable[[dict[str, Any], Path], None] | None = None,
 ) -> None:
     """Prints a document as tables, or as JSON where that goes to stdout, and writes the files that are asked for."""
     if json_file == STDOUT:
@@ -230,5 +240,5 @@ def put_out(
         print_tables(document, sys.stdout)
         if json_file:
             Path(json_file).write_text(json.dumps(document, indent=2) + "\n")
-    if plot_file:
+    if plot_file and draw is not None:
         draw(document, Path(plot_file))

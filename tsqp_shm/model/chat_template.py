@@ -24,8 +24,8 @@ _NAMED_TEMPLATES = "additional_chat_templates"
 class ChatTemplate:
     """A compiled template and the special tokens it may use."""
 
-    def __init__(self, process: ConfinedProcess, special_tokens: Mapping[str, str]) -> None:
-        self._process, self._special_tokens = process, special_tokens
+    def __init__(self, process: ConfinedProcess, special_tokens: Mapping[str, str], source: str) -> None:
+        self._process, self._special_tokens, self.source = process, special_tokens, source
 
     @classmethod
     def from_folder(cls, folder: Path | ModelFiles, config: TokenizerConfig, process: ConfinedProcess) -> ChatTemplate:
@@ -43,10 +43,15 @@ class ChatTemplate:
             raise ModelFileError(path, f"malformed chat template: {error}") from error
         except NoProcessError as error:
             raise _no_process(error) from error
-        return cls(process, config.special_tokens)
+        return cls(process, config.special_tokens, source)
 
-    def render(self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool, variables: Mapping[str, object]
+    ) -> str:
         """Returns the prompt.
+
+        Args:
+            variables: more of them, over the special tokens.
 
         Raises:
             RequestError: there is no message, or the template refuses these, or takes too long or too much memory.
@@ -56,7 +61,9 @@ class ChatTemplate:
             raise RequestError("messages", [], "at least one message")
         variables = {
             **self._special_tokens,
-            "messages": list(messages),
+            **variables,
+            # As in transformers: templates meet what is missing better than a value that is none.
+            "messages": [{key: value for key, value in each.items() if value is not None} for each in messages],
             "tools": None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,

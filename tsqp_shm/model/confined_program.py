@@ -52,6 +52,8 @@ class Confined:
             b"A": self.add_tokens,
             b"E": lambda text: self.encode(text, add_special_tokens=True),
             b"e": lambda text: self.encode(text, add_special_tokens=False),
+            b"W": lambda text: self.tokens(text, add_special_tokens=True),
+            b"w": lambda text: self.tokens(text, add_special_tokens=False),
             b"C": self.compile_template,
             b"R": self.render,
         }
@@ -90,6 +92,10 @@ class Confined:
         assert self._tokenizer is not None
         ids: list[int] = self._tokenizer.encode(text.decode(), add_special_tokens=add_special_tokens).ids
         return json.dumps(ids, separators=(",", ":"))
+
+    def tokens(self, text: bytes, *, add_special_tokens: bool) -> str:
+        assert self._tokenizer is not None
+        return json.dumps(self._tokenizer.encode(text.decode(), add_special_tokens=add_special_tokens).tokens)
 
     def compile_template(self, source: bytes) -> str:
         self._template = compile_template(source.decode())

@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import tokenizers
 
-from tsqp_shm.errors import ModelFileError, RequestError
+from tsqp_shm.errors import ConfigError, ModelFileError, RequestError
 from tsqp_shm.model.added_tokens import TokenizerConfig
 from tsqp_shm.model.chat_template import ChatTemplate
 from tsqp_shm.model.confined import DEADLINE_S, ConfinedError, ConfinedProcess, NoProcessError
@@ -34,12 +35,26 @@ _MOST_ENCODING_S = 30.0
 _SHORT_BYTES = 1 << 16
 
 
+class _Part(NamedTuple):
+    """What is wanted of an encoded text: the request for it, in small letters without special tokens."""
+
+    request: bytes
+    attribute: str
+    type: type
+
+
+_IDS, _TOKENS = _Part(b"E", "ids", int), _Part(b"W", "tokens", str)
+
+
 class Tokenizer:
     """The tokenizer of a model folder: tokenizer.json, and the tokens that are named beside it.
 
     It is read first, and texts are encoded, in a process of its own (`model/confined.py`): a malformed file can end the
     process that reads it, and an expression in it may backtrack for ever. Tokens become text here, because that is done
     for each one. Where the system starts no process, all of it is done here, unbounded, and a warning says so.
+
+    Attributes:
+        config: what the folder says beside tokenizer.json.
 
     Source: transformers' `TokenizersBackend`. Its classes that put a normalizer and a pre-tokenizer of their own in the
         place of the file's are followed as far as `model/tokenizer_class.py` says.
@@ -57,7 +72,7 @@ class Tokenizer:
         process: one that has been given the same tokenizer; None: texts are encoded here.
         """
         self._backend, self._files = backend, ModelFiles.of(folder)
-        self._config, self._process = config or TokenizerConfig(), process
+        self.config, self._process = config or TokenizerConfig(), process
         # A tokenizer.json keeps the limits of whoever saved it last; a prompt is never cut or padded here.
         backend.no_truncation()
         backend.no_padding()
@@ -115,6 +130,19 @@ class Tokenizer:
             RequestError: the text holds lone surrogates, which no tokenizer can represent, or is too long; or the
                 tokenizer fails on it or takes too long, or others keep it for too long.
         """
+        ids: list[int] = self._encoded(text, _IDS, add_special_tokens, most_tokens)
+        return ids
+
+    def tokens(self, text: str, add_special_tokens: bool = False) -> list[str]:
+        """Returns the tokens as they are found in the text.
+
+        Raises:
+            RequestError: as `encode`.
+        """
+        tokens: list[str] = self._encoded(text, _TOKENS, add_special_tokens, None)
+        return tokens
+
+    def _encoded(self, text: str, part: _Part, add_special_tokens: bool, most_tokens: int | None) -> list[Any]:
         try:
             content = text.encode()
         except UnicodeEncodeError as error:
@@ -126,18 +154,20 @@ class Tokenizer:
                 raise RequestError("text", _length(text), expected)
         try:
             if self._process is None:
-                ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-            else:
-                deadline_s = min(DEADLINE_S + len(text) / _CHARACTERS_PER_SECOND, _MOST_ENCODING_S)
-                ids = _ids(self._process.ask(b"E" if add_special_tokens else b"e", content, deadline_s))
+                found: list[Any] = getattr(
+                    self._backend.encode(text, add_special_tokens=add_special_tokens), part.attribute
+                )
+                return found
+            deadline_s = min(DEADLINE_S + len(text) / _CHARACTERS_PER_SECOND, _MOST_ENCODING_S)
+            request = part.request if add_special_tokens else part.request.lower()
+            return _listed(self._process.ask(request, content, deadline_s), part.type)
         except NoProcessError as error:
             self._process = None
             _warn_of_no_process(error)
-            return self.encode(text, add_special_tokens, most_tokens)
+            return self._encoded(text, part, add_special_tokens, most_tokens)
         except BaseException as error:
             expected = f"text that the model's tokenizer can encode: {_library_error(error)}"
             raise RequestError("text", _length(text), expected) from error
-        return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Returns the text; ids beyond the vocabulary (a padded embedding has some) give nothing.
@@ -154,6 +184,24 @@ class Tokenizer:
 
     def stream(self, prompt_token_ids: Sequence[int] = (), skip_special_tokens: bool = True) -> TextStream:
         return TextStream(self, prompt_token_ids, skip_special_tokens)
+
+    @property
+    def is_bpe(self) -> bool:
+        return isinstance(self._backend.model, tokenizers.models.BPE)
+
+    def vocabulary(self) -> dict[str, int]:
+        """All tokens as the vocabulary spells them, the added ones included, with their ids."""
+        vocabulary: dict[str, int] = self._backend.get_vocab()
+        return vocabulary
+
+    def num_tokens(self, *, with_added: bool) -> int:
+        number: int = self._backend.get_vocab_size(with_added_tokens=with_added)
+        return number
+
+    def token_id(self, token: str) -> int | None:
+        """Returns the id of a token as the vocabulary spells it; None where there is none."""
+        token_id: int | None = self._backend.token_to_id(token)
+        return token_id
 
     def token(self, token_id: int) -> str | None:
         """Returns a token as the vocabulary spells it; None beyond the vocabulary."""
@@ -175,8 +223,16 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         return frozenset(token_id for token_id, token in added.items() if token.special)
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, object] | None = None,
+    ) -> str:
         """Returns the prompt for a conversation; encode it with `add_special_tokens=False`.
+
+        Args:
+            variables: more of them for the template.
 
         Raises:
             ConfigError: the model has no chat template.
@@ -184,7 +240,19 @@ class Tokenizer:
             RequestError: the template refuses the messages.
             LimitError: the system starts no process, which a template needs.
         """
-        return self._chat_template.render(messages, add_generation_prompt)
+        return self._chat_template.render(messages, add_generation_prompt, variables or {})
+
+    @property
+    def chat_template(self) -> str | None:
+        """Its source; None where the model has none.
+
+        Raises:
+            ModelFileError, LimitError: as `apply_chat_template`.
+        """
+        try:
+            return self._chat_template.source
+        except ConfigError:
+            return None
 
     def close(self) -> None:
         """Ends the process of its own; it is started again where it is needed again."""
@@ -193,7 +261,7 @@ class Tokenizer:
 
     @cached_property
     def _chat_template(self) -> ChatTemplate:
-        return ChatTemplate.from_folder(self._files, self._config, self._process or ConfinedProcess())
+        return ChatTemplate.from_folder(self._files, self.config, self._process or ConfinedProcess())
 
 
 @contextlib.contextmanager
@@ -214,15 +282,15 @@ def _length(text: str) -> str:
     return f"{len(text):,} characters"
 
 
-def _ids(answer: bytes) -> list[int]:
+def _listed(answer: bytes, item: type) -> list[Any]:
     """UNTRUSTED: an answer of the confined process; that ids are of the vocabulary is looked at with each request."""
     try:
-        ids = json.loads(answer)
+        listed = json.loads(answer)
     except (ValueError, RecursionError):
-        ids = None
-    if not isinstance(ids, list) or not all(type(token_id) is int for token_id in ids):
+        listed = None
+    if not isinstance(listed, list) or not all(type(each) is item for each in listed):
         raise ConfinedError("the confined process does not answer in form")
-    return ids
+    return listed
 
 
 def _library_error(error: BaseException) -> str:

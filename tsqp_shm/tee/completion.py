@@ -24,6 +24,7 @@ class Completion:
         max_tokens: most tokens that it may have, whatever the params say.
         seed: of its request, where that has several completions; None: the params', or one that is drawn.
         receipt: of its request, where evidence is written.
+        request_id: of its request.
 
     Attributes:
         prompt_token_ids: what was asked.
@@ -45,7 +46,10 @@ class Completion:
         num_cached_tokens: how many tokens of the prompt lay there before it was run.
         cached_from: the request that has put them there, by its number in the session's evidence; None where none has,
             or none is written.
-        started_s, first_token_s, ended_s: times on the monotonic clock, None until then.
+        arrival_s: when it was handed in, on the system's clock.
+        started_s, begun_s, queued_s, scheduled_s, first_token_s, last_token_s, ended_s: on the monotonic clock, when it
+            was made, handed in, taken by who runs the steps, given a place in the batch, had its first token and its
+            newest, and ended; None until then.
 
     Raises:
         RequestError: the params do not fit the model.
@@ -63,12 +67,14 @@ class Completion:
         index: int = 0,
         seed: int | None = None,
         receipt: Receipt | None = None,
+        request_id: str = "",
     ) -> None:
         self.prompt_token_ids = list(prompt_token_ids)
         self.params = params
         self.vocab_size = vocab_size
         self.index = index
         self.receipt = receipt
+        self.request_id = request_id
         self.seed = drawn_seed(params) if seed is None else seed
         self.sampler = token_sampler(
             params,
@@ -89,8 +95,12 @@ class Completion:
         self.keeper: Keeper | None = None
         self.cached = self.num_cached_tokens = 0
         self.cached_from: int | None = None
-        self.started_s = time.monotonic()
+        self.arrival_s = time.time()
+        self.started_s = self.begun_s = time.monotonic()
+        self.queued_s: float | None = None
+        self.scheduled_s: float | None = None
         self.first_token_s: float | None = None
+        self.last_token_s: float | None = None
         self.ended_s: float | None = None
         self.max_tokens = max_tokens
         self._has_begun = False
@@ -157,6 +167,7 @@ class Completion:
         if self._has_begun:
             raise RequestError("completion", "one that was run before", "a new one")
         self._has_begun = True
+        self.arrival_s, self.begun_s = time.time(), time.monotonic()
 
     def score_prompt(self, scores: Sequence[TokenScore]) -> None:
         """Takes the scores of the prompt's next tokens."""
@@ -164,9 +175,9 @@ class Completion:
 
     def grow(self, token_id: int, score: TokenScore | None = None) -> None:
         """Takes the next token."""
-        now = time.monotonic()
+        self.last_token_s = time.monotonic()
         if self.first_token_s is None:
-            self.first_token_s = now
+            self.first_token_s = self.last_token_s
         self.sampler.grow(token_id)
         self.token_ids.append(token_id)
         if score is not None:

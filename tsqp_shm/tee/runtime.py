@@ -24,6 +24,7 @@ from typing import Any, NoReturn, TypeVar
 
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import IntegrityError, RequestError, TsqpError
+from tsqp_shm.metrics import Metric
 from tsqp_shm.model.files import ModelFiles
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
@@ -354,6 +355,12 @@ class Runtime:
     def facts(self) -> dict[str, Any]:
         """What `describe` says, and what the session has done so far, when it is over too. Units are in the names."""
         return {**self._ask(self._stepper.facts, even_if_over=True), "weights": self._anchor.describe()}
+
+    def metrics(self) -> list[Metric]:
+        """What the session has come to so far, when it is over too. Does not wait for a step to end."""
+        if self._pid != os.getpid():
+            self.require_working()
+        return self._stepper.metrics()
 
     def leave(self) -> None:
         """Has the thread close the session and does not wait for it: for finalisers, which may run at any moment."""

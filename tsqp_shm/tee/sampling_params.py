@@ -92,6 +92,13 @@ class SamplingParams:
 
     Raises:
         ConfigError: a value of another type or outside its range, or an argument that there is not.
+
+    Example:
+        >>> SamplingParams(temperature=0.8, top_p=0.95, seed=1, max_tokens=64).temperature
+        0.8
+        >>> SamplingParams(temprature=0.8)
+        Traceback (most recent call last):
+        tsqp_shm.errors.ConfigError: temprature: got 0.8, expected none of this name; near it: temperature
     """
 
     n: int = 1

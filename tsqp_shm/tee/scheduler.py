@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,11 +112,14 @@ class Scheduler:
 
     def add(self, completion: Completion) -> None:
         """Has it run, or ends it with an error where it cannot be."""
+        self._statistics.requests.add(completion)
         keeper = completion.keeper
         if keeper is not None and any(each.keeper is keeper for each in self._completions):
             completion.fail(RequestError("conversation", "a turn while one is in progress", "one after the other"))
+            self._statistics.requests.end(completion)
             return
         self._witness.add(completion)
+        completion.queued_s = time.monotonic()
         self._waiting.append(completion)
 
     def cancel(self, completion: Completion, reason: str = "cancelled") -> None:
@@ -202,6 +206,7 @@ class Scheduler:
             # What ended while the step lasted takes nothing of it.
             if completion.finish_reason is None:
                 self._statistics.generated += harvest.give(completion)
+                self._statistics.requests.look(completion)
             if completion.finish_reason is not None:
                 self._release(completion)
 
@@ -223,8 +228,8 @@ class Scheduler:
             room = self._max_model_len - len(completion.prompt_token_ids)
             surplus = min(-num_new % self._pad_prompt_to, room)
         self._running[completion] = _Run(cache.sequence, surplus, self._next_turn())
-        self._statistics.prompt_tokens += len(completion.prompt_token_ids)
-        self._statistics.cached_tokens += completion.num_cached_tokens
+        completion.scheduled_s = time.monotonic()
+        self._statistics.requests.begin(completion)
 
     def _next_turn(self) -> int:
         self._num_turns += 1
@@ -279,6 +284,7 @@ class Scheduler:
         return [each for index, each in enumerate(batch) if index not in lacking]
 
     def _release(self, completion: Completion) -> None:
+        self._statistics.requests.end(completion)
         run = self._running.pop(completion, None)
         if run is None:
             return

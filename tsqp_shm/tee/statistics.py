@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tsqp_shm import _native
+from tsqp_shm.tee.request_tallies import RequestTallies
 from tsqp_shm.trace.recorder import Recorder
 
 
@@ -29,8 +30,8 @@ class Statistics:
         gpu_restarts: GPU processes that took the place of one that had died.
         start_waiting_ns: how long it was waited for GPU processes to be ready.
         earlier_waits: how the waits for those that have died had ended.
+        requests: what they come to.
         steps: forward passes of the scheduler, `tokens` that went through the model in them, and `generated` ones.
-        prompt_tokens, cached_tokens: of the prompts that were begun, and how many of these lay in a cache already.
     """
 
     tee: defaultdict[str, OperationTally] = field(default_factory=lambda: defaultdict(OperationTally))
@@ -38,11 +39,10 @@ class Statistics:
     gpu_restarts: int = 0
     start_waiting_ns: int = 0
     earlier_waits: Counter[str] = field(default_factory=Counter)
+    requests: RequestTallies = field(default_factory=RequestTallies)
     steps: int = 0
     tokens: int = 0
     generated: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
 
     @property
     def gpu(self) -> dict[str, OperationTally]:

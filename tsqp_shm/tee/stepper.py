@@ -17,11 +17,14 @@ import numpy as np
 
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import EvidenceError, IntegrityError, PeerDied, TsqpError
+from tsqp_shm.metrics import Metric
+from tsqp_shm.modes import MODES
 from tsqp_shm.roles.process import peak_resident_bytes
 from tsqp_shm.tee.batch import Chunk
 from tsqp_shm.tee.caches import Keeper
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.connection import CLOSED, Connect
+from tsqp_shm.tee.metrics import Occupancy, metrics
 from tsqp_shm.tee.ops import Float32
 from tsqp_shm.tee.scheduler import Reservation, Scheduler
 from tsqp_shm.tee.statistics import Statistics
@@ -211,6 +214,14 @@ class Stepper:
         self.connection.settle()
         running, waiting = self._scheduler.load
         return Load(running, waiting, self._scheduler.num_free_sequences, self.connection.num_lent)
+
+    def metrics(self) -> list[Metric]:
+        """What the session has come to so far, when it is over too; any thread may look, at any moment."""
+        running, waiting = self._scheduler.load
+        limits = self.connection.plan.limits
+        occupancy = Occupancy(running, waiting, limits.max_num_seqs, self._scheduler.num_free_sequences)
+        has_border = MODES[limits.mode].has_gpu_process
+        return metrics(self._statistics, occupancy, self.connection.pads, has_border=has_border)
 
     def facts(self) -> dict[str, Any]:
         """What `Connection.facts` says, and what this process has computed. Units are in the names."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import zmq
 
-from tsqp_shm.arguments import STDOUT, require_writable
+from tsqp_shm.arguments import require_writable
 from tsqp_shm.bench.latency.cases import PAYLOADS, Case, make_cases
 from tsqp_shm.bench.latency.copies import measured_copies
 from tsqp_shm.bench.latency.peer import Peer
-from tsqp_shm.bench.report import environment
+from tsqp_shm.bench.report import environment, machine_line, put_out
+from tsqp_shm.bench.tables import print_columns, say
 from tsqp_shm.config import EngineConfig, require_range
 from tsqp_shm.errors import ArenaTooSmall
 from tsqp_shm.progress import Progress
@@ -79,13 +78,7 @@ def run_latency(options: LatencyOptions) -> int:
         rows = [case.row() for case in cases]
     facts.update(libzmq=zmq.zmq_version(), spin_us=options.spin_us, yield_us=options.yield_us, rounds=rounds)
     document = {"environment": facts, "rows": rows, "ratios": _ratios(rows), "copies": measured_copies()}
-    text = json.dumps(document, indent=2)
-    if options.json_file == STDOUT:
-        print(text)
-        return 0
-    _print_table(document)
-    if options.json_file:
-        Path(options.json_file).write_text(text + "\n")
+    put_out(document, options.json_file, None, print_tables)
     return 0
 
 
@@ -114,32 +107,31 @@ def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _print_table(document: dict[str, Any]) -> None:
+def print_tables(document: dict[str, Any], out: TextIO) -> None:
     facts = document["environment"]
-    virtual = ", virtual" if facts["virtual"] else ""
-    print(
-        f"{facts['cores']} cores of {facts['processor']}{virtual}; Python {facts['python']}, libzmq {facts['libzmq']}; "
-        f"load {facts['load_1m']}; spin {facts['spin_us']} us, yield {facts['yield_us']} us; round trips in us"
-    )
-    print(f"{'case':<16}{'mode':<10}{'payload':>9}{'p50':>13}{'p90':>13}{'p99':>13}{'max':>13}{'n':>7}")
+    waits = f"spin {facts['spin_us']} us, yield {facts['yield_us']} us"
+    say(machine_line(facts, f"libzmq {facts['libzmq']}", waits, "round trips in us"), out)
+    cells = []
     for row in document["rows"]:
         size = row["payload_bytes"]
         payload = "-" if not size else f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
         form = ",.3f" if row["mode"] == "native" else ",.1f"
-        numbers = "".join(f"{row[name]:>13{form}}" for name in ("p50_us", "p90_us", "p99_us", "max_us"))
-        print(f"{row['case']:<16}{row['mode']:<10}{payload:>9}{numbers}{row['n']:>7}")
+        numbers = [f"{row[name]:{form}}" for name in ("p50_us", "p90_us", "p99_us", "max_us")]
+        cells.append([row["case"], row["mode"], payload, *numbers, f"{row['n']}"])
+    print_columns(["case", "mode", "payload", "p50", "p90", "p99", "max", "n"], cells, out, names=3)
     for name, ratio in document["ratios"].items():
-        print(f"{name}: {ratio:.3g} (medians)")
-    _print_copies(document["copies"])
+        say(f"{name}: {ratio:.3g} (medians)", out)
+    _print_copies(document["copies"], out)
 
 
-def _print_copies(copies: dict[str, Any]) -> None:
+def _print_copies(copies: dict[str, Any], out: TextIO) -> None:
     if copies["reason"]:
-        print(f"copies between arena and device: none measured, {copies['reason']}")
+        say(f"copies between arena and device: none measured, {copies['reason']}", out)
         return
     size = f"{copies['rows'][0]['bytes'] >> 20} MiB"
-    print(f"{'copies of ' + size:<18}{'way':<12}{'GB/s':>8}{'of the bus':>12}")
-    for row in copies["rows"]:
-        print(f"{row['direction']:<18}{row['way']:<12}{row['gb_per_s']:>8.1f}{row['share_of_bus']:>12.0%}")
+    cells = [
+        [row["direction"], row["way"], f"{row['gb_per_s']:.1f}", f"{row['share_of_bus']:.0%}"] for row in copies["rows"]
+    ]
+    print_columns([f"copies of {size}", "way", "GB/s", "of the bus"], cells, out, names=2)
     for way, reason in copies["refused"].items():
-        print(f"{way}: {reason}")
+        say(f"{way}: {reason}", out)

@@ -7,26 +7,24 @@ record. The cost is the round trip less that work. Every pair of thresholds has 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
-from tsqp_shm.arguments import STDOUT, require_writable
+from tsqp_shm.arguments import require_writable
 from tsqp_shm.bench.latency.cases import timed_trips
 from tsqp_shm.bench.latency.links import Link, LinkSettings
 from tsqp_shm.bench.latency.peer import Peer
 from tsqp_shm.bench.plot import draw_waits, require_plot
-from tsqp_shm.bench.report import environment
+from tsqp_shm.bench.report import environment, machine_line, put_out
+from tsqp_shm.bench.tables import print_columns, say
 from tsqp_shm.config import require_range
 from tsqp_shm.errors import ConfigError
-from tsqp_shm.printable import print_json
 from tsqp_shm.progress import Progress
 
 TRIPS = 25
@@ -87,14 +85,7 @@ def run_waits(options: WaitsOptions) -> int:
     costs = _measure(pairs, options.runs, cores)
     rows = [_row(scene, pair, ns) for (scene, pair), ns in costs.items()]
     document = {"environment": facts, "rows": rows}
-    if options.json_file == STDOUT:
-        print_json(document, indent=2)
-    else:
-        _print_table(document)
-        if options.json_file:
-            Path(options.json_file).write_text(json.dumps(document, indent=2) + "\n")
-    if options.plot_file:
-        draw_waits(document, Path(options.plot_file))
+    put_out(document, options.json_file, options.plot_file, print_table, draw_waits)
     return 0
 
 
@@ -148,14 +139,16 @@ def _row(scene: Scene, pair: tuple[int, int], costs_ns: list[float]) -> dict[str
     }
 
 
-def _print_table(document: dict[str, Any]) -> None:
-    facts = document["environment"]
-    print(
-        f"{facts['cores']} cores of {facts['processor']}; Python {facts['python']}; load {facts['load_1m']}; "
-        "what a round trip costs beside the peer's work, in us",
-        file=sys.stdout,
-    )
-    print(f"{'scene':<42}{'spin':>7}{'yield':>7}{'p50':>11}{'p90':>11}{'p99':>11}{'n':>6}")
-    for row in document["rows"]:
-        numbers = "".join(f"{row[name]:>11,.1f}" for name in ("p50_us", "p90_us", "p99_us"))
-        print(f"{row['scene']:<42}{row['spin_us']:>7}{row['yield_us']:>7}{numbers}{row['n']:>6}")
+def print_table(document: dict[str, Any], out: TextIO) -> None:
+    say(machine_line(document["environment"], "what a round trip costs beside the peer's work, in us"), out)
+    cells = [
+        [
+            row["scene"],
+            f"{row['spin_us']}",
+            f"{row['yield_us']}",
+            *(f"{row[name]:,.1f}" for name in ("p50_us", "p90_us", "p99_us")),
+            f"{row['n']}",
+        ]
+        for row in document["rows"]
+    ]
+    print_columns(["scene", "spin", "yield", "p50", "p90", "p99", "n"], cells, out, names=3)

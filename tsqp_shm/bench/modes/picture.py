@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tsqp_shm.bench.modes.outlook import LABELS
-from tsqp_shm.bench.modes.table import duration
+from tsqp_shm.bench.report import duration
 
 _COLOURS = {"plain": "C7", "verified": "C0", "blinded stocked": "C2", "blinded sustained": "C1", "tee-only": "C3"}
 _FORECAST = {

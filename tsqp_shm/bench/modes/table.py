@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any, TextIO
 
+from tsqp_shm.bench.report import duration, machine_line, or_dash
+from tsqp_shm.bench.tables import print_columns, say
 from tsqp_shm.modes import MODES
 
-_WIDTH = 100
+# Contenders that the others are read against.
+_AGAINST = ("verified", "tee-only")
 _CASES = {
     "prefill": "a prompt of {tokens:,} tokens, to its last row's logits",
     "decode": "a token of one sequence at context {tokens:,}",
@@ -26,15 +28,10 @@ stock for every row, and without stock, when the TEE's cores make pads meanwhile
 
 
 def print_tables(document: dict[str, Any], out: TextIO) -> None:
-    facts, settings, rows = document["environment"], document["settings"], document["rows"]
-    virtual = ", virtual" if facts["virtual"] else ""
-    _say(
-        f"{facts['cores']} cores of {facts['processor']}{virtual}; load {facts['load_1m']}; Python {facts['python']}, "
-        f"torch {facts['torch']}; commit {(facts['commit'] or '-')[:12]}",
-        out,
-    )
+    settings, rows = document["settings"], document["rows"]
+    say(machine_line(document["environment"]), out)
     devices = sorted({row["device"] for row in rows})
-    _say(
+    say(
         f"{settings['model']}, device {', '.join(devices)}; {settings['threads']} threads of the GPU process and "
         f"{max(1, settings['threads'] // 2)} of the TEE process beside it, {settings['threads']} of tee-only; pads "
         f"made by {settings['pad_threads']} threads of idle priority; medians of {settings['runs']} runs in turns, who "
@@ -43,58 +40,58 @@ def print_tables(document: dict[str, Any], out: TextIO) -> None:
     )
     for case in dict.fromkeys(row["case"] for row in rows):
         _print_case([row for row in rows if row["case"] == case], out)
-    _say(_LEGEND, out)
+    say(_LEGEND, out)
     _print_modes(settings, rows, out)
     if document["outlook"] is None:
         print("", file=out)
-        _say("No forecast: it is made of what verified and tee-only have done, which were not both measured.", out)
+        say("No forecast: it is made of what verified and tee-only have done, which were not both measured.", out)
         return
     _print_here(document["outlook"], out)
     _print_forecast(document["outlook"], out)
 
 
-def _say(text: str, out: TextIO) -> None:
-    print(textwrap.fill(text, _WIDTH), file=out)
-
-
 def _print_case(rows: list[dict[str, Any]], out: TextIO) -> None:
     title = _CASES[rows[0]["case"]].format(tokens=rows[0]["prompt_tokens"], sequences=rows[0]["sequences"])
-    print(f"\n{title}", file=out)
-    print(
-        f"{'':<18}{'median':>10}{'spread':>8}{'tokens/s':>10}{'/verified':>10}{'/tee-only':>10}{'MB':>8}"
-        f"{'CPU':>8}{'+pads':>8}{'pads/s':>8}",
-        file=out,
-    )
+    print("", file=out)
+    say(title, out)
     medians = {row["label"]: row["median_s"] for row in rows}
+    cells = []
     for row in rows:
         crossed = None
         if row["bytes_to_gpu"] is not None:
             per_token = row["prompt_tokens"] if row["per"] == "prefill" else 1
             crossed = (row["bytes_to_gpu"] + row["bytes_to_tee"]) / per_token / 1e6
-        ratios = [row["median_s"] / medians[other] if other in medians else None for other in ("verified", "tee-only")]
         with_pads = row["cpu_s_per_token_with_pads"]
-        print(
-            f"{row['label']:<18}{duration(row['median_s']):>10}{row['spread']:>8.0%}{_speed(row['tokens_per_s']):>10}"
-            f"{_or_dash(ratios[0], '.2f'):>10}{_or_dash(ratios[1], '.2f'):>10}{_or_dash(crossed, '.3f'):>8}"
-            f"{1e3 * row['cpu_s_per_token']:>8.2f}{_or_dash(with_pads and 1e3 * with_pads, '.2f'):>8}"
-            f"{_thousands(row['pads_per_s']):>8}",
-            file=out,
+        cells.append(
+            [
+                row["label"],
+                duration(row["median_s"]),
+                f"{row['spread']:.0%}",
+                _speed(row["tokens_per_s"]),
+                *(or_dash(row["median_s"] / medians[name] if name in medians else None, ".2f") for name in _AGAINST),
+                or_dash(crossed, ".3f"),
+                f"{1e3 * row['cpu_s_per_token']:.2f}",
+                or_dash(with_pads and 1e3 * with_pads, ".2f"),
+                _thousands(row["pads_per_s"]),
+            ]
         )
+    against = [f"/{name}" for name in _AGAINST]
+    print_columns(["", "median", "spread", "tokens/s", *against, "MB", "CPU", "+pads", "pads/s"], cells, out)
 
 
 def _print_modes(settings: dict[str, Any], rows: list[dict[str, Any]], out: TextIO) -> None:
     print("", file=out)
     for mode in dict.fromkeys(row["mode"] for row in rows):
-        print(f"{mode}: {MODES[mode].summary}", file=out)
+        say(f"{mode}: {MODES[mode].summary}", out)
     stocked = [row for row in rows if row["label"] == "blinded stocked"]
     if stocked:
         meanwhile = ", ".join(f"{row['pads']['made']:,.0f} ({row['case']})" for row in stocked)
-        _say(
+        say(
             f"blinded stocked: a stock of {settings['pad_stock']['stocked']:,} rows is full before each run, which "
             f"takes fewer, and no maker works when it begins; pads made again by its end: {meanwhile}",
             out,
         )
-        _say(
+        say(
             f"blinded sustained: a stock of {settings['pad_stock']['sustained']:,} rows, as empty at the beginning as "
             "at the end; what has no pad waits for one",
             out,
@@ -104,7 +101,7 @@ def _print_modes(settings: dict[str, Any], rows: list[dict[str, Any]], out: Text
 def _print_here(outlook: dict[str, Any], out: TextIO) -> None:
     costs, here = outlook["costs"], outlook["here"]
     print("", file=out)
-    _say(
+    say(
         f"Measured here: int8 weights {here['memory_bytes_per_s'] / 1e9:.0f} GB/s on all cores; of one core "
         f"{costs['digit_macs_per_s'] / 1e9:,.0f} G/s of one int8 digit, {costs['pad_macs_per_s'] / 1e9:.1f} G/s of a "
         f"pad ({1e9 / costs['pad_macs_per_s']:.4f} ns each), checks {costs['check_ns']:.2f} ns a word "
@@ -122,24 +119,22 @@ def _print_here(outlook: dict[str, Any], out: TextIO) -> None:
             for row in rows
             if row["case"] == case
         ]
-        print(textwrap.fill(f"{case}: {'; '.join(cells)}", _WIDTH, subsequent_indent="  "), file=out)
+        say(f"{case}: {'; '.join(cells)}", out, indent=2)
 
 
 def _print_forecast(outlook: dict[str, Any], out: TextIO) -> None:
     print("", file=out)
-    _say(_FORECAST, out)
+    say(_FORECAST, out)
     for machine in outlook["machines"]:
         print("", file=out)
-        _say(f"{machine['name']}: {machine['in_words']}", out)
-        print(
-            f"{'':<32}{'tee-only':>9}{'verified':>9}{'stocked':>9}{'no stock':>9}  with stock / without",
-            file=out,
-        )
+        say(f"{machine['name']}: {machine['in_words']}", out)
+        cells = []
         for row in machine["rows"]:
             name = f"{row['rows']:,} sequences" if row["context"] else f"prompt of {row['rows']:,}"
             name = "1 sequence" if row["context"] and row["rows"] == 1 else name
-            cells = "".join(f"{_cell(row, mode):>9}" for mode in row["seconds"])
-            print(f"{row['model']:<15}{name:<17}{cells}  {winner(row['seconds'])}", file=out)
+            cells.append([row["model"], name, *(_cell(row, mode) for mode in row["seconds"]), winner(row["seconds"])])
+        modes = ["tee-only", "verified", "stocked", "no stock"]
+        print_columns(["", "", *modes, "with stock / without"], cells, out, names=2)
 
 
 def winner(seconds: dict[str, float | None]) -> str:
@@ -166,14 +161,6 @@ def _cell(row: dict[str, Any], mode: str) -> str:
 
 def _speed(tokens_per_s: float) -> str:
     return f"{tokens_per_s:,.1f}" if tokens_per_s < 100 else f"{tokens_per_s:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds:.3f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms"
-
-
-def _or_dash(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
 
 
 def _thousands(value: float | None) -> str:

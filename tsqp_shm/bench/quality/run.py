@@ -10,13 +10,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
-from tsqp_shm.arguments import STDOUT, require_writable
+from tsqp_shm.arguments import require_writable
 from tsqp_shm.bench.contenders import KINDS, NO_ANSWER, require_installed
 from tsqp_shm.bench.quality.column import ColumnJob
 from tsqp_shm.bench.quality.questions import QUESTIONS, read_texts
 from tsqp_shm.bench.quality.scores import Scores
 from tsqp_shm.bench.quality.table import print_table
-from tsqp_shm.bench.report import environment
+from tsqp_shm.bench.report import environment, put_out
 from tsqp_shm.bench.scratch import scratch_folder
 from tsqp_shm.bench.whole_run import run_whole
 from tsqp_shm.config import require_range
@@ -24,7 +24,6 @@ from tsqp_shm.errors import ConfigError, ContenderFailed
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.modes import MODES
-from tsqp_shm.printable import print_json
 from tsqp_shm.progress import Progress
 from tsqp_shm.shm.posix.folder import swept_afterwards
 
@@ -108,12 +107,7 @@ def run_quality(options: QualityOptions, demo_model: Callable[[], Path]) -> int:
         }
     finally:
         tokenizer.close()
-    if options.json_file == STDOUT:
-        print_json(document, indent=2)
-        return 0
-    print_table(document, sys.stdout)
-    if options.json_file:
-        Path(options.json_file).write_text(json.dumps(document, indent=2) + "\n")
+    put_out(document, options.json_file, None, print_table)
     return 0
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TextIO
 
+from tsqp_shm.bench.report import machine_line
+from tsqp_shm.bench.tables import print_columns, say
 from tsqp_shm.printable import shown
 
 _LEGEND = """\
@@ -12,23 +14,26 @@ KL: of float32's distribution from the column's, nats a token"""
 
 
 def print_table(document: dict[str, Any], out: TextIO) -> None:
-    facts, columns = document["environment"], document["columns"]
-    versions = f"torch {facts['torch']}, transformers {facts['transformers']}, commit {(facts['commit'] or '-')[:12]}"
-    print(f"{document['settings']['model']}; {facts['cores']} cores of {facts['processor']}; {versions}", file=out)
-    print(_LEGEND, file=out)
+    columns = document["columns"]
+    say(f"{document['settings']['model']}; {machine_line(document['environment'])}", out)
+    say(_LEGEND, out)
     for number, text in enumerate(document["texts"]):
         truth = columns[0]["scores"][number]
-        print(f"\n{text}, {truth['predictions']:,.0f} predictions", file=out)
-        print(f"{'column':<24}{'perplexity':>12}{'/ float32':>11}{'top-1':>8}{'largest':>10}{'KL':>10}", file=out)
+        cells = []
         for column in columns:
             scores = column["scores"][number]
-            ratio = scores["perplexity"] / truth["perplexity"]
-            distance = f"{scores['top1']:>8.4f}{scores['largest']:>10.2e}{scores['kl']:>10.2e}"
-            print(f"{column['column']:<24}{scores['perplexity']:>12.4f}{ratio:>11.4f}{distance}", file=out)
+            ratio = f"{scores['perplexity'] / truth['perplexity']:.4f}"
+            distance = [f"{scores['top1']:.4f}", f"{scores['largest']:.2e}", f"{scores['kl']:.2e}"]
+            cells.append([column["column"], f"{scores['perplexity']:.4f}", ratio, *distance])
+        print("", file=out)
+        say(f"{text}, {truth['predictions']:,.0f} predictions", out)
+        print_columns(["column", "perplexity", "/float32", "top-1", "largest", "KL"], cells, out)
     for number, question in enumerate(document["questions"]):
-        print(f"\n{question}", file=out)
+        print("", file=out)
+        say(question, out)
         for column in columns:
             answer = column["answers"][number]
             is_same = column is not columns[0] and answer == columns[0]["answers"][number]
             # UNTRUSTED: a model's words are shown and not obeyed.
-            print(f"  {column['column']:<22}{'the same' if is_same else shown(answer, lines=False)}", file=out)
+            said = "the same" if is_same else shown(answer, lines=False)
+            say(f"- {column['column']}: {said}", out, indent=4)
