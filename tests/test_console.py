@@ -280,10 +280,6 @@ def prompts(terminal: OnTerminal) -> int:
     return terminal.seen.count(b"> ")
 
 
-def last_prompt(terminal: OnTerminal) -> bytes:
-    return terminal.seen.rpartition(b"> ")[0]
-
-
 def test_a_chat_on_a_terminal(model, monkeypatch, tmp_path):
     """One session, in which a person does what persons do: one after the other, as a start takes longest."""
     monkeypatch.setenv("TERM", "xterm")
@@ -292,9 +288,8 @@ def test_a_chat_on_a_terminal(model, monkeypatch, tmp_path):
     flags = ["--mode", "tee-only", "--interactive", "--keep-history", "--ignore-eos", "--max-model-len", "8000"]
     with OnTerminal("launch", model, *flags, columns=40) as chat:
 
-        def asks_again(after: int) -> bool:
+        def asks_again(after: int) -> None:
             chat.read_until(lambda: prompts(chat) > after)
-            return True
 
         def ask(keys: bytes) -> str:
             """Returns what came until Ctrl-C had cut the answer."""
@@ -327,6 +322,15 @@ def test_a_chat_on_a_terminal(model, monkeypatch, tmp_path):
             chat.type(b"\x03")
             asks_again(asked + count - 1)
         assert chat.seen[begin:].count(b"Ctrl-D or /exit ends the chat") == 2
+
+        # Who goes on after Ctrl-Z finds what was typed: the shell has taken the terminal back meanwhile.
+        asked = prompts(chat)
+        chat.type(b"xy")
+        chat.read_until(lambda: chat.seen.endswith(b"xy"))
+        os.kill(chat.pid, signal.SIGCONT)
+        chat.read_until(lambda: prompts(chat) > asked and chat.seen.endswith(b"> xy"))
+        chat.type(b"\x03")
+        asks_again(asked + 1)
 
         # What is pasted is one question, in whatever characters.
         begin = prompts(chat)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.files import open_own
@@ -69,7 +71,7 @@ class Typed:
             print(prompt, end="", file=sys.stderr, flush=True)
             prompt = ""
         try:
-            line = input(prompt)
+            line = input(prompt) if self._editor is None else _edited(self._editor, prompt)
         except EOFError:
             if self.is_terminal:
                 print(file=sys.stderr, flush=True)
@@ -94,6 +96,39 @@ class Typed:
     def _open(self, flags: int) -> int:
         assert self._history_file is not None
         return open_own(self._history_file, flags | os.O_CREAT, most_bytes=_MOST_BYTES)
+
+
+class _Resumed(BaseException):
+    """The process goes on after Ctrl-Z."""
+
+
+def _edited(editor: ModuleType, prompt: str) -> str:
+    """A line that is edited. Where it is stopped in the middle, the shell takes the terminal back to what it was, and
+    the line is begun again with what was typed of it."""
+    is_asked = False
+
+    def resume(number: int, frame: FrameType | None) -> None:
+        nonlocal is_asked
+        if is_asked:
+            is_asked = False
+            raise _Resumed
+
+    before = signal.signal(signal.SIGCONT, resume)
+    typed = ""
+    try:
+        while True:
+            editor.set_startup_hook(partial(editor.insert_text, typed))
+            try:
+                is_asked = True
+                try:
+                    return input(prompt)
+                finally:
+                    is_asked = False
+            except _Resumed:
+                typed = editor.get_line_buffer()
+    finally:
+        editor.set_startup_hook(None)
+        signal.signal(signal.SIGCONT, before)
 
 
 def default_history_file() -> Path:
