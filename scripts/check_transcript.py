@@ -237,10 +237,20 @@ def kept_rows(passes: list[Pass], products: list[Product], num_linears: int) -> 
     return found
 
 
+def records_of(evidence: dict) -> dict[tuple[int, int], tuple[dict, dict]]:
+    """Of each completion, by the number of its request and its own, that of the request and its own."""
+    records = evidence["requests"]
+    return {(record["request"], part["index"]): (record, part) for record in records for part in record["completions"]}
+
+
 def count(
-    passes: list[Pass], kept: list[Counter[int]], num_linears: int
+    passes: list[Pass], kept: list[Counter[int]], num_linears: int, evidence: dict
 ) -> tuple[dict[tuple[int, int], Counter[str]], list[str]]:
-    """What each completion had in the passes that ended, and in which pass it did not go on where it was."""
+    """What each completion had in the passes that ended, and in which pass it did not go on where it was: from 0, or
+    from what the cache held of an earlier request, which had put as much there by then."""
+    told = records_of(evidence)
+    cached = {each: part["cached_tokens"] for each, (_, part) in told.items()}
+    source = {each: (part["cached_from"], 0) for each, (_, part) in told.items()}
     counts: defaultdict[tuple[int, int], Counter[str]] = defaultdict(Counter)
     problems = []
     for number, (parts, has_ended) in enumerate(passes):
@@ -250,8 +260,13 @@ def count(
                 continue
             of_it = counts[request, completion]
             # One that broke off has put nothing into the caches, and is computed again.
-            if position != of_it["rows"]:
+            found = cached.get((request, completion), 0)
+            if position != found + of_it["rows"]:
                 problems.append(f"pass {number + 1}: request {request}, completion {completion} is at another position")
+            if found and not of_it["rows"]:
+                earlier = source[request, completion]
+                if earlier[0] == request or cached.get(earlier, 0) + counts.get(earlier, Counter())["rows"] < found:
+                    problems.append(f"pass {number + 1}: request {request} goes on from what no cache held")
             if has_ended:
                 products = rows * (num_linears - 1) + wanted
                 of_it.update(passes=1, rows=rows, wanted_rows=wanted, products=products)
@@ -261,8 +276,7 @@ def count(
 
 def miscounted(evidence: dict, counts: dict[tuple[int, int], Counter[str]]) -> Iterator[str]:
     """Which completions have other counts in the evidence, or counts that are not those of such an answer."""
-    records = evidence["requests"]
-    told = {(record["request"], part["index"]): (record, part) for record in records for part in record["completions"]}
+    records, told = evidence["requests"], records_of(evidence)
     for request, completion in sorted({*counts, *told}):
         found = counts.get((request, completion), Counter())
         record, part = told.get((request, completion), (None, {}))
@@ -280,8 +294,10 @@ def miscounted(evidence: dict, counts: dict[tuple[int, int], Counter[str]]) -> I
 
 def has_rows_of_answer(record: dict, part: dict) -> bool:
     prompt, answer, rows = record["prompt_tokens"], part["answer_tokens"], part["rows"]
-    # The last token of an answer does not go through the layers.
-    least = prompt + answer - 1
+    # The last token of an answer does not go through the layers, nor what lay in the cache of an earlier request.
+    least = prompt + answer - 1 - part["cached_tokens"]
+    if not 0 <= part["cached_tokens"] < prompt:
+        return False
     if part["finish_reason"] not in ("stop", "length"):
         # The pass may have been the last one of which nothing was taken any more.
         return (answer == 0 or least <= rows) and rows <= least + 1 and answer <= part["wanted_rows"]
@@ -324,7 +340,7 @@ def check(folder: Path, evidence: dict, transcript: bytes) -> tuple[list[str], i
         problems.append("there was nothing to check: the transcript has no product")
     problems += falsehoods(evidence, operations, passes, false_products(linears, products))
     problems += untiled(passes, products, len(linears))
-    counts, misplaced = count(passes, kept_rows(passes, products, len(linears)), len(linears))
+    counts, misplaced = count(passes, kept_rows(passes, products, len(linears)), len(linears), evidence)
     problems += [*misplaced, *miscounted(evidence, counts)]
     return problems, sum(product.rows for product in products if product.m is not None)
 

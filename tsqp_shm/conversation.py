@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
-from tsqp_shm.conversations import asked
+from tsqp_shm.conversations import as_conversation
 from tsqp_shm.errors import RequestError
 from tsqp_shm.outputs import RequestOutput
+from tsqp_shm.prompts import Prompt
+from tsqp_shm.requests import Requests
 from tsqp_shm.tee.caches import Keeper
 from tsqp_shm.tee.completion import Completion
 from tsqp_shm.tee.sampling_params import SamplingParams
@@ -42,10 +44,10 @@ class Conversation:
     # Of the class, as one whose maker was interrupted is finalised too.
     _llm: LLM | None = None
 
-    def __init__(self, llm: LLM) -> None:
+    def __init__(self, llm: LLM, requests: Requests) -> None:
         self.reuses = llm.config.reuses_prefixes
         self._keeper = Keeper()
-        self._is_closed = False
+        self._requests = requests
         self._llm = llm
 
     def __enter__(self) -> Conversation:
@@ -82,8 +84,7 @@ class Conversation:
             ...     "".join(llm.stream_completion(completion))
             'The capital of France is Paris.'
         """
-        _, completion = self._start(messages, sampling_params)
-        return completion
+        return self._start(self._prompt(messages), sampling_params)
 
     def stream(
         self, messages: Iterable[Any], sampling_params: SamplingParams | None = None
@@ -99,8 +100,7 @@ class Conversation:
             ...     list(conversation.stream(messages, SamplingParams(temperature=0, max_tokens=3)))
             ['The', ' capital', ' of']
         """
-        completion = self.start(messages, sampling_params)
-        return self._open.stream_completion(completion)
+        return self._open.stream_completion(self.start(messages, sampling_params))
 
     def chat(self, messages: Iterable[Any], sampling_params: SamplingParams | None = None) -> RequestOutput:
         """The next turn's answer, as a whole.
@@ -114,11 +114,11 @@ class Conversation:
             ...     conversation.chat(messages, SamplingParams(temperature=0)).outputs[0].text
             'The capital of France is Paris.'
         """
-        llm = self._open
-        text, completion = self._start(messages, sampling_params)
-        for _ in llm.stream_completion(completion):
+        prompt = self._prompt(messages)
+        completion = self._start(prompt, sampling_params)
+        for _ in self._open.stream_completion(completion):
             pass
-        return RequestOutput.of(text, [completion], llm.tokenizer.spelled)
+        return RequestOutput.of(prompt.text, [completion], self._requests.tokenizer.spelled)
 
     @property
     def _open(self) -> LLM:
@@ -126,9 +126,12 @@ class Conversation:
             raise RequestError("conversation", "one that is closed", "one that is not")
         return self._llm
 
-    def _start(self, messages: Iterable[Any], sampling_params: SamplingParams | None) -> tuple[str, Completion]:
-        llm = self._open
-        text, token_ids = asked(llm.tokenizer, messages, llm.max_model_len)
-        completion = llm.start(token_ids, sampling_params)
+    def _prompt(self, messages: Iterable[Any]) -> Prompt:
+        return self._requests.rendered(
+            as_conversation(messages), "messages", add_generation_prompt=True, continue_final_message=False
+        )
+
+    def _start(self, prompt: Prompt, sampling_params: SamplingParams | None) -> Completion:
+        completion = self._open.start(prompt.token_ids or (), sampling_params)
         completion.keeper = self._keeper
-        return text, completion
+        return completion

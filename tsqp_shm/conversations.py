@@ -77,17 +77,6 @@ def render(
     return rendered[:end] if rendered.startswith(_END_OF_MESSAGE, end) else rendered[:end].rstrip()
 
 
-def asked(tokenizer: Tokenizer, messages: object, max_model_len: int) -> tuple[str, list[int]]:
-    """The text by which a model of so many places is asked to answer a conversation, and its tokens: a rendered chat
-    template spells out its special ones itself.
-
-    Raises:
-        As `as_conversation`, `render`; RequestError: it leaves no place for an answer.
-    """
-    text = render(tokenizer, as_conversation(messages), add_generation_prompt=True, continue_final_message=False)
-    return text, tokenizer.encode(text, add_special_tokens=False, most_tokens=max_model_len - 1)
-
-
 def _conversation(value: object, name: str) -> list[Message]:
     listed = _listed(value, name, "a list of messages")
     if not listed:

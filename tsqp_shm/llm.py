@@ -17,7 +17,7 @@ from tsqp_shm.arguments import refuse_unknown, require_writable
 from tsqp_shm.callers import harmless, while_held
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.conversation import Conversation
-from tsqp_shm.conversations import Message, as_conversations, asked
+from tsqp_shm.conversations import Message, as_conversation, as_conversations
 from tsqp_shm.errors import ConfigError, RequestError
 from tsqp_shm.metrics import Metric
 from tsqp_shm.model.files import ModelFiles
@@ -379,7 +379,10 @@ class LLM:
             >>> llm.tokenizer.decode(ids, skip_special_tokens=False)[-22:]
             '<|im_start|>assistant\\n'
         """
-        return asked(self.tokenizer, messages, self.max_model_len)[1]
+        prompt = self._requests.rendered(
+            as_conversation(messages), "messages", add_generation_prompt=True, continue_final_message=False
+        )
+        return list(prompt.token_ids or ())
 
     def conversation(self) -> Conversation:
         """A conversation whose turns follow on each other: its cache is kept between them where `prefix_reuse` says so,
@@ -395,7 +398,7 @@ class LLM:
             >>> second.num_cached_tokens > len(second.prompt_token_ids) / 2
             True
         """
-        return Conversation(self)
+        return Conversation(self, self._requests)
 
     def start(self, prompt: Form, sampling_params: SamplingParams | None = None) -> Completion:
         """A completion to be run by `stream_completion`.

@@ -188,6 +188,8 @@ class Evidence:
             "answer": request.receipt.hash_tokens(completion.token_ids),
             "answer_tokens": len(completion.token_ids),
             "max_tokens": completion.max_tokens,
+            "cached_tokens": completion.num_cached_tokens,
+            "cached_from": completion.cached_from,
             "finish_reason": completion.finish_reason,
             "error": None if error is None else type(error).__name__,
             "passes": counts.passes,

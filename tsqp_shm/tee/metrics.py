@@ -58,7 +58,7 @@ def _requests(statistics: Statistics) -> Iterator[Metric]:
     requests = statistics.requests
     yield Counter(f"{PREFIX}prompt_tokens", {}, requests.prompt_tokens)
     yield Counter(f"{PREFIX}generation_tokens", {}, requests.generation_tokens)
-    yield Counter(f"{PREFIX}prefix_cache_queries", {}, requests.queried_tokens)
+    yield Counter(f"{PREFIX}prefix_cache_queries", {}, requests.begun_tokens)
     yield Counter(f"{PREFIX}prefix_cache_hits", {}, requests.cached_tokens)
     for reason, word in ENDINGS.items():
         yield Counter(f"{PREFIX}request_success", {"finished_reason": word}, requests.ended[reason])

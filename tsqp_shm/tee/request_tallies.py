@@ -53,7 +53,7 @@ class RequestTallies:
     """Attributes:
     prompt_tokens: of prompts that have been read, each with the first token of its answer.
     generation_tokens: of answers.
-    queried_tokens, cached_tokens: of the prompts of conversations, and how many of these lay in a cache already.
+    begun_tokens, cached_tokens: of prompts that have been begun, and how many of these lay in a cache already.
     ended: how many have ended, by how.
     first_token_s, between_tokens_s, whole_s, queue_s: seconds from being handed in to the first token; from a token to
         the next; from being handed in to the end; from being handed in to a place in the batch.
@@ -63,8 +63,7 @@ class RequestTallies:
     def __init__(self) -> None:
         self.prompt_tokens = 0
         self.generation_tokens = 0
-        self.queried_tokens = 0
-        self.cached_tokens = 0
+        self.begun_tokens = self.cached_tokens = 0
         self.ended = dict.fromkeys(ENDINGS, 0)
         self.first_token_s, self.between_tokens_s = Distribution(_SECONDS), Distribution(_SECONDS)
         self.whole_s, self.queue_s = Distribution(_SECONDS), Distribution(_SECONDS)
@@ -78,11 +77,10 @@ class RequestTallies:
 
     def begin(self, completion: Completion) -> None:
         """It has a place in the batch."""
+        self.begun_tokens += len(completion.prompt_token_ids)
+        self.cached_tokens += completion.num_cached_tokens
         if completion.scheduled_s is not None:
             self.queue_s.observe(completion.scheduled_s - completion.begun_s)
-        if completion.keeper is not None:
-            self.queried_tokens += len(completion.prompt_token_ids)
-            self.cached_tokens += completion.num_cached_tokens
 
     def look(self, completion: Completion) -> None:
         """Takes its newest token, where there is another than at the last look."""
