@@ -171,7 +171,7 @@ def play_gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise ModelFileError("torch", "the GPU process needs it: pip install '.[gpu]' in a clone of tsqp-shm") from None
+        raise ModelFileError("torch", "the GPU process needs it: pip install torch") from None
     from tsqp_shm.shm.posix.folder import swept_afterwards
     from tsqp_shm.shm.posix.transport import PosixTransport
     from tsqp_shm.trace.recorder import recording
