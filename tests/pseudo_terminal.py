@@ -28,15 +28,14 @@ class OnTerminal:
         """Runs `tsqp-shm ARGUMENTS`, as the last words of the command `under`.
 
         Args:
-            columns: of the terminal, which has 60 lines; 0: it does not say.
+            columns: of the terminal; 0: it does not say.
         """
         self.seen = b""
         words = [*under, sys.executable, "-m", "tsqp_shm", *map(str, arguments)]
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:
             try:
-                if columns:
-                    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("4H", 60, columns, 0, 0))
+                fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("4H", 60 if columns else 0, columns, 0, 0))
                 os.execvp(words[0], words)
             finally:
                 os._exit(127)
