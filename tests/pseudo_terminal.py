@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pty
 import select
 import signal
+import struct
 import sys
+import termios
 import time
 from collections.abc import Callable, Sequence
 
@@ -20,13 +23,18 @@ class OnTerminal:
         seen: what has come out of the terminal so far, as bytes.
     """
 
-    def __init__(self, *arguments: object, under: Sequence[str] = ()) -> None:
-        """Runs `tsqp-shm ARGUMENTS`, as the last words of the command `under`."""
+    def __init__(self, *arguments: object, under: Sequence[str] = (), columns: int = 0) -> None:
+        """Runs `tsqp-shm ARGUMENTS`, as the last words of the command `under`.
+
+        Args:
+            columns: of the terminal; 0: it does not say.
+        """
         self.seen = b""
         words = [*under, sys.executable, "-m", "tsqp_shm", *map(str, arguments)]
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:
             try:
+                fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("4H", 60 if columns else 0, columns, 0, 0))
                 os.execvp(words[0], words)
             finally:
                 os._exit(127)
@@ -34,6 +42,11 @@ class OnTerminal:
 
     def type(self, keys: bytes) -> None:
         os.write(self._terminal, keys)
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the terminal itself shows what is typed, as it does where no program edits the line."""
+        return bool(termios.tcgetattr(self._terminal)[3] & termios.ECHO)
 
     def hang_up(self) -> None:
         """Closes the terminal, as its window does."""

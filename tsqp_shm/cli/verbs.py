@@ -60,7 +60,7 @@ def build_parser() -> Parser:
         (
             "tee",
             play_tee,
-            [*shared, tee, recorded],
+            [*shared, tee, recorded, verbose],
             "play the TEE role alone; a GPU process joins by --session",
         ),
         ("gpu", play_gpu, [*shared, gpu, recorded], "play the GPU role alone; a TEE process is joined by --session"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tsqp_shm.modes import MODES
 from tsqp_shm.printable import shown
 from tsqp_shm.roles.resources import ISA_VARIABLE, available_bytes
 from tsqp_shm.shm.posix.objects import SHM_FOLDER
+from tsqp_shm.wrapping import beside
 
 LIMITS = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC, "memlock": resource.RLIMIT_MEMLOCK}
 OTHER_VARIABLES = (
@@ -54,7 +56,7 @@ def print_environment() -> int:
         ("settings", _settings()),
     ]
     for name, value in rows:
-        print(f"{name:<11}{shown(value, lines=False)}")
+        print(beside(f"{name:<11}", shown(value, lines=False), sys.stdout))
     return 0
 
 
