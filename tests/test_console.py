@@ -301,7 +301,7 @@ def test_a_chat_on_a_terminal(model, monkeypatch, tmp_path):
             return chat.seen[begin:].decode()
 
         asks_again(0)
-        start = chat.seen.decode()
+        start = re.sub(r"\x1b\[[?\d]*\w", "", chat.seen.decode())
         assert all(len(line) < 40 for line in start.splitlines())
         assert "kept in" in start
 
