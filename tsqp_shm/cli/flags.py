@@ -21,7 +21,7 @@ from tsqp_shm.config import (
 )
 from tsqp_shm.modes import MODES
 
-DEFAULT_PROMPT = "The capital of France is"
+DEFAULT_PROMPT = "The capital of Italy is"
 
 
 _FIRST_OF_PROMPT = ("--prompt", "--prompt-file", "--chat", "--interactive", "--system")
