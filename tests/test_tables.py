@@ -117,10 +117,8 @@ def of_modes() -> dict[str, Any]:
 def of_quality() -> dict[str, Any]:
     scores = {"perplexity": 123_456_789.0, "top1": 0.5, "largest": 1e-300, "kl": 1e-300, "predictions": 1e9}
     agreement = {"answers": 10**9, "whole": 10**9, "ids": 16.0, "of": 16.0}
-    answers = ["an answer of many words " * 9]
-    columns = [
-        {"column": name, "scores": [scores], "agreement": agreement, "answers": [*answers, name]} for name in NAMES
-    ]
+    said = "an answer of many words " * 9
+    columns = [{"column": name, "scores": [scores], "agreement": agreement, "answers": [said + name]} for name in NAMES]
     return {
         "environment": FACTS,
         "settings": {"model": MODEL},
