@@ -98,9 +98,9 @@ def of_modes() -> dict[str, Any]:
 
 def of_quality() -> dict[str, Any]:
     scores = {"perplexity": 123_456_789.0, "top1": 0.5, "largest": 1e-300, "kl": 1e-300, "predictions": 1e9}
-    columns = [
-        {"column": name, "scores": [scores], "answers": ["an answer of many words " * 9 + name]} for name in NAMES
-    ]
+    agreement = {"answers": 10**9, "whole": 10**9, "ids": 16.0, "of": 16.0}
+    said = "an answer of many words " * 9
+    columns = [{"column": name, "scores": [scores], "agreement": agreement, "answers": [said + name]} for name in NAMES]
     return {
         "environment": FACTS,
         "settings": {"model": MODEL},
