@@ -2,8 +2,8 @@
 """What people wait for who talk to one session: a stream's next token while somebody else's prompt is computed, and the
 first token of a conversation's next turn.
 
-    scripts/bench_interactive.py streams                                  # four streams, and a prompt of 2,000 tokens
-    scripts/bench_interactive.py streams --budgets 0,128,256 --modes plain,tee-only
+    scripts/bench_interactive.py streams    # four, and a prompt of 2,000 tokens
+    scripts/bench_interactive.py streams --budgets 0,128 --modes plain,tee-only
     scripts/bench_interactive.py turns --modes plain,verified,blinded,tee-only
 
 streams: each mode and prefill budget is a process of its own, asleep (SIGSTOP) but in its turn. In a turn so many
