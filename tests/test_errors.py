@@ -107,6 +107,7 @@ def test_every_error_raised_again_is_equal():
             assert_equal(error, error.again())
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no notes")
 @pytest.mark.parametrize("way", WAYS)
 def test_notes_are_kept_and_not_shared(way):
     error = ConfigError("a", 1, "2")

@@ -81,6 +81,8 @@ def test_doctor_warns_of_a_python_that_the_package_does_not_name(monkeypatch):
 
 
 def test_doctor_reads_the_pythons_from_what_is_installed():
+    if not versions.tested_minors():
+        pytest.skip("the package is not installed")
     assert versions.tested_minors()[0] == PYTHONS[0].minor
     assert sys.version_info.minor in versions.tested_minors()
 
