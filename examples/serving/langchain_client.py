@@ -1,7 +1,7 @@
 """LangChain against a server of yours.
 
-    tsqp-shm serve --port 8000
-    pip install langchain-openai && python examples/serving/langchain_client.py http://127.0.0.1:8000
+tsqp-shm serve --port 8000
+pip install langchain-openai && python examples/serving/langchain_client.py http://127.0.0.1:8000
 """
 
 import os

@@ -1,7 +1,7 @@
 """OpenAI's client against a server of yours: an answer at once, and one as it is made.
 
-    tsqp-shm serve --port 8000
-    pip install openai && python examples/serving/openai_client.py http://127.0.0.1:8000
+tsqp-shm serve --port 8000
+pip install openai && python examples/serving/openai_client.py http://127.0.0.1:8000
 """
 
 import os
