@@ -355,7 +355,11 @@ class Runtime:
 
     def facts(self) -> dict[str, Any]:
         """What `describe` says, and what the session has done so far, when it is over too. Units are in the names."""
-        return {**self._ask(self._stepper.facts, even_if_over=True), "weights": self._anchor.describe(), **self._scheduling}
+        return {
+            **self._ask(self._stepper.facts, even_if_over=True),
+            "weights": self._anchor.describe(),
+            **self._scheduling,
+        }
 
     def metrics(self) -> list[Metric]:
         """What the session has come to so far, when it is over too. Does not wait for a step to end."""
