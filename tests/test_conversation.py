@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 from models import FastStart, RandomModel, with_bytes_as_tokens
@@ -18,6 +19,7 @@ from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.conversation import Conversation
 from tsqp_shm.errors import ConfigError, RequestError, TsqpError
 from tsqp_shm.outputs import RequestOutput
+from tsqp_shm.tee.updates import Update
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<a>"
 # What such bytes spell is turned into the same tokens again.
@@ -151,13 +153,15 @@ def test_a_prompt_that_is_scored_is_computed_whole_and_leaves_its_cache(shared):
 def test_two_turns_at_once_are_an_error_of_the_second(shared):
     with shared.conversation() as conversation:
         messages = [{"role": "u", "content": "hello"}]
-        first = conversation.start(messages, replace(PARAMS, max_tokens=200))
-        pieces = shared.stream_completion(first)
-        next(pieces)
+        first, second = (conversation.start(messages, PARAMS) for _ in range(2))
+        updates: SimpleQueue[Update] = SimpleQueue()
+        shared.runtime.add([first, second], updates.put)
         with pytest.raises(RequestError, match="a turn while one is in progress"):
-            conversation.chat(messages, PARAMS)
-        list(pieces)
-        assert len(first.token_ids) == 200
+            while True:
+                shared.runtime.next_update(updates)
+        while not shared.runtime.next_update(updates).is_last:
+            pass
+        assert len(first.token_ids) == PARAMS.max_tokens
         # One that was never run is no turn.
         conversation.start(messages, PARAMS)
         assert conversation.chat(messages, PARAMS).num_cached_tokens == len("<u>hello<a>") - 1

@@ -13,6 +13,8 @@ _WITHOUT_PADS = {
     "wait": "what has none waits for one",
     "refuse": "what has none is refused",
 }
+# Where lengths are all that shows.
+_REUSE = "a conversation's cache is kept between its turns: how much of one is new shows in its length"
 
 
 def print_bring_up(llm: LLM, out: TextIO, *, verbose: bool) -> None:
@@ -31,6 +33,8 @@ def _three_rows(llm: LLM, facts: dict[str, Any]) -> list[tuple[str, str]]:
     memory = [_slots(facts)]
     if "pads" in facts:
         memory.append(f"pads: {_stock(facts['pads'])}, {_WITHOUT_PADS[facts['pads']['out']]}; their keys are locked")
+        if facts["prefix_reuse"]:
+            memory.append(_REUSE)
         if facts["pads"]["locks"]:
             memory.append(_locks(facts["pads"]["locks"]))
     return [
@@ -99,6 +103,7 @@ def _rows_of_two(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("doorbell", f"{doorbell['mode']}, {doorbell['endpoint']}"),
         *([("checks", _checks(facts["checks"]))] if "checks" in facts else []),
         *(_pads(facts["pads"]) if "pads" in facts else []),
+        *([("reuse", _REUSE)] if "pads" in facts and facts["prefix_reuse"] else []),
     ]
 
 
