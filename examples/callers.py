@@ -6,7 +6,6 @@ thread hands each token over by `call_soon_threadsafe`, and no other thread is n
 
 import asyncio
 from collections.abc import AsyncIterator
-from functools import partial
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.tee.updates import Update
@@ -17,8 +16,14 @@ PROMPTS = ["The capital of France is", "1, 2, 3, 4,", "A, B, C, D,"]
 async def pieces(llm: LLM, prompt: str, params: SamplingParams) -> AsyncIterator[str]:
     """The text of a completion as it is made; ends it when the caller leaves early."""
     updates: asyncio.Queue[Update] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def told(update: Update) -> None:
+        # Called by the session's thread between two steps, to hand over and nothing else.
+        loop.call_soon_threadsafe(updates.put_nowait, update)
+
     completion = llm.start(prompt, params)
-    llm.runtime.add([completion], partial(asyncio.get_running_loop().call_soon_threadsafe, updates.put_nowait))
+    llm.runtime.add([completion], told)
     try:
         while True:
             update = await updates.get()

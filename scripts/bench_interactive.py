@@ -8,8 +8,9 @@ first token of a conversation's next turn.
 
 streams: each mode and prefill budget is a process of its own, asleep (SIGSTOP) but in its turn. In a turn so many
 streams decode, and a prompt arrives. Inter-token times are those between that prompt's arrival and its first token;
-p50 is of the streams alone, before it arrives. A step of the budget is a prompt of so many tokens alone, to its first
-token; the prompt alone is that of all tokens with nobody beside it. Budget 0 is none: as few steps as it fits.
+p50 is of the streams alone, before it arrives. A step of the budget is one of so many tokens with nobody beside them,
+the last ones of such a prompt, which see all keys; the prompt alone is that of all tokens with nobody beside it. Budget
+0 is none: as few steps as it fits.
 
 turns: five turns of a conversation, greedy, with its cache kept and without, in turns. Blinded keeps none unless it is
 asked to, and is here.
@@ -45,12 +46,14 @@ def play_streams(settings: dict[str, Any]) -> Any:
     import numpy as np
 
     from tsqp_shm import LLM, SamplingParams
+    from tsqp_shm.tee.caches import Keeper
 
     count, tokens = settings["streams"], settings["tokens"]
     llm = LLM(
         settings["model"],
         mode=settings["mode"],
         prefill_budget=settings["budget"],
+        prefix_reuse=True,
         max_model_len=tokens + 512,
         max_num_seqs=count + 1,
     )
@@ -62,9 +65,16 @@ def play_streams(settings: dict[str, Any]) -> Any:
         ids: list[int] = numbers.integers(0, llm.spec.vocab_size, length).tolist()
         return ids
 
-    def first_token_s(length: int) -> float:
-        before = time.perf_counter()
-        llm.generate(prompt(length), one, use_tqdm=False)
+    def last_step_s(num_new: int) -> float:
+        """Of so many tokens, when those before them lie in the cache."""
+        keeper, whole = Keeper(), prompt(tokens)
+        for length in (tokens - num_new, tokens) if num_new < tokens else (tokens,):
+            completion = llm.start(whole[:length], one)
+            completion.keeper = keeper
+            before = time.perf_counter()
+            for _ in llm.stream_completion(completion):
+                pass
+        llm.runtime.close_keeper(keeper)
         return time.perf_counter() - before
 
     def beside_streams() -> dict[str, Any]:
@@ -97,8 +107,8 @@ def play_streams(settings: dict[str, Any]) -> Any:
 
     def answer(order: Any) -> dict[str, float]:
         found = beside_streams()
-        found["step of the budget"] = first_token_s(settings["budget"] or tokens)
-        found["prompt alone"] = first_token_s(tokens)
+        found["step of the budget"] = last_step_s(settings["budget"] or tokens)
+        found["prompt alone"] = last_step_s(tokens)
         return found
 
     return answer
@@ -111,7 +121,7 @@ def play_turns(settings: dict[str, Any]) -> Any:
     llm = LLM(
         settings["model"], mode=settings["mode"], prefix_reuse=settings["reuse"], max_model_len=1024, max_num_seqs=2
     )
-    params = SamplingParams(temperature=0, max_tokens=settings["new_tokens"], ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=settings["new_tokens"])
 
     def answer(order: Any) -> list[list[float]]:
         found, messages = [], []
@@ -166,7 +176,7 @@ def print_streams(found: dict[str, list[Any]], arguments: argparse.Namespace) ->
 def print_turns(found: dict[str, list[Any]], arguments: argparse.Namespace) -> None:
     from tsqp_shm.bench.tables import print_columns, say
 
-    say(f"milliseconds to the first token of each turn, answers of {arguments.new_tokens} tokens, medians of "
+    say(f"milliseconds to the first token of each turn, answers of at most {arguments.new_tokens} tokens, medians of "
         f"{arguments.rounds} rounds; below them the tokens of the prompt, and how many were found")  # fmt: skip
     rows = []
     for name, rounds in found.items():
@@ -185,7 +195,7 @@ def main() -> int:
     parser.add_argument("--streams", type=positive, default=4, metavar="N", help="that decode (4)")
     parser.add_argument("--tokens", type=positive, default=2000, metavar="N", help="of the prompt (2000)")
     parser.add_argument("--before", type=positive, default=40, metavar="N", help="tokens of each stream before it (40)")
-    parser.add_argument("--new-tokens", type=positive, default=48, metavar="N", help="of each answer of a turn (48)")
+    parser.add_argument("--new-tokens", type=positive, default=48, metavar="N", help="of each answer of a turn at most (48)")
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="turns of each that count (5)")
     parser.add_argument("--json", metavar="FILE", help="what was found, as JSON too")
     parser.add_argument("--play", nargs=2, help=argparse.SUPPRESS)

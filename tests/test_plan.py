@@ -29,8 +29,9 @@ class Model:
 
 
 LIMITS = Limits(
-    dtype="bfloat16", max_model_len=100, max_num_seqs=3, max_batch_tokens=70, tile_rows=16, tiles_in_flight=2
-)
+    dtype="bfloat16", max_model_len=100, max_num_seqs=3, max_batch_tokens=70, tile_rows=16, tiles_in_flight=2,
+    float32_rows=9,
+)  # fmt: skip
 models = st.builds(
     Model,
     hidden_size=st.integers(1, 5000),
@@ -48,6 +49,7 @@ limits = st.builds(
     max_batch_tokens=st.integers(20, 3000),
     tile_rows=st.integers(1, 512),
     tiles_in_flight=st.integers(2, 8),
+    float32_rows=st.integers(0, 20),
 )
 
 

@@ -26,8 +26,9 @@ from tsqp_shm.shm.protocol import (
 )
 
 LIMITS = Limits(
-    dtype="bfloat16", max_model_len=100, max_num_seqs=3, max_batch_tokens=70, tile_rows=16, tiles_in_flight=2
-)
+    dtype="bfloat16", max_model_len=100, max_num_seqs=3, max_batch_tokens=70, tile_rows=16, tiles_in_flight=2,
+    float32_rows=9,
+)  # fmt: skip
 MODEL = SimpleNamespace(
     num_layers=4, hidden_size=48, intermediate_size=80, num_heads=4, num_kv_heads=2, head_dim=12, vocab_size=101,
     windows=(None,) * 4, linear_roles=((4, ("qkv", "o", "gate_up", "down")), (1, ("lm_head",))), is_tied=False,
@@ -39,6 +40,9 @@ NUM_SEGMENTS = PLAN.slot("segments").num_rows
 TOKENS, LOGIT_ROWS = 70, PLAN.slot("logits").num_rows
 
 GATE_UP, DOWN, LM_HEAD = 4 * 2 + 2, 4 * 2 + 3, 4 * 4
+FEW = LIMITS.float32_rows
+# What takes a slot's place in a step of few rows.
+IN_FLOAT32 = {slot.index: INDEX[f"f32.{slot.name}"] for slot in PLAN.slots if f"f32.{slot.name}" in INDEX}
 # Of every Linear that LINEAR computes: in slot, out slot, most rows.
 LINEARS = {
     **{4 * layer + 2: (INDEX["x"], INDEX["gate_up"], TOKENS) for layer in range(4)},
@@ -70,6 +74,9 @@ def legal_records(draw):
     else:
         in_slots, out_slots, most_rows, layered, segmented = LEGAL[opcode]
         target = draw(st.integers(0, MODEL.num_layers - 1)) if layered else 0
+    if most_rows and draw(st.booleans()):
+        in_slots, out_slots = ([IN_FLOAT32.get(slot, slot) for slot in slots] for slots in (in_slots, out_slots))
+        most_rows = min(most_rows, FEW)
     first_row = draw(st.integers(0, most_rows - 1)) if most_rows else 0
     first_segment = draw(st.integers(0, NUM_SEGMENTS - 1)) if segmented else 0
     return Record(
@@ -176,6 +183,8 @@ def test_a_context_that_is_not_the_last_needs_no_out_slot():
         ("rows of slot x", qkv(rows=66)),
         ("rows of slot x", qkv(first_row=TOKENS, rows=1)),
         ("rows of slot x", qkv(first_row=0xFFFF_FFFF, rows=0xFFFF_FFFF)),
+        ("rows of slot f32.x", qkv(in_slot=INDEX["f32.x"], first_row=FEW, rows=1)),
+        ("rows of slot f32.qk", qkv(out_slot=INDEX["f32.qk"])),
         ("target", linear(LM_HEAD + 1, "x", "logits")),
         ("target", linear(0xFFFF, "x", "logits")),
         ("target", linear(GATE_UP - 2, "x", "qk")),
@@ -214,9 +223,11 @@ def test_a_submission_is_refused_by_the_name_of_its(field, record):
 @given(st.integers(0, 0xFFFF) | st.integers(0, LM_HEAD + 2), *[st.integers(0, len(PLAN.slots)) | st.just(NO_SLOT)] * 2)
 def test_a_linear_has_one_pair_of_slots_and_no_other(target, in_slot, out_slot):
     record = Record(1, EPOCH, Opcode.LINEAR, target, in_slot, out_slot, 0, 1)
-    if LINEARS.get(target, (None, None))[:2] == (in_slot, out_slot):
-        rules().check(record)
-        return
+    if target in LINEARS:
+        legal = [{slot, IN_FLOAT32.get(slot, slot)} for slot in LINEARS[target][:2]]
+        if in_slot in legal[0] and out_slot in legal[1]:
+            rules().check(record)
+            return
     with pytest.raises(ProtocolError) as caught:
         rules().check(record)
     assert caught.value.field in ("target", "in_slot", "out_slot")

@@ -101,7 +101,7 @@ def test_an_idle_session_shows_what_it_has_done_and_that_it_waits(llm):
     assert (facts["generated_per_s"], facts["sequences"]["running"]) == (0, 0)
     # The first view has taken that long at least.
     assert facts["tee"]["since_s"] > 0.3
-    assert facts["slots"] == {"in_use": [], "of": 11}
+    assert facts["slots"] == {"in_use": [], "of": 18}
 
 
 def test_a_cancelled_completion_is_not_shown_as_running(llm):

@@ -129,8 +129,8 @@ def test_doorbells_tell_layer_rows_and_slots(launched):
     assert {ring.args["opcode"] for ring in rings} >= {"EMBED", "QKV", "SCORES", "CONTEXT", "LM_HEAD", "STOP"}
     assert {ring.args["layer"] for ring in rings if ring.args["opcode"] == "QKV"} == {0, 1}
     scores = [ring.args for ring in rings if ring.args["opcode"] == "SCORES"]
-    assert {one["out_slot"] for one in scores} == {"scores.0", "scores.1", "scores.2"}
-    assert all(one["in_slot"] == "qk" and one["rows"] > 0 and one["segments"] == 1 for one in scores)
+    assert {one["out_slot"] for one in scores} == {"f32.scores.0", "f32.scores.1"}
+    assert all(one["in_slot"] == "f32.qk" and one["rows"] > 0 and one["segments"] == 1 for one in scores)
 
 
 def test_both_processes_are_on_one_clock(launched):

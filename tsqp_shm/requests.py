@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
@@ -81,14 +81,25 @@ class Requests:
         return params_of_each(sampling_params, count)
 
     def rendered(
-        self, conversation: list[Message], name: str, *, add_generation_prompt: bool, continue_final_message: bool
+        self,
+        conversation: list[Message],
+        name: str,
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        variables: Mapping[str, object] | None = None,
     ) -> Prompt:
-        """The prompt by which a model is asked to answer a conversation, or to go on with its last message."""
+        """The prompt by which a model is asked to answer a conversation, or to go on with its last message.
+
+        Args:
+            variables: more of them for the template.
+        """
         text = render(
             self.tokenizer,
             conversation,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            variables=variables,
         )
         # A rendered chat template spells out its special tokens itself.
         ids = self.tokenizer.encode(text, add_special_tokens=False, most_tokens=self._max_model_len - 1)

@@ -105,7 +105,7 @@ class HostileGpu:
             return
         slot = self.plan.slots[record.out_slot]
         rows = slice(None)
-        if slot not in self.plan.score_slots:
+        if slot.kind != "tile":
             rows = slice(record.first_row, record.first_row + record.rows)
         slot_array(self.arena, slot)[rows] = self.value[slot.dtype]
 

@@ -78,7 +78,7 @@ def ask_for_all(llm: LLM) -> tuple[list[list[Update]], int]:
         ("wrong-sequence", "spin", ProtocolError, ": sequence: expected"),
         ("twice", "adaptive", ProtocolError, "sequence"),
         ("drip", "spin", PeerTimeout, "one step, "),
-        ("late", "adaptive", PeerTimeout, "waiting for QKV on slot qk"),
+        ("late", "adaptive", PeerTimeout, "waiting for QKV on slot "),
         ("vanish", "adaptive", PeerDied, "no heartbeat"),
     ],
 )

@@ -92,9 +92,12 @@ def contender_flags(mode: Flag) -> Parser:
 def quality_flags() -> Parser:
     return _flags(
         "texts and answers",
-        ("--tokens", _number("of each text (2048)")),
+        ("--tokens", _number("of each text; 0 reads none (2048)")),
         ("--mode", {**_number(f"a column each ({','.join(MODES)})", "NAME,...", _names), "dest": "modes"}),
         ("--max-new-tokens", _number("of each answer; 0 asks nothing (48)")),
+        ("--questions", {"metavar": "FILE", "help": "with one question a line (twenty plain ones)"}),
+        ("--float32-rows", _number(f"of plain, as launch has it ({EngineConfig.float32_rows})")),
+        ("--no-chat", {"action": "store_true", "help": "asks them as they are, without the model's chat template"}),
         ("--timeout", {**_number("longest that a column may take (1800)", "S", float), "dest": "timeout_s"}),
     )
 

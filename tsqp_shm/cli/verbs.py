@@ -65,7 +65,12 @@ def build_parser() -> Parser:
             [*shared, gpu, arena_flags(), pad_flags(), doorbell_flags(), serve_flags(), evidence_flags()],
             "answer OpenAI's HTTP API; the process that does is the TEE process",
         ),
-        ("tee", play_tee, [*shared, tee, recorded], "play the TEE role alone; a GPU process joins by --session"),
+        (
+            "tee",
+            play_tee,
+            [*shared, tee, recorded, verbose],
+            "play the TEE role alone; a GPU process joins by --session",
+        ),
         ("gpu", play_gpu, [*shared, gpu, recorded], "play the GPU role alone; a TEE process is joined by --session"),
         ("top", show_top, [top_flags()], "watch a running session"),
         ("trace", make_trace, [trace_flags()], "make a trace for Perfetto of what both roles recorded"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from tsqp_shm.modes import MODES
 from tsqp_shm.printable import print_json, shown
 from tsqp_shm.roles.resources import ISA_VARIABLE, available_bytes
 from tsqp_shm.shm.posix.objects import SHM_FOLDER
+from tsqp_shm.wrapping import beside
 
 LIMITS = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC, "memlock": resource.RLIMIT_MEMLOCK}
 OTHER_VARIABLES = (
@@ -41,7 +43,7 @@ def print_environment(*, json_output: bool) -> int:
         print_json(facts)
         return 0
     for name, value in _block(facts).items():
-        print(f"{name:<11}{shown(value, lines=False)}")
+        print(beside(f"{name:<11}", shown(value, lines=False), sys.stdout))
     return 0
 
 

@@ -10,7 +10,7 @@ from tsqp_shm.model.field_weights import MAX_INPUTS, packed_bytes
 from tsqp_shm.model.network import Network
 from tsqp_shm.modes import MODES, Mode
 from tsqp_shm.shm.layout import DTYPES
-from tsqp_shm.shm.plan import Plan, Slot
+from tsqp_shm.shm.plan import IN_FLOAT32, Plan, Slot
 from tsqp_shm.shm.tiling import padded_length
 
 _FLOAT32_BYTES = 4
@@ -19,6 +19,7 @@ _BFLOAT16_BYTES = 2
 # As `native/attention` lays values out.
 _LANES = 16
 LENGTH, SEQUENCES, BATCH, TILES = "--max-model-len", "--max-num-seqs", "--max-batch-tokens", "--tile-rows"
+FEW_ROWS = "--float32-rows"
 STOCK = "--pad-stock"
 
 
@@ -156,6 +157,8 @@ def _slots(where: str, slots: tuple[Slot, ...]) -> Iterator[Part]:
     }
     for slot in slots:
         of_kind = (LENGTH, TILES) if slot.kind == "tile" else (BATCH,)
+        if slot.name.startswith(IN_FLOAT32):
+            of_kind = (LENGTH,) if slot.kind == "tile" else (FEW_ROWS,)
         yield Part(where, f"slot {slot.name}", slot.size_bytes, flags.get(slot.name, of_kind))
 
 

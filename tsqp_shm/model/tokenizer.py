@@ -217,11 +217,6 @@ class Tokenizer:
         """As the vocabulary spells it, which is in no fewer bytes than its text has."""
         return max((len(token.encode()) for token in self._backend.get_vocab()), default=0)
 
-    @property
-    def special_tokens(self) -> Mapping[str, str]:
-        """The texts of tokens that have a part of their own, by its name: bos_token, eos_token, ..."""
-        return self._config.special_tokens
-
     @cached_property
     def special_token_ids(self) -> frozenset[int]:
         """The ids that `decode` leaves out."""

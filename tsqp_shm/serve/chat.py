@@ -127,10 +127,14 @@ def _num_top(fields: Fields) -> int | None:
 
 def prompt_of(llm: LLM, fields: Fields) -> list[int]:
     continues = fields.flag("continue_final_message")
+    variables = fields.get("chat_template_kwargs") or {}
+    if not isinstance(variables, dict):
+        raise wrong("chat_template_kwargs", variables, "an object")
     return llm.chat_prompt(
         _messages(fields.required("messages")),
         add_generation_prompt=fields.flag("add_generation_prompt", not continues),
         continue_final_message=continues,
+        chat_template_kwargs=variables,
     )
 
 

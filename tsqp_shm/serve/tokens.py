@@ -45,7 +45,7 @@ async def detokenize(request: Request) -> JSONResponse:
 async def tokenizer_info(request: Request) -> JSONResponse:
     front: Front = request.app.state.front
     front.principal(request)
-    return JSONResponse({"tokenizer_class": "tokenizers", **front.llm.tokenizer.special_tokens})
+    return JSONResponse({"tokenizer_class": "tokenizers", **front.llm.tokenizer.config.special_tokens})
 
 
 def _encoded(llm: LLM, fields: Fields) -> list[int]:

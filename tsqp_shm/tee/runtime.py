@@ -101,6 +101,7 @@ class Runtime:
         )  # fmt: skip
         self._vocab_size = spec.vocab_size
         self._pad_prompt_to = config.pad_prompt_to
+        self._scheduling = {"prefill_budget": config.prefill_budget, "prefix_reuse": config.reuses_prefixes}
         self._pid = os.getpid()
         self._ending = Ending()
         self._orders = Orders(self._ending)
@@ -350,11 +351,15 @@ class Runtime:
         """Mode, weights and processes of this session, and what lies between them, as plain values."""
         if self._pid != os.getpid():
             self.require_working()
-        return {**self._stepper.connection.describe(), "weights": self._anchor.describe()}
+        return {**self._stepper.connection.describe(), "weights": self._anchor.describe(), **self._scheduling}
 
     def facts(self) -> dict[str, Any]:
         """What `describe` says, and what the session has done so far, when it is over too. Units are in the names."""
-        return {**self._ask(self._stepper.facts, even_if_over=True), "weights": self._anchor.describe()}
+        return {
+            **self._ask(self._stepper.facts, even_if_over=True),
+            "weights": self._anchor.describe(),
+            **self._scheduling,
+        }
 
     def metrics(self) -> list[Metric]:
         """What the session has come to so far, when it is over too. Does not wait for a step to end."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class ColumnJob:
         is_truth: whether this column leaves them there.
         texts, prompts: token ids.
         eos_token_ids: any of them ends an answer.
+        settings: of the mode.
     """
 
     kind: str
@@ -40,11 +41,13 @@ class ColumnJob:
     prompts: list[list[int]]
     max_new_tokens: int
     eos_token_ids: list[int]
+    settings: dict[str, Any]
 
     @property
     def positions(self) -> int:
         """What the longest sequence needs."""
-        return max(*map(len, self.texts), *(len(prompt) + self.max_new_tokens for prompt in self.prompts))
+        prompts = (len(prompt) + self.max_new_tokens for prompt in self.prompts)
+        return max([*map(len, self.texts), *prompts])
 
     def truth_file(self, text: int) -> Path:
         return Path(self.truth_folder) / f"{text}.npy"

@@ -16,14 +16,16 @@ class OfMode:
 
     def __init__(self, job: ColumnJob, stack: ExitStack) -> None:
         self._job = job
-        self._llm = stack.enter_context(LLM(job.model, mode=job.kind, max_model_len=job.positions))
+        self._llm = stack.enter_context(LLM(job.model, mode=job.kind, max_model_len=job.positions, **job.settings))
 
     def logits(self, token_ids: list[int]) -> Float32:
         return self._llm.logits(token_ids)
 
     def answers(self, prompts: list[list[int]]) -> list[list[int]]:
         params = SamplingParams(max_tokens=self._job.max_new_tokens, temperature=0)
-        return [output.outputs[0].token_ids for output in self._llm.generate(prompts, params, use_tqdm=False)]
+        # One after the other, as a person asks: what shares a step with others is computed otherwise.
+        outputs = [self._llm.generate([prompt], params, use_tqdm=False)[0] for prompt in prompts]
+        return [output.outputs[0].token_ids for output in outputs]
 
 
 if __name__ == "__main__":

@@ -27,7 +27,32 @@ QUESTIONS = (
     "List the planets nearest to the sun.",
     "Explain in one sentence what a computer does.",
     "What should I pack for a day at the beach?",
+    "How many legs does a spider have?",
+    "What is the largest ocean?",
+    "Tell me something about elephants.",
+    "Is the moon larger than the earth?",
 )
+# Of a file of them.
+_MAX_FILE_BYTES = 1 << 20
+
+
+def read_questions(file: str | None) -> tuple[str, ...]:
+    """Those of a file, one a line; without one, those above.
+
+    Raises:
+        ConfigError: it cannot be read, or has none.
+    """
+    if file is None:
+        return QUESTIONS
+    try:
+        with Path(file).open(encoding="utf-8") as lines:
+            found = tuple(dict.fromkeys(line.strip() for line in lines.read(_MAX_FILE_BYTES).splitlines()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("questions", file, "a text file with one question a line") from error
+    questions = tuple(filter(None, found))
+    if not questions:
+        raise ConfigError("questions", file, "a text file with one question a line")
+    return questions
 
 
 def read_texts() -> dict[str, str]:
