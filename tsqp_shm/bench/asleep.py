@@ -18,7 +18,7 @@ _PR_SET_PDEATHSIG = 1
 def put_to_sleep(pid: int) -> None:
     """Stops a process, and then all that descend of it: they cannot start others meanwhile."""
     _signal([pid], signal.SIGSTOP)
-    _signal(_descendants(pid), signal.SIGSTOP)
+    _signal(descendants(pid), signal.SIGSTOP)
 
 
 def wake(pid: int, *, gently: bool = True) -> None:
@@ -27,7 +27,7 @@ def wake(pid: int, *, gently: bool = True) -> None:
     Args:
         gently: returns when they are as fast as they were.
     """
-    _signal([*_descendants(pid), pid], signal.SIGCONT)
+    _signal([*descendants(pid), pid], signal.SIGCONT)
     if gently:
         time.sleep(WAKING_S)
 
@@ -37,13 +37,8 @@ def wake_when_parent_dies() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
 
 
-def _signal(pids: list[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
+    """All that it has started, and what these have, as far as they still have it as a parent."""
     children: dict[int, list[int]] = defaultdict(list)
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -56,3 +51,9 @@ def _descendants(pid: int) -> list[int]:
         found += (born := children[waiting.pop()])
         waiting += born
     return found
+
+
+def _signal(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)

@@ -21,6 +21,7 @@ from tsqp_shm.cli.bench_flags import (
     output_flags,
     plot_flag,
     quality_flags,
+    serve_flags,
     sweep_flags,
     waits_flags,
 )
@@ -35,6 +36,11 @@ tsqp-shm bench modes                  every mode of tsqp-shm side by side, and w
 tsqp-shm bench decode                 this split beside transformers
 tsqp-shm bench prefill --mode verified --vs none --sweep block-rows=64,128,256
 tsqp-shm bench launch --mode plain,tee-only --vs none
+"""
+SERVE_EXAMPLES = """\
+tsqp-shm bench serve --json serve.json --plot serve.png
+tsqp-shm bench serve --peer vllm=VENV/bin/python --peer transformers=VENV/bin/python
+tsqp-shm bench serve --peer llamacpp=VENV/bin/python --gguf model-bf16.gguf --clients 8,32
 """
 MODES_DESCRIPTION = """\
 Every mode of tsqp-shm side by side: a prompt, tokens of one sequence, tokens of eight; bytes over the border, \
@@ -69,6 +75,12 @@ def add_cases(verb: Parser) -> None:
         ("prefill", _whole, [lengths_flag(), *whole], "a prompt, to its last row's logits"),
         ("decode", _whole, [length_flag(512), *whole], "one sequence, token by token"),
         ("batch", _whole, [length_flag(128), *whole], "eight sequences against one, token by token"),
+        (
+            "serve",
+            _serve,
+            [serve_flags(), plot_flag(), *ends],
+            "many clients of a server, beside other engines' servers",
+        ),
         ("launch", _launch, [contender_flags(mode_flag()), *ends], "process start to first text"),
         ("quality", _quality, [quality_flags(), *ends], "logits and words, beside float32"),
         ("idle", _idle, [idle_flags(), *ends], "what a session takes while nobody asks"),
@@ -82,6 +94,8 @@ def add_cases(verb: Parser) -> None:
         if name == "modes":
             case.description = MODES_DESCRIPTION
             case.epilog = f"examples:\n{textwrap.indent(MODES_EXAMPLES, '  ')}"
+        if name == "serve":
+            case.epilog = f"examples:\n{textwrap.indent(SERVE_EXAMPLES, '  ')}"
 
 
 def _options(kind: type[Any], arguments: argparse.Namespace) -> Any:
@@ -115,6 +129,16 @@ def _launch(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
         from tsqp_shm.bench.first_token import LaunchOptions, run_launch
 
     return run_launch(_options(LaunchOptions, arguments), lambda: model_folder(arguments))
+
+
+def _serve(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
+    with blocked_interrupts():
+        from tsqp_shm.bench.serve.run import ServeOptions, run_serve
+
+    for name in ("peers", "clients", "temperatures"):
+        if getattr(arguments, name) is not None:
+            setattr(arguments, name, tuple(getattr(arguments, name)))
+    return run_serve(_options(ServeOptions, arguments), lambda: model_folder(arguments))
 
 
 def _quality(arguments: argparse.Namespace, lifeline: Lifeline) -> int:

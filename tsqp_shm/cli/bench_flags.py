@@ -19,7 +19,7 @@ SWEPT = (
 # What `--help` of a case shows, in this order; its `--help-all` shows the rest behind it.
 FIRST_FLAGS = (
     "model", "--mode", "--vs", "--tokens", "--new-tokens", "--max-new-tokens", "--seconds", "--runs", "--quick",
-    "--shape", "--shapes", "--sweep", "--json", "--plot", "--quiet",
+    "--shape", "--shapes", "--sweep", "--peer", "--gguf", "--clients", "--json", "--plot", "--quiet",
 )  # fmt: skip
 
 
@@ -38,8 +38,21 @@ def _setting(text: str) -> tuple[str, tuple[int, ...]]:
     return name.replace("-", "_"), _numbers(values)
 
 
+def _decimals(text: str) -> tuple[float, ...]:
+    return tuple(float(number) for number in text.split(","))
+
+
+def _peer(text: str) -> tuple[str, str]:
+    name, found, python = text.partition("=")
+    if not found or not python:
+        raise ValueError
+    return name, python
+
+
 # argparse names the type in the line for a value that is none.
 _numbers.__name__ = "list of whole numbers with commas between"
+_decimals.__name__ = "list of numbers with commas between"
+_peer.__name__ = "server, NAME=PYTHON"
 _setting.__name__ = "setting, " + " or ".join(f"{name.replace('_', '-')}=N,..." for name in SWEPT)
 
 
@@ -114,6 +127,28 @@ def modes_flags() -> Parser:
         *_arithmetic_flags(),
         ("--assume", _number(assume, "NAME=X,...", str)),
         ("--timeout", {**_number("longest wait for an answer", "S", float), "dest": "timeout_s"}),
+    )
+
+
+def serve_flags() -> Parser:
+    peer = (
+        "another engine's server, and the Python of the venv that has it; may be repeated: transformers, "
+        "transformers-batching (its continuous batching), vllm, llamacpp (by xllamacpp, with --gguf)"
+    )
+    return _flags(
+        "servers and clients",
+        mode_flag(),
+        ("--peer", {"type": _peer, "action": "append", "metavar": "NAME=PYTHON", "help": peer, "dest": "peers"}),
+        ("--gguf", {"metavar": "FILE", "help": "the same weights for llama.cpp"}),
+        ("--clients", _number("how many ask at once (1,8,32)", "N,...", _numbers)),
+        ("--temperatures", _number("of their requests (0,1)", "X,...", _decimals)),
+        ("--tokens", _number("of each prompt (128)")),
+        ("--new-tokens", _number("of each answer (64)")),
+        ("--requests", _number("of each client, one after another (2)")),
+        ("--runs", _number("counted rounds, in turns (3)")),
+        ("--threads", _number("of each process that computes; of a TEE process beside one, half (one per core)")),
+        *_arithmetic_flags(),
+        ("--timeout", {**_number("longest wait for a server, and for a turn (900)", "S", float), "dest": "timeout_s"}),
     )
 
 

@@ -35,7 +35,7 @@ async def chat_completions(request: Request) -> Response | EventStream:
         token_ids = await front.aside(prompt_of, llm, fields)
         stack.enter_context(front.admission.places(count))
         completions = await front.aside(prepared, llm, token_ids, params, count)
-        generation = Generation(llm.runtime, completions)
+        generation = Generation(llm.runtime, front.hand_over, completions)
         answer = _Answer(front, llm, generation, num_top)
         headers = front.keep_receipts(answer.head.id, principal, completions)
         stack.callback(generation.end)

@@ -35,7 +35,7 @@ async def completions(request: Request) -> Response | EventStream:
         asked = _Asked(fields, front.defaults)
         stack.enter_context(front.admission.places(len(asked.prompts) * asked.count))
         texts, made = await front.aside(asked.prepare, llm)
-        generation = Generation(llm.runtime, made)
+        generation = Generation(llm.runtime, front.hand_over, made)
         answer = _Answer(front, llm, generation, asked, texts)
         headers = front.keep_receipts(answer.head.id, principal, made)
         stack.callback(generation.end)

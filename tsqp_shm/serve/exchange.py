@@ -94,19 +94,65 @@ class EventStream:
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
-        async with aclosing(self._events) as events:  # type: ignore[type-var]
-            async for event in events:
-                sending = send({"type": "http.response.body", "body": event.encode(), "more_body": True})
-                try:
-                    # A client that takes nothing holds neither a place in the batch nor memory for ever.
-                    await asyncio.wait_for(sending, self._patience_s)
-                except asyncio.TimeoutError:
-                    raise ClientDisconnect from None
+        # A client that takes nothing holds neither a place in the batch nor memory for ever.
+        patience = _Patience(self._patience_s)
+        try:
+            async with aclosing(self._events) as events:  # type: ignore[type-var]
+                async for event in events:
+                    with patience:
+                        await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+        except asyncio.CancelledError:
+            if patience.is_over:
+                raise ClientDisconnect from None
+            raise
+        finally:
+            patience.close()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+class _Patience:
+    """Cancels the task that makes it when one of its blocks lasts too long. A timer for all of them, as each token of
+    each stream is one: `asyncio.wait_for` would make a task and a timer for each.
+
+    Attributes:
+        is_over: whether it has cancelled.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._loop, self._task = seconds, asyncio.get_running_loop(), asyncio.current_task()
+        self._began_s: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.is_over = False
+
+    def __enter__(self) -> None:
+        self._began_s = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._seconds, self._look)
+
+    def __exit__(self, *of_error: object) -> None:
+        self._began_s = None
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._began_s is None:
+            return
+        left_s = self._began_s + self._seconds - self._loop.time()
+        if left_s > 0:
+            self._timer = self._loop.call_later(left_s, self._look)
+        elif self._task is not None:
+            self.is_over = True
+            self._task.cancel()
+
+
+_encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def event(content: object) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"data: {_encoded(content)}\n\n"
 
 
 DONE = "data: [DONE]\n\n"

@@ -18,6 +18,7 @@ from tsqp_shm.llm import LLM
 from tsqp_shm.metrics import Metric
 from tsqp_shm.modes import MODES
 from tsqp_shm.serve.admission import Admission, HeldBytes
+from tsqp_shm.serve.generation import HandOver
 from tsqp_shm.serve.refusal import Refusal
 from tsqp_shm.serve.settings import ServeSettings, digest_of
 from tsqp_shm.tee.completion import Completion
@@ -37,7 +38,10 @@ class Front:
         model_name: what clients call the model.
         mode: of the session.
         started_s: as `time.time` has it.
+        hand_over: of updates to the event loop; there when the session is up.
     """
+
+    hand_over: HandOver
 
     def __init__(self, settings: ServeSettings, mode: str, model_name: str, max_num_seqs: int) -> None:
         self.settings, self.mode, self.model_name = settings, mode, model_name
@@ -55,6 +59,7 @@ class Front:
         asked = llm.get_default_sampling_params()
         # A model that says nothing is drawn from at temperature 1, as OpenAI's clients expect where they do not say.
         self.defaults = SamplingParams(max_tokens=None) if asked == UNASKED else replace(asked, max_tokens=None)
+        self.hand_over = HandOver()
         self._llm = llm
 
     def close(self) -> None:
