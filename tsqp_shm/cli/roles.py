@@ -86,7 +86,7 @@ def _complete_alone(arguments: argparse.Namespace, config: EngineConfig) -> int:
         signal.signal(signal.SIGINT, _interrupt_once)
     # Before the model, whose weights take longest.
     task = wanted(arguments)
-    notices = Notices(sys.stderr, is_quiet=arguments.quiet)
+    notices = Notices(sys.stderr, is_quiet=arguments.quiet, shares_line=sys.stdout.isatty())
     model = model_folder(arguments)
     with Progress(arguments.quiet) as progress:
         # All weights become integers now, which takes seconds for large models.
@@ -119,7 +119,7 @@ def play_tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
 
     require_sane(arguments)
     task = wanted(arguments)
-    notices = Notices(sys.stderr, is_quiet=arguments.quiet)
+    notices = Notices(sys.stderr, is_quiet=arguments.quiet, shares_line=sys.stdout.isatty())
     try:
         start_gpu = ParentsGpu(lifeline).start if lifeline.has_parent else False
         model = model_folder(arguments)

@@ -18,11 +18,13 @@ class Notices:
     Args:
         out: where it is said.
         is_quiet: only what is insisted on is.
+        shares_line: whether answers go to the same terminal; elsewhere nothing has to wait.
     """
 
-    def __init__(self, out: TextIO, *, is_quiet: bool = False) -> None:
+    def __init__(self, out: TextIO, *, is_quiet: bool = False, shares_line: bool = True) -> None:
         self._out = out
         self._is_quiet = is_quiet
+        self._shares_line = shares_line
         self._lock = threading.Lock()
         self._is_held = False
         self._kept: deque[str] = deque(maxlen=_MOST_KEPT)
@@ -46,7 +48,7 @@ class Notices:
     def held(self) -> Iterator[None]:
         """The terminal is in the middle of a line for the block."""
         with self._lock:
-            self._is_held = True
+            self._is_held = self._shares_line
         try:
             yield
         finally:
