@@ -137,5 +137,5 @@ def of_waits() -> dict[str, Any]:
     return {"environment": FACTS, "rows": rows}
 
 
-LAUNCHED = {name: 86_400.0 for name in ("median_s", "min_s", "max_s", "ours_over_it")}
+LAUNCHED: dict[str, Any] = {"mode": None} | {name: 86_400.0 for name in ("median_s", "min_s", "max_s", "ours_over_it")}
 KERNEL = {"kernel": "softmax_causal", "shape": "[1048576, 28672]", "us": 1e9, "gb_per_s": 1e5, "share_of_copy": 99.0}

@@ -19,6 +19,7 @@ from tsqp_shm.bench.latency import waits
 from tsqp_shm.bench.modes import table as modes
 from tsqp_shm.bench.quality import table as quality
 from tsqp_shm.bench.tables import WIDTH, print_columns, say
+from tsqp_shm.modes import MODES
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -45,7 +46,7 @@ DOCUMENTS = {
     }),
     "idle": (idle.print_table, {
         "environment": FACTS, "model": MODEL, "dtype": "bfloat16", "seconds": 3600.0,
-        "core_share": {name: {"tee": 512.0, "gpu": 512.0} for name in NAMES},
+        "core_share": {mode: {"tee": 512.0, "gpu": 512.0} for mode in MODES},
     }),
     "kernels": (kernels.print_table, {
         "environment": FACTS,
