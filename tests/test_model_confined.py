@@ -260,7 +260,10 @@ def test_it_has_no_environment_and_no_descriptor_of_its_owner(folder, monkeypatc
     (pid,) = children()
     assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes()
     held = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
-    assert all(target.startswith("socket:") or target == os.devnull for target in held)
+    # Some versions of libffi keep their own library open, to map parts of it again.
+    libraries = {line.split()[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "r-xp" in line}
+    own = {os.devnull} | {library for library in libraries if "libffi" in library}
+    assert all(target.startswith("socket:") or target in own for target in held)
     assert f"pipe:[{os.fstat(write).st_ino}]" not in held
     os.close(_read)
     os.close(write)

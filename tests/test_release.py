@@ -105,7 +105,7 @@ def test_a_wheel_has_the_modules_and_stubs_that_are_there_and_nothing_that_was(t
 def test_a_rehearsal_makes_archives_that_hold_the_package_and_work_elsewhere(tmp_path):
     # Minutes: everything is compiled, and twice what it takes comes from the index.
     command = [ROOT / "scripts" / "release", "--rehearse", "--python", sys.executable, "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=3000)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1100)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the same completion by scalar" in done.stdout
     made = sorted(path.name for path in tmp_path.iterdir())

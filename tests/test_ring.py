@@ -189,8 +189,8 @@ def test_an_interrupted_wait_loses_no_record(reader, forked, arena, ring):
         _native.RingWriter(arena.buffer, ring).write(record(7))
 
     child = forked(interrupt_then_write)
-    os.write(tell, b"x")
     with pytest.raises(KeyboardInterrupt):
+        os.write(tell, b"x")
         reader.read(0, 30 * SECOND_NS)
     child.join()
     assert reader.read(0, 0) == record(7)
