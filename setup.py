@@ -8,6 +8,7 @@ processor of its architecture and picks its kernels at load (see native/kernels/
 import os
 import platform
 import re
+import shutil
 import sysconfig
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pybind11
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 NATIVE = Path("native")
 
@@ -55,6 +57,15 @@ class BuildWithIsaFlags(build_ext):
 
         self.compiler._compile = compile_with_isa
         super().build_extensions()
+
+
+class BuildFresh(build_py):
+    """Empties the folder that becomes the wheel: what an earlier build left there may have been removed since."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 if os.environ.get("TSQP_SHM_WERROR") == "1":
@@ -107,5 +118,5 @@ setup(
         extension("tsqp_shm.bench._blinded_checks", [*sources("bench/blinded_checks.cpp"), *FIELD]),
         extension("tsqp_shm.bench._pads", [*sources("bench/pads.cpp"), *PADS]),
     ],
-    cmdclass={"build_ext": BuildWithIsaFlags},
+    cmdclass={"build_py": BuildFresh, "build_ext": BuildWithIsaFlags},
 )

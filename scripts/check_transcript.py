@@ -246,8 +246,8 @@ def records_of(evidence: dict) -> dict[tuple[int, int], tuple[dict, dict]]:
 def count(
     passes: list[Pass], kept: list[Counter[int]], num_linears: int, evidence: dict
 ) -> tuple[dict[tuple[int, int], Counter[str]], list[str]]:
-    """What each completion had in the passes that ended, and in which pass it did not go on where it was: from 0, or from
-    what the cache held of an earlier request, which had put as much there by then."""
+    """What each completion had in the passes that ended, and in which pass it did not go on where it was: from 0, or
+    from what the cache held of an earlier request, which had put as much there by then."""
     told = records_of(evidence)
     cached = {each: part["cached_tokens"] for each, (_, part) in told.items()}
     source = {each: (part["cached_from"], 0) for each, (_, part) in told.items()}

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import tsqp_shm.console
+import tsqp_shm.console.run
 import tsqp_shm.gpu.plain
 import tsqp_shm.roles.launch
 import tsqp_shm.roles.process

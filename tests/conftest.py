@@ -245,8 +245,10 @@ def _alarm(seconds: int) -> Iterator[None]:
 def _leavings() -> set[str]:
     own = sessions_folder()
     sessions = {str(path) for path in own.iterdir() if path.is_dir()}
-    # Another test run beside this one has its sessions in another folder; their arenas are not this run's.
-    others = {path.name for path in Path("/tmp").glob("tsqp*/tsqp-shm/*") if path.parent != own}
+    # What runs beside these tests, another run of them above all, has its sessions in another folder: those arenas are
+    # not this run's.
+    folders = [path for pattern in ("*/tsqp-shm", "tsqp-shm-*") for path in Path("/tmp").glob(pattern) if path != own]
+    others = {path.name for folder in folders for path in folder.glob("*")}
     prefix = arena_name("").removeprefix("/")
     arenas = {path.name.removeprefix(prefix) for path in Path("/dev/shm").glob(f"{prefix}*")}
     shared = {f"arena of session {name}" for name in arenas - others}

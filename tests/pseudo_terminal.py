@@ -28,15 +28,14 @@ class OnTerminal:
         """Runs `tsqp-shm ARGUMENTS`, as the last words of the command `under`.
 
         Args:
-            columns: of the terminal, which has 24 lines; 0: it does not say.
+            columns: of the terminal; 0: it does not say.
         """
         self.seen = b""
         words = [*under, sys.executable, "-m", "tsqp_shm", *map(str, arguments)]
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:
             try:
-                if columns:
-                    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+                fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("4H", 60 if columns else 0, columns, 0, 0))
                 os.execvp(words[0], words)
             finally:
                 os._exit(127)
@@ -51,6 +50,11 @@ class OnTerminal:
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the terminal itself shows what is typed, as it does where no program edits the line."""
+        return bool(termios.tcgetattr(self._terminal)[3] & termios.ECHO)
 
     def hang_up(self) -> None:
         """Closes the terminal, as its window does."""

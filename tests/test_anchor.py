@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from models import RandomModel, with_bytes_as_tokens
 
 from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.config import EngineConfig, environment_variable
-from tsqp_shm.console import print_bring_up
+from tsqp_shm.console.bring_up import print_bring_up
 from tsqp_shm.errors import ConfigError, ModelFileError
 from tsqp_shm.model.digest import Digests, model_digest
 from tsqp_shm.model.files import ModelFiles
@@ -67,8 +68,11 @@ def test_the_bring_up_report_says_what_the_weights_are_held_to(model, tmp_path):
     def said(**settings: object) -> str:
         out = io.StringIO()
         with LLM(model, mode="tee-only", max_model_len=32, **settings) as llm:
-            print_bring_up(llm, out)
-        return next(line for line in out.getvalue().splitlines() if line.startswith("   weights  "))[12:]
+            for verbose in (False, True):
+                print_bring_up(llm, out, verbose=verbose)
+        few, every = re.findall(r"weights +([^;\n]*)", out.getvalue())
+        assert few == every
+        return every
 
     digest = digests_of(model).model
     assert said() == "as found, not pinned"

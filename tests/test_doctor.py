@@ -16,6 +16,7 @@ from tsqp_shm import _native, hardening
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.doctor import pads, versions
 from tsqp_shm.doctor.enclave import examine_enclave
+from tsqp_shm.doctor.environment import print_environment
 from tsqp_shm.doctor.finding import BAD, GOOD, WARNING
 from tsqp_shm.doctor.limits import examine_limits
 from tsqp_shm.doctor.model import examine_model
@@ -333,6 +334,36 @@ def test_the_environment_block_shows_settings_and_no_other_variable():
         assert value not in result.stdout
     heads = {line.split()[0] for line in result.stdout.splitlines()}
     assert {"tsqp-shm", "python", "packages", "system", "processor", "kernels", "/dev/shm", "limits"} <= heads
+
+
+def test_the_environment_as_json_has_the_facts_of_the_block(capsys, monkeypatch):
+    monkeypatch.setenv("TSQP_SHM_DOORBELL", "spin")
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdef")
+    block, found = ("".join(_environment(capsys, json_output=as_json).splitlines()) for as_json in (False, True))
+    facts = json.loads(found)
+    assert "hf_abcdef" not in found
+    assert facts["settings"]["TSQP_SHM_DOORBELL"] == "spin"
+    # But for sizes, which the block rounds.
+    sizes = ("memory", "shared_memory")
+    for name, fact in facts.items():
+        for value in _values(fact) if name not in sizes else []:
+            assert str(value) in block
+    assert len(facts) == len(_environment(capsys, json_output=False).splitlines())
+    assert facts["shared_memory"]["size_bytes"] >= facts["shared_memory"]["free_bytes"] > 0
+
+
+def _environment(capsys, json_output: bool) -> str:
+    assert print_environment(json_output=json_output) == 0
+    return capsys.readouterr().out
+
+
+def _values(fact: object) -> list[object]:
+    """Those that are said: of what is not there, or has no limit, the block says so in words."""
+    if isinstance(fact, dict):
+        return [value for each in fact.values() for value in _values(each)]
+    if isinstance(fact, list):
+        return [value for each in fact for value in _values(each)]
+    return [] if fact is None or isinstance(fact, bool) else [fact]
 
 
 def test_the_doctor_itself_loads_no_torch():

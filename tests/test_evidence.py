@@ -22,6 +22,7 @@ from tsqp_shm import LLM, SamplingParams
 from tsqp_shm.errors import ConfigError, EvidenceError, IntegrityError, PeerDied, TsqpError
 from tsqp_shm.shm.posix.folder import sweep_dead_sessions
 from tsqp_shm.tee import bring_up
+from tsqp_shm.tee.caches import Keeper
 from tsqp_shm.tee.tee_only import load_tee_only
 
 GREEDY = SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
@@ -108,6 +109,18 @@ def test_the_completions_of_a_prompt_are_one_request(llm, file):
     assert [part["index"] for part in record["completions"]] == [0, 1, 2]
     for part, answer in zip(record["completions"], output.outputs, strict=True):
         assert part["answer"] == hashed(output.receipt.nonce, answer.token_ids)
+
+
+def test_what_lay_in_the_cache_of_an_earlier_request_is_not_counted_again(llm, file):
+    keeper, asked = Keeper(), [[1, 2, 3, 4], [1, 2, 3, 9, 9]]
+    for prompt in asked:
+        completion = llm.start(prompt, GREEDY)
+        completion.keeper = keeper
+        list(llm.stream_completion(completion))
+    first, second = (record["completions"][0] for record in read(file)["requests"])
+    assert (first["cached_tokens"], first["cached_from"], first["rows"]) == (0, None, 4 + 4)
+    assert (second["cached_tokens"], second["cached_from"], second["rows"]) == (3, 1, 2 + 4)
+    assert second["products"] == second["products_in_tee"] == second["rows"] * NUM_LAYER_LINEARS + 5
 
 
 def test_all_params_are_there_with_the_seed_that_was_drawn(llm, file):

@@ -285,7 +285,7 @@ def test_json_is_one_object_on_stdout_and_nothing_else_is_printed(model):
 
 @pytest.mark.slow
 def test_the_plain_output_has_the_completion_on_stdout_and_the_rest_on_stderr(model):
-    result = run("launch", model, "--max-new-tokens", "3", "--max-model-len", "64", "--seed", "0")
+    result = run("launch", model, "-v", "--max-new-tokens", "3", "--max-model-len", "64", "--seed", "0")
     assert result.returncode == 0
     assert result.stdout == completion("launch", model, "--max-new-tokens", "3", "--max-model-len", "64")
     for said in (
@@ -297,6 +297,8 @@ def test_the_plain_output_has_the_completion_on_stdout_and_the_rest_on_stderr(mo
         "SOFTMAX",
         "peak memory",
         "serialised 0",
+        "gpu: loaded in",
+        "cut at 3 tokens; --max-new-tokens N allows more",
     ):
         assert said in result.stderr
 
@@ -401,7 +403,7 @@ def test_an_interactive_conversation_remembers_its_turns(demo_model):
 def test_a_gpu_process_that_dies_is_replaced_and_the_output_is_the_same(start, model):
     flags = ["--max-new-tokens", "1000", "--dtype", "float32"]
     expected = completion("launch", model, *flags, "--ignore-eos")
-    running = start("again", *flags, "--restart-gpu", "1")
+    running = start("again", *flags, "--restart-gpu", "1", "-v")
     first = running.wait_for_output()
     os.kill(running.roles["gpu"], signal.SIGKILL)
     rest, errors = running.process.communicate()

@@ -173,8 +173,9 @@ def test_the_roles_name_no_transport_and_never_each_other():
 
 
 def test_the_trusted_process_loads_neither_torch_nor_transformers():
-    modules = ["tsqp_shm.llm", "tsqp_shm.console"]
-    modules += [f"tsqp_shm.{module_of(path)}" for path in (PACKAGE / "tee").rglob("*.py")]
+    modules = ["tsqp_shm.llm"]
+    for unit in ("tee", "console"):
+        modules += [f"tsqp_shm.{module_of(path)}" for path in (PACKAGE / unit).rglob("*.py")]
     code = f"import sys, {', '.join(modules)}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "tsqp_shm" in loaded

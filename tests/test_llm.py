@@ -179,7 +179,7 @@ def test_a_bar_of_the_caller_is_told_of_each_prompt_and_closed(llm):
         ({"prompts": [np.array([0.5])]}, r"prompts\[0\]: token 0: got 0.5 \(float\)"),
         ({"prompts": "x" * 10**6}, "at most 127"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else ", ".join(value),
 )
 def test_a_wrong_argument_is_one_error_and_nothing_is_run(llm, arguments, said):
     before = llm.statistics.doorbells

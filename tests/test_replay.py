@@ -212,6 +212,22 @@ def test_a_chat_is_laid_out_as_launch_does(replayed, model, tmp_path):
     assert replayed(file, model, "--messages", conversation).returncode == 0
 
 
+def test_a_turn_that_went_on_from_the_cache_of_the_last_one_is_computed_whole(replayed, model, tmp_path):
+    file, messages = tmp_path / "run.json", tmp_path / "messages.json"
+    params = SamplingParams(max_tokens=8, temperature=1.0, allowed_token_ids=list(range(66, 92)), ignore_eos=True)
+    asked, told = [{"role": "user", "content": "abc"}], []
+    with LLM(model, mode="tee-only", max_model_len=256, evidence=file) as llm, llm.conversation() as conversation:
+        for question in ("and then?", "why?"):
+            said = conversation.chat(asked, params)
+            told.append((said.receipt, params))
+            messages.write_text(json.dumps(asked))
+            asked += [{"role": "assistant", "content": said.outputs[0].text}, {"role": "user", "content": question}]
+    assert said.num_cached_tokens > 0
+    write_nonces(nonces_path(file), told)
+    done = replayed(file, model, "--request", 2, "--messages", messages)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.fixture(scope="module")
 def batch(model, tmp_path_factory) -> tuple[Path, list[str]]:
     """What a session has written whose requests ran beside each other, in chunks, with params of every kind."""

@@ -198,3 +198,12 @@ def test_drawn_tokens_and_log_probabilities_are_those_of_a_run_without_a_fault(f
         assert llm.statistics.gpu_restarts == 2
     assert token_ids == expected
     np.testing.assert_allclose(scores, expected_scores, atol=1e-4)
+
+
+def test_waiting_for_a_gpu_process_to_come_up_is_no_waiting_for_what_was_asked(fast, model):
+    with fast.llm(model, **LIMITS) as llm:
+        statistics = llm.statistics
+        assert statistics.start_waiting_ns > 0
+        assert statistics.waiting_ns == 0
+        llm.generate([[1]], SamplingParams(max_tokens=2), use_tqdm=False)
+        assert 0 < statistics.waiting_ns < statistics.submissions.waiting_ns

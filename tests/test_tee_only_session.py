@@ -99,7 +99,6 @@ def test_what_it_shares_with_other_modes_it_takes(model):
     [
         (["--dtype", "float32"], "dtype: got 'float32', expected none, as mode tee-only computes in w8, cache bf16"),
         (["--timeout", "60"], "timeout: got 60.0, expected none, as mode tee-only has no GPU process"),
-        (["--verbose"], "verbose: got True, expected no --verbose"),
     ],
 )
 def test_a_flag_that_the_mode_does_not_take_is_one_line(model, flags, said):

@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import pytest
+from models import model_folder, random_token_ids
 from recorded import (
     CHECKER,
     MODELS,
     Session,
     changed_evidence,
     copied,
+    files_in,
     of_kind,
     problems_of,
     recorded,
@@ -19,6 +21,9 @@ from recorded import (
     words_of,
     written,
 )
+
+from tsqp_shm import SamplingParams
+from tsqp_shm.tee.caches import Keeper
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +145,65 @@ def test_an_empty_session_does_not_agree(session):
     done = subprocess.run([sys.executable, CHECKER, *session], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.startswith("this is no evidence")
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory, fast) -> Session:
+    """A request, another one, and one that goes on from the first one's cache: 3 tokens, and 3 of its answer's 4."""
+    files, keeper = files_in(tmp_path_factory.mktemp("followed")), Keeper()
+    params = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+    prompt = list(random_token_ids(3))
+    with fast.llm(model_folder(MODELS[1]), mode="verified", max_model_len=64, **files) as llm:
+        for is_followed in (True, False, True):
+            completion = llm.start(prompt, params)
+            completion.keeper = keeper if is_followed else None
+            list(llm.stream_completion(completion))
+            if is_followed:
+                prompt = [*completion.prompt_token_ids, *completion.token_ids, 5, 6]
+    return Session(model_folder(MODELS[1]), **files)
+
+
+@pytest.fixture
+def follower(followed, tmp_path) -> Session:
+    """A copy, to be changed."""
+    return copied(followed, tmp_path)
+
+
+def test_a_request_that_goes_on_from_an_earlier_one_s_cache_agrees(follower):
+    assert problems_of(follower) == []
+    with changed_evidence(follower) as evidence:
+        part = evidence["requests"][2]["completions"][0]
+        assert (part["cached_tokens"], part["cached_from"], part["rows"]) == (6, 1, 3 + 3)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"cached_tokens": 5},
+        {"cached_tokens": 7},
+        {"cached_tokens": 0},
+        {"cached_tokens": -6},
+        {"cached_from": 3},
+        {"cached_from": 9},
+        {"cached_from": None},
+    ],
+    ids=str,
+)
+def test_a_cache_that_held_something_else_fails(follower, fields):
+    with changed_evidence(follower) as evidence:
+        evidence["requests"][2]["completions"][0].update(fields)
+    assert problems_of(follower)
+
+
+def test_tokens_that_no_request_has_put_into_a_cache_fail(follower):
+    """They were never computed: evidence and positions agree with each other."""
+    head, records = records_of(follower)
+    for record in records:
+        if record[0] == 1 and record[2] == 3:
+            record[4] += 4
+    with changed_evidence(follower) as evidence:
+        record = evidence["requests"][2]
+        record["prompt_tokens"] += 4
+        record["completions"][0]["cached_tokens"] += 4
+    (problem,) = written(follower, head, records)
+    assert problem.endswith("request 3 goes on from what no cache held")

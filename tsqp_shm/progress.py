@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 
-from tsqp_shm.printable import obeyed
+from tsqp_shm.printable import obeyed, shown
+from tsqp_shm.wrapping import columns_of, cut
 
 _USUAL_COLUMNS = 80
 
@@ -24,11 +23,14 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self.show("")
+        self.is_shown = False
 
     def show(self, text: str) -> None:
+        """Of a longer text than a line has room for, the beginning."""
         if self.is_shown:
-            # What went on in the next line would stay there.
-            print(f"\r\033[K{text[: _columns() - 1]}", end="", file=obeyed(sys.stderr), flush=True)
+            # What went on in the next line would stay there; a terminal may not say where that begins.
+            line = cut(shown(text, lines=False), columns_of(sys.stderr) or _USUAL_COLUMNS)
+            print(f"\r\033[K{line}", end="", file=obeyed(sys.stderr), flush=True)
 
 
 def _has_terminal() -> bool:
@@ -37,10 +39,3 @@ def _has_terminal() -> bool:
     except ValueError:
         # It has been closed.
         return False
-
-
-def _columns() -> int:
-    with contextlib.suppress(OSError, ValueError):
-        # 0 where the terminal does not say.
-        return os.get_terminal_size(sys.stderr.fileno()).columns or _USUAL_COLUMNS
-    return _USUAL_COLUMNS

@@ -99,14 +99,15 @@ def print_sessions(*, json_output: bool) -> int:
     if not survey.sessions:
         print("no sessions")
     else:
-        print(f"{'SESSION':<41}{'STATE':<7}{'MODE':<10}{'AGE':>8}{'ARENA':>16}  {'TEE':>8}  MAPPED BY")
+        width = max(len(name) for name in ["SESSION", *(session.name for session in survey.sessions)])
+        print(f"{'SESSION':<{width}}  {'STATE':<7}{'MODE':<10}{'AGE':>6}{'ARENA':>14}  {'TEE':>8}  MAPPED BY")
     for session in survey.sessions:
         state = "alive" if session.is_alive else "dead"
         pids = " ".join(map(str, session.pids)) or "-"
         arena = f"{session.arena_bytes:,}" if session.arena_bytes else "-"
         print(
-            f"{session.name:<41}{state:<7}{session.mode or '-':<10}{_age(session.age_s):>8}"
-            f"{arena:>16}  {session.tee_pid or '-':>8}  {pids}"
+            f"{session.name:<{width}}  {state:<7}{session.mode or '-':<10}{_age(session.age_s):>6}"
+            f"{arena:>14}  {session.tee_pid or '-':>8}  {pids}"
         )
     for name, size_bytes in survey.stray_arenas.items():
         print(f"{SHM_FOLDER}/{name}: {size_bytes:,} bytes, of no session in this folder")

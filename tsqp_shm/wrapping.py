@@ -9,6 +9,8 @@ from typing import TextIO
 _TAB_CELLS = 8
 # A terminal that is narrower breaks lines as it likes.
 _LEAST_COLUMNS = 16
+# One that is narrower than this has no room for a text beside its label.
+_NARROW_COLUMNS = 50
 
 
 def num_cells(text: str) -> int:
@@ -32,8 +34,23 @@ def wrapped(text: str, columns: int, *, indent: int = 0) -> list[str]:
     Args:
         indent: the spaces before each but the first.
     """
-    lines = LineBreaks(" " * min(indent, columns // 2)).push(text, columns).split("\n")
+    lines = LineBreaks(" " * min(indent, columns * 3 // 4)).push(text, columns).split("\n")
     return [line.rstrip() for line in lines]
+
+
+def beside(label: str, text: str, out: TextIO) -> str:
+    """A line of a report, with what there is to say beside its label, in as many lines as a terminal needs for it.
+
+    Args:
+        label: with the spaces around it.
+        out: where it is to be printed; in a pipe it is one line.
+    """
+    columns = columns_of(out)
+    if columns is None:
+        return label + text
+    if columns < _NARROW_COLUMNS:
+        return "\n".join(wrapped(" ".join([*label.split(), text]), columns, indent=2))
+    return "\n".join(wrapped(label + text, columns, indent=num_cells(label)))
 
 
 def cut(text: str, columns: int) -> str:

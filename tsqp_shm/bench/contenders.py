@@ -52,10 +52,10 @@ class ContenderKind:
     prefill_only: bool = False
 
 
-_TORCH = ("torch", "pip install '.[gpu]' in a clone of tsqp-shm")
+_TORCH = ("torch", "pip install torch")
 _TRANSFORMERS = ContenderKind(
     ("-m", "tsqp_shm.bench.transformers_whole"),
-    (_TORCH, ("transformers", "pip install '.[hf]' in a clone of tsqp-shm")),
+    (_TORCH, ("transformers", "pip install transformers")),
     (("HF_HUB_OFFLINE", "1"), ("TRANSFORMERS_VERBOSITY", "error")),
 )
 KINDS = {

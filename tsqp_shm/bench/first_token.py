@@ -103,10 +103,11 @@ def _row(name: str, samples: list[float], ours: list[float]) -> dict[str, Any]:
 
 def print_table(document: dict[str, Any], out: TextIO) -> None:
     say(machine_line(document["environment"]), out)
-    say(f"from process start to the first text; {document['model']}, {document['dtype']}; seconds", out)
+    say(f"from process start to the first text; {document['model']}; seconds", out)
     cells = [
         [
             row["contender"],
+            (row["mode"] and MODES[row["mode"]].arithmetic) or document["dtype"],
             *(f"{row[name]:.2f}" for name in ("median_s", "min_s", "max_s")),
             f"{row['ours_over_it']:.2f}",
             f"{row['runs']}",
@@ -114,4 +115,4 @@ def print_table(document: dict[str, Any], out: TextIO) -> None:
         for row in document["rows"]
     ]
     first = document["rows"][0]["contender"]
-    print_columns(["contender", "median", "least", "most", f"{first} / it", "n"], cells, out)
+    print_columns(["contender", "arithmetic", "median", "least", "most", f"{first} / it", "n"], cells, out, names=2)

@@ -67,13 +67,13 @@ def run_idle(options: IdleOptions, demo_model: Callable[[], Path]) -> int:
 
 def print_table(document: dict[str, Any], out: TextIO) -> None:
     say(machine_line(document["environment"]), out)
-    say(f"{document['model']}, {document['dtype']}, idle for {document['seconds']:g} s; CPU time, of one core", out)
+    say(f"{document['model']}, idle for {document['seconds']:g} s; CPU time, of one core", out)
     cells = [
-        [mode, process, f"{share:.2%}"]
+        [mode, MODES[mode].arithmetic or document["dtype"], process, f"{share:.2%}"]
         for mode, of_mode in document["core_share"].items()
         for process, share in of_mode.items()
     ]
-    print_columns(["mode", "process", "of a core"], cells, out, names=2)
+    print_columns(["mode", "arithmetic", "process", "of a core"], cells, out, names=3)
 
 
 def _core_shares(folder: Path, mode: str, options: IdleOptions) -> dict[str, float]:

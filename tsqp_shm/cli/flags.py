@@ -112,12 +112,22 @@ def prompt_flags() -> Parser:
         "--interactive", action="store_true",
         help="a chat, turn by turn; Ctrl-C cuts an answer short, Ctrl-D ends the chat",
     )  # fmt: skip
+    prompt.add_argument("--system", metavar="TEXT", help="what a chat begins with, as the model's system message")
+    prompt.add_argument(
+        "--keep-history", action="store_true",
+        help="keep the lines that are typed into a chat for the next ones, in a file that is this user's alone, "
+        "~/.local/state/tsqp-shm/history (in memory, and not beyond the chat)",
+    )  # fmt: skip
 
     sampling = parser.add_argument_group(
         "sampling", "where a flag is not given, as the model's generation_config.json says, else as in brackets"
     )
     sampling.add_argument(
-        "--max-new-tokens", dest="max_tokens", type=int, metavar="N", help="most tokens to generate (64)"
+        "--max-new-tokens",
+        dest="max_tokens",
+        type=int,
+        metavar="N",
+        help="most tokens to generate (64; in a chat as many as there is room for)",
     )
     sampling.add_argument(
         "--min-new-tokens", dest="min_tokens", type=int, metavar="N", help="fewest tokens to generate (0)"

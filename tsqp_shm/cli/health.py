@@ -30,7 +30,7 @@ def _examined_model(named: str | None) -> Path | None:
 def print_environment(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     from tsqp_shm.doctor.environment import print_environment
 
-    return print_environment()
+    return print_environment(json_output=arguments.json)
 
 
 def list_sessions(arguments: argparse.Namespace, lifeline: Lifeline) -> int:

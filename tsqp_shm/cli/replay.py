@@ -15,6 +15,7 @@ from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.printable import print_json
 from tsqp_shm.roles.lifeline import Lifeline
+from tsqp_shm.wrapping import beside
 
 if TYPE_CHECKING:
     from tsqp_shm.replay import Finding, Request
@@ -97,7 +98,7 @@ def _print(request: Request, findings: Sequence[Finding], *, is_answer_given: bo
     print(f"  model   agrees: {request.model_digest}")
     for finding in findings:
         verdict = "agrees" if finding.agrees else "DIFFERS" if finding.is_compared else "NOT COMPARED"
-        print(f"  {finding.what:<8}{verdict}: {finding.said}")
+        print(beside(f"  {finding.what:<8}", f"{verdict}: {finding.said}", sys.stdout))
     if not is_answer_given:
         # Nobody but the requester knows what he was answered, and which params he has asked for.
         for finding in findings:

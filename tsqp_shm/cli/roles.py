@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 import time
 from contextlib import ExitStack
 from types import FrameType
 from typing import NoReturn
 
-from tsqp_shm.cli.flags import common_flags, tee_flags
+from tsqp_shm.cli.flags import common_flags, tee_flags, verbose_flag
 from tsqp_shm.cli.settings import (
+    answer_params,
     blocked_interrupts,
     engine_config,
     given,
@@ -19,7 +21,7 @@ from tsqp_shm.cli.settings import (
     prompt_text,
     reporter,
     require_sane,
-    sampling_params,
+    wanted,
 )
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ConfigError, ModelFileError, PeerDied
@@ -46,7 +48,7 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     if not arguments.interactive:
         # Here, where the descriptors are that a path may name, and before there is a GPU process that could look on.
         arguments.prompt, arguments.prompt_file = prompt_text(arguments), None
-    roles = {"tee": given(arguments, common_flags(), tee_flags()), "gpu": config.gpu_arguments()}
+    roles = {"tee": given(arguments, common_flags(), tee_flags(), verbose_flag()), "gpu": config.gpu_arguments()}
     if arguments.quiet:
         roles["gpu"].append("--quiet")
     report = reporter(arguments)
@@ -75,23 +77,23 @@ def launch_both(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
 
 def _complete_alone(arguments: argparse.Namespace, config: EngineConfig) -> int:
     """What `launch` does where there is no other process: this one needs no supervisor."""
-    if arguments.verbose:
-        raise ConfigError("verbose", True, f"no --verbose, as mode {config.mode} has no GPU process that says anything")
     with blocked_interrupts():
-        from tsqp_shm.console import run_prompts
+        from tsqp_shm.console.notices import Notices
+        from tsqp_shm.console.run import run_prompts
         from tsqp_shm.llm import LLM
         from tsqp_shm.progress import Progress
 
         signal.signal(signal.SIGINT, _interrupt_once)
     # Before the model, whose weights take longest.
-    prompt = prompt_text(arguments)
+    task = wanted(arguments)
+    notices = Notices(sys.stderr, is_quiet=arguments.quiet, shares_line=sys.stdout.isatty())
     model = model_folder(arguments)
     with Progress(arguments.quiet) as progress:
         # All weights become integers now, which takes seconds for large models.
         progress.show(f"loading {model.name}")
         llm = LLM(
             model,
-            report=reporter(arguments),
+            report=notices.say,
             trace=arguments.trace,
             trace_min_wait_us=arguments.trace_min_wait_us,
             evidence=arguments.evidence,
@@ -99,15 +101,7 @@ def _complete_alone(arguments: argparse.Namespace, config: EngineConfig) -> int:
             config=config,
         )
     with llm:
-        run_prompts(
-            llm,
-            sampling_params(arguments, llm.get_default_sampling_params()),
-            prompt,
-            chat=arguments.chat,
-            interactive=arguments.interactive,
-            json_output=arguments.json,
-            quiet=arguments.quiet,
-        )
+        run_prompts(llm, answer_params(arguments, llm), task, notices)
     return 0
 
 
@@ -116,36 +110,38 @@ def play_tee(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     _require_two_roles(config)
     _keep_to_itself(config)
     with blocked_interrupts():
-        from tsqp_shm.console import run_prompts
+        from tsqp_shm.console.notices import Notices
+        from tsqp_shm.console.run import run_prompts
         from tsqp_shm.llm import LLM
+        from tsqp_shm.progress import Progress
 
         signal.signal(signal.SIGINT, _interrupt_once)
 
     require_sane(arguments)
-    # Whom it waits for is of interest to a person at this terminal, not to a supervisor that starts both.
-    report = _silent if lifeline.has_parent else reporter(arguments)
+    task = wanted(arguments)
+    notices = Notices(sys.stderr, is_quiet=arguments.quiet, shares_line=sys.stdout.isatty())
     try:
         start_gpu = ParentsGpu(lifeline).start if lifeline.has_parent else False
-        with LLM(
-            model_folder(arguments),
-            start_gpu=start_gpu,
-            report=report,
-            trace=arguments.trace,
-            trace_min_wait_us=arguments.trace_min_wait_us,
-            evidence=arguments.evidence,
-            transcript=arguments.transcript,
-            config=config,
-        ) as llm:
-            lifeline.ready()
-            run_prompts(
-                llm,
-                sampling_params(arguments, llm.get_default_sampling_params()),
-                prompt_text(arguments),
-                chat=arguments.chat,
-                interactive=arguments.interactive,
-                json_output=arguments.json,
-                quiet=arguments.quiet,
+        model = model_folder(arguments)
+        # Whom it waits for is gone from the terminal when he has come; it stays where nobody else starts him.
+        passes = lifeline.has_parent and not arguments.verbose
+        with Progress(arguments.quiet or not passes) as progress:
+            progress.show(f"loading {model.name}")
+            llm = LLM(
+                model,
+                start_gpu=start_gpu,
+                report=progress.show if passes else notices.say,
+                trace=arguments.trace,
+                trace_min_wait_us=arguments.trace_min_wait_us,
+                evidence=arguments.evidence,
+                transcript=arguments.transcript,
+                config=config,
             )
+        with llm:
+            # What its parent would say in the middle of an answer is said between two lines.
+            lifeline.listen(notices.say)
+            lifeline.ready()
+            run_prompts(llm, answer_params(arguments, llm), task, notices)
     except PeerDied:
         if lifeline.has_parent:
             # The parent of both sees why the GPU process died, where this process sees only its silence: it ends
@@ -175,7 +171,7 @@ def play_gpu(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise ModelFileError("torch", "the GPU process needs it: pip install '.[gpu]' in a clone of tsqp-shm") from None
+        raise ModelFileError("torch", "the GPU process needs it: pip install torch") from None
     from tsqp_shm.shm.posix.folder import swept_afterwards
     from tsqp_shm.shm.posix.transport import PosixTransport
     from tsqp_shm.trace.recorder import recording
@@ -208,7 +204,3 @@ def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
     # In a terminal Ctrl-C comes twice, from the terminal and from the parent; the second must not disturb the end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-def _silent(line: str) -> None:
-    return

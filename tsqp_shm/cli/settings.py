@@ -97,6 +97,13 @@ def require_sane(arguments: argparse.Namespace) -> None:
     """
     if arguments.prompt is not None:
         arguments.prompt = _as_typed("prompt", arguments.prompt)
+    if arguments.system is not None:
+        arguments.system = _as_typed("system", arguments.system)
+        if not arguments.chat and not arguments.interactive:
+            # The value is not repeated: it is none of a log's business.
+            raise ConfigError("system", "a message", "--chat or --interactive beside it")
+    if arguments.keep_history and not arguments.interactive:
+        raise ConfigError("keep-history", True, "--interactive beside it, as nothing is typed otherwise")
     for name in ("stop", "bad_words"):
         texts = getattr(arguments, name)
         if texts is not None:
@@ -133,6 +140,34 @@ def sampling_params(arguments: argparse.Namespace, defaults: Any = None) -> Any:
     return replace(defaults or UNASKED, **given)
 
 
+def wanted(arguments: argparse.Namespace) -> Any:
+    """What is to be done in a session, as a `console.run.Wanted`; the prompt is read.
+
+    Raises:
+        ConfigError: as `prompt_text`.
+    """
+    from tsqp_shm.console.run import Wanted
+    from tsqp_shm.console.typed import default_history_file
+
+    return Wanted(
+        prompt=None if arguments.interactive else prompt_text(arguments),
+        is_chat=arguments.chat or arguments.interactive,
+        system=arguments.system,
+        history_file=default_history_file() if arguments.keep_history else None,
+        as_json=arguments.json,
+        is_quiet=arguments.quiet,
+        is_verbose=arguments.verbose,
+    )
+
+
+def answer_params(arguments: argparse.Namespace, llm: Any) -> Any:
+    """What was given, over what the model's folder says. An answer of a chat goes on to its end, unless a flag says
+    otherwise; a text that is completed has none."""
+    defaults = llm.get_default_sampling_params()
+    is_chat = arguments.chat or arguments.interactive
+    return sampling_params(arguments, replace(defaults, max_tokens=None) if is_chat else defaults)
+
+
 def engine_config(arguments: argparse.Namespace) -> EngineConfig:
     return EngineConfig.from_environment(
         {name: value for name, value in vars(arguments).items() if name in EngineConfig.__dataclass_fields__}
@@ -144,10 +179,14 @@ def given(arguments: argparse.Namespace, *parsers: Parser) -> list[str]:
     words: list[str] = []
     for action in (action for parser in parsers for action in parser._actions):
         value = getattr(arguments, action.dest, None)
-        if not action.option_strings or action.dest == "session" or not _is_given(value):
+        if not action.option_strings or action.dest == "session":
             continue
-        for item in value if isinstance(value, list) else [value]:
-            words.append(action.option_strings[-1] if item is True else f"{action.option_strings[-1]}={item}")
+        if isinstance(action, argparse.BooleanOptionalAction):
+            # Its names are those of yes and of no.
+            words += [] if value is None else [action.option_strings[not value]]
+        elif _is_given(value):
+            for item in value if isinstance(value, list) else [value]:
+                words.append(action.option_strings[-1] if item is True else f"{action.option_strings[-1]}={item}")
     return words
 
 

@@ -60,7 +60,7 @@ def build_parser() -> Parser:
         (
             "tee",
             play_tee,
-            [*shared, tee, recorded],
+            [*shared, tee, recorded, verbose],
             "play the TEE role alone; a GPU process joins by --session",
         ),
         ("gpu", play_gpu, [*shared, gpu, recorded], "play the GPU role alone; a TEE process is joined by --session"),
@@ -86,7 +86,7 @@ def build_parser() -> Parser:
             "exit code 4 if the answer is another one, 1 if it is another request or there was nothing to compare; "
             "it prints params and answer, as it cannot know what its user has asked for and was answered",
         ),
-        ("env", print_environment, [], "print what a bug report should hold"),
+        ("env", print_environment, [json_flag()], "print what a bug report should hold"),
         ("ps", list_sessions, [json_flag()], "list this user's sessions, live and dead"),
         ("clean", clean, [dry_run_flag()], "remove what dead sessions left"),
     ):

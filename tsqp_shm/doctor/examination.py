@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from tsqp_shm.doctor.transport import examine_transport
 from tsqp_shm.doctor.versions import examine_versions
 from tsqp_shm.modes import MODES
 from tsqp_shm.printable import print_json
+from tsqp_shm.wrapping import beside
 
 
 def examine(model: Path | None, config: EngineConfig) -> Iterator[Finding]:
@@ -64,7 +66,7 @@ def report(model: Path | None, config: EngineConfig, *, json_output: bool) -> in
 
 
 def _show(finding: Finding) -> None:
-    print(f"{finding.verdict:<9}{finding.check:<18}{finding.found}")
+    print(beside(f"{finding.verdict:<9}{finding.check:<18}", finding.found, sys.stdout))
     for label, text in (("why", finding.why), ("do", finding.cure)):
         if text:
-            print(f"{'':<27}{label}: {text}", flush=True)
+            print(beside(f"{'':<27}{label}: ", text, sys.stdout), flush=True)

@@ -18,7 +18,8 @@ from tsqp_shm.printable import quoted
 from tsqp_shm.roles.inheritance import kept_apart
 
 PACKAGES = ("numpy", "pyzmq", "tokenizers", "jinja2", "torch", "transformers")
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
+# The classifiers of pyproject.toml are the one list of the Pythons that this package is tested with.
+CLASSIFIER = "Programming Language :: Python :: 3."
 # Loading torch from a cold disk takes long; a driver that hangs takes for ever.
 PROBE_TIMEOUT_S = 60.0
 
@@ -61,11 +62,22 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+def tested_minors() -> list[int]:
+    """The minor versions of Python 3 that the installed package names, ascending; none where it is not installed."""
+    try:
+        named = metadata.metadata("tsqp-shm").get_all("Classifier") or []
+    except metadata.PackageNotFoundError:
+        return []
+    return sorted(int(line.removeprefix(CLASSIFIER)) for line in named if line.startswith(CLASSIFIER))
+
+
 def _python() -> Finding:
     found = f"{platform.python_version()}, tsqp-shm {__version__}"
-    if OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:
+    minors = tested_minors()
+    if not minors or sys.version_info[:2] in [(3, minor) for minor in minors]:
         return Finding("Python", GOOD, found)
-    return Finding("Python", WARNING, found, "tested with 3.10 to 3.13", "make an environment with one of those")
+    why = f"tested with 3.{minors[0]} to 3.{minors[-1]}"
+    return Finding("Python", WARNING, found, why, "make an environment with one of those")
 
 
 def _packages() -> Finding:
@@ -76,7 +88,7 @@ def _packages() -> Finding:
 def _device(config: EngineConfig) -> Iterator[Finding]:
     if "torch" not in package_versions():
         why = "the GPU process needs it; the TEE process does not"
-        yield Finding("torch", WARNING, "not installed", why, "pip install '.[gpu]' in a clone of tsqp-shm")
+        yield Finding("torch", WARNING, "not installed", why, "pip install torch")
         return
     facts = probe_torch()
     if "failed" in facts:

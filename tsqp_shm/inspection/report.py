@@ -34,6 +34,7 @@ from tsqp_shm.pad_stock import stock_rows
 from tsqp_shm.printable import print_json, shown
 from tsqp_shm.progress import Progress
 from tsqp_shm.roles.resources import available_bytes, lockable_bytes
+from tsqp_shm.wrapping import beside
 
 # The settings of a mode, whatever others say.
 ConfigOfMode = Callable[[str], EngineConfig]
@@ -135,7 +136,7 @@ def _digests(folder: Path, quiet: bool) -> Digests:
 def print_table(found: Facts, memory: list[ModeMemory], out: TextIO) -> None:
     def line(label: str, text: object) -> None:
         # UNTRUSTED: names of the files' making.
-        print(f"{label:<14}{shown(str(text), lines=False)}", file=out)
+        print(beside(f"{label:<14}", shown(str(text), lines=False), out), file=out)
 
     line("model", found["name"])
     line("family", ", ".join([str(found["family"]), *map(str, found["architectures"])]))
@@ -212,12 +213,13 @@ def _print_memory(memory: ModeMemory, limits: Facts, out: TextIO) -> None:
         file=out,
     )
     if memory.refused is not None:
-        print(f"  refused: {memory.refused}", file=out)
+        print(beside("  refused: ", memory.refused, out), file=out)
     for where in memory.places:
-        print(f"  {where:<40}{size(memory.total(where)):>12}", file=out)
+        print(beside(f"  {where:<40}{size(memory.total(where)):>12}", "", out), file=out)
         for part in memory.parts:
             if part.where == where:
-                print(f"    {part.what:<38}{size(part.size_bytes):>12}  {' '.join(part.flags)}".rstrip(), file=out)
+                row = beside(f"    {part.what:<38}{size(part.size_bytes):>12}  ", " ".join(part.flags), out)
+                print(row.rstrip(), file=out)
 
 
 def size(size_bytes: int) -> str:

@@ -55,9 +55,17 @@ def launch(
     sweep_dead_sessions()
     session = config.session or new_session_name()
 
+    tee: RoleProcess | None = None
+
+    def say(text: str, otherwise: Callable[[str], None]) -> None:
+        # The TEE process writes to the terminal from when it is up.
+        for line in text.split("\n"):
+            if tee is None or not tee.say(line):
+                otherwise(line)
+
     def show(line: str) -> None:
         if verbose:
-            print(line, file=sys.stderr, flush=True)
+            say(line, lambda line: print(line, file=sys.stderr, flush=True))
 
     given = {role: [descriptor] for role, descriptor in (descriptors or {}).items()}
     with ExitStack() as stack:
@@ -92,7 +100,7 @@ def launch(
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
-            return _supervise(tee, gpu, start_gpu, config, report)
+            return _supervise(tee, gpu, start_gpu, config, lambda text: say(text, report))
         except KeyboardInterrupt:
             # In a terminal the TEE process got its own; a signal sent to this process alone is passed on.
             tee.send(signal.SIGINT)

@@ -1,7 +1,8 @@
 """The lifeline: one socket pair between a parent and a role that it started, and the few lines that are said on it.
 
 The child says that it is ready, or which error it ends with. A parent that has started both roles tells the TEE process
-when the GPU process has died, and starts another GPU process when the TEE process asks for one. The socket closes when
+when the GPU process has died, hands it what is to be said on the terminal that it writes to, and starts another GPU
+process when the TEE process asks for one. The socket closes when
 the process at either end dies, however it dies: so no orphan is left, and no pid has to be watched.
 """
 
@@ -30,6 +31,7 @@ LIFELINE_VARIABLE = "TSQP_SHM_LIFELINE"
 READY_LINE = b"ready\n"
 WANTED_LINE = b"another gpu process\n"
 DEAD_GPU_PREFIX = b"dead gpu process "
+SAID_PREFIX = b"said "
 FAILED_PREFIX = b"failed "
 MAX_MESSAGE_LENGTH = 1000
 # Longer than any line that either end says; of a line that is longer only the end is kept.
@@ -47,6 +49,7 @@ class Lifeline:
     def __init__(self, connection: socket.socket | None) -> None:
         self._connection = connection
         self._last_dead_gpu = -1
+        self._listener: Callable[[str], None] | None = None
 
     @classmethod
     def from_environment(cls) -> Lifeline:
@@ -71,6 +74,14 @@ class Lifeline:
         """Tells the parent which error this process ends with, if it is one that the parent's user can mend."""
         if isinstance(error, RELAYED_ERRORS):
             self._say(failed_line(error))
+
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Has what the parent would say be said by this process, which knows where a line of the terminal begins.
+
+        Args:
+            listener: takes a line; called by the thread of `on_parent_gone`.
+        """
+        self._listener = listener
 
     def ask_for_gpu(self) -> None:
         """Asks the parent for another GPU process."""
@@ -100,6 +111,9 @@ class Lifeline:
         threading.Thread(target=listen, daemon=True).start()
 
     def _heed(self, line: bytes) -> None:
+        if line.startswith(SAID_PREFIX) and self._listener is not None:
+            # UNTRUSTED: it may quote the GPU process.
+            self._listener(shown(line.removeprefix(SAID_PREFIX).decode(errors="replace").rstrip("\n"), lines=False))
         number = line.removeprefix(DEAD_GPU_PREFIX).strip()
         if line.startswith(DEAD_GPU_PREFIX) and number.isdigit():
             self._last_dead_gpu = int(number)
@@ -154,6 +168,11 @@ class Lines:
 def failed_line(error: TsqpError) -> bytes:
     message = shown(str(error), lines=False)[:MAX_MESSAGE_LENGTH]
     return FAILED_PREFIX + f"{type(error).__name__} {message}\n".encode()
+
+
+def said_line(text: str) -> bytes:
+    # Bounded, so that no end of it can pass for another line.
+    return SAID_PREFIX + shown(text, lines=False)[:MAX_MESSAGE_LENGTH].encode(errors="replace") + b"\n"
 
 
 def relayed_error(role: str, line: bytes) -> TsqpError | None:

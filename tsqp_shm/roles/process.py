@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,15 @@ from tsqp_shm.descriptors import socket_pair
 from tsqp_shm.errors import PeerDied, TsqpError
 from tsqp_shm.forks import leave_in_children
 from tsqp_shm.roles.inheritance import SAFE_PATH, forbid_core_dump, kept_apart, kill_session
-from tsqp_shm.roles.lifeline import LIFELINE_VARIABLE, READY_LINE, WANTED_LINE, Lines, dead_gpu_line, relayed_error
+from tsqp_shm.roles.lifeline import (
+    LIFELINE_VARIABLE,
+    READY_LINE,
+    WANTED_LINE,
+    Lines,
+    dead_gpu_line,
+    relayed_error,
+    said_line,
+)
 from tsqp_shm.roles.private_arguments import ARGUMENTS_VARIABLE, hand_over
 from tsqp_shm.roles.relay import Relay
 
@@ -37,6 +46,8 @@ class RoleProcess:
         self._process = process
         self._lifeline = lifeline
         self._lifeline.setblocking(False)
+        self._sending = threading.Lock()
+        self._unsent = b""
         self._said = Lines()
         self._is_ready = False
         self._has_come_up = False
@@ -180,8 +191,33 @@ class RoleProcess:
 
     def tell_of_dead_gpu(self, number: int) -> None:
         """Tells a TEE process that the GPU process of that number, counted from 0, has died."""
-        with contextlib.suppress(OSError):
-            self._lifeline.sendall(dead_gpu_line(number))
+        self._send(dead_gpu_line(number))
+
+    def say(self, text: str) -> bool:
+        """Has a child that has said that it is ready print a line, between lines of its own. Any thread may ask.
+
+        Returns:
+            Whether it does; False: it is not ready, or still has an earlier one to take.
+        """
+        return self._is_ready and self._send(b"") and (self._send(said_line(text)) or bool(self._unsent))
+
+    def _send(self, line: bytes) -> bool:
+        """Says a line without waiting; the rest of one that was not taken whole goes before the next.
+
+        Returns:
+            Whether all has been taken.
+        """
+        with self._sending:
+            self._unsent += line
+            try:
+                self._unsent = self._unsent[self._lifeline.send(self._unsent) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                # It is gone.
+                self._unsent = b""
+                return False
+            return not self._unsent
 
     @property
     def last_words(self) -> str:

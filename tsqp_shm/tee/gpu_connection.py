@@ -59,12 +59,14 @@ class StoppableWatch:
 
     Attributes:
         has_stopped: a wait was ended because it was to stop, and not by anything that the peer did.
+        tell_of_pulse: called once, when the peer's heart has begun to beat; None: nobody is.
     """
 
     peer: PeerWatch
     must_stop: Callable[[], bool]
     look: Callable[[], None]
     has_stopped: bool = False
+    tell_of_pulse: Callable[[], object] | None = None
 
     @property
     def heartbeat_age_s(self) -> float | None:
@@ -80,6 +82,10 @@ class StoppableWatch:
             raise TsqpError(CLOSED)
         self.look()
         self.peer.check()
+        tell = self.tell_of_pulse
+        if tell is not None and self.heartbeat_age_s is not None:
+            self.tell_of_pulse = None
+            tell()
 
     def require_pulse(self, timeout_s: float, started: float) -> None:
         """Waits until the peer's heartbeat has moved: whoever answers without one has no hold on the arena.
@@ -204,9 +210,15 @@ class GpuConnection:
             if gpu_process is None:
                 command = " ".join(("tsqp-shm gpu MODEL", *session.gpu_flags))
                 report(f"waiting up to {timeout_s:.0f} s for the GPU process: {command}")
-            started = time.monotonic()
+            else:
+                report("waiting: the GPU process imports torch")
+                # Its heart beats when it has that behind it.
+                watch.tell_of_pulse = lambda: report("waiting: the GPU process loads weights")
+            started, waited_ns = time.monotonic(), statistics.waiting_ns
             identity = queue.call(Opcode.READY, timeout_s).value
             watch.require_pulse(timeout_s, started)
+            watch.tell_of_pulse = None
+            statistics.start_waiting_ns += statistics.waiting_ns - waited_ns
             # From here on it is asked to stop: whoever has no hold on the arena is not.
             connection.gpu_pid, connection.gpu_device, connection.gpu_transfer = unpack_identity(identity)
             loaded.meet(connection.gpu_device)
@@ -311,6 +323,7 @@ class GpuConnection:
             round_trip_p99_us=statistics.round_trip_us(99),
             waits=dict(statistics.earlier_waits + (Counter() if self._is_abandoned else self.doorbell.waits)),
             waiting_s=statistics.waiting_ns / 1e9,
+            start_waiting_s=statistics.start_waiting_ns / 1e9,
         )
         facts["bytes"] = {
             "to_gpu": statistics.bytes_to_gpu,

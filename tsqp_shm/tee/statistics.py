@@ -28,6 +28,7 @@ class Statistics:
         tee: this process's kernels by name, timed here.
         submissions: what native code counts of doorbells; the properties below show it.
         gpu_restarts: GPU processes that took the place of one that had died.
+        start_waiting_ns: how long it was waited for GPU processes to be ready.
         earlier_waits: how the waits for those that have died had ended.
         requests: what they come to.
         steps: forward passes of the scheduler, `tokens` that went through the model in them, and `generated` ones.
@@ -36,6 +37,7 @@ class Statistics:
     tee: defaultdict[str, OperationTally] = field(default_factory=lambda: defaultdict(OperationTally))
     submissions: _native.Tallies = field(default_factory=_native.Tallies)
     gpu_restarts: int = 0
+    start_waiting_ns: int = 0
     earlier_waits: Counter[str] = field(default_factory=Counter)
     requests: RequestTallies = field(default_factory=RequestTallies)
     steps: int = 0
@@ -64,8 +66,8 @@ class Statistics:
 
     @property
     def waiting_ns(self) -> int:
-        """How long this process waited for completions."""
-        return self.submissions.waiting_ns
+        """How long this process waited for completions, those of a start left aside."""
+        return self.submissions.waiting_ns - self.start_waiting_ns
 
     def count(self, operation: str, started_ns: int) -> None:
         """Counts one call of a TEE operation, which began at `started_ns` of `time.perf_counter_ns`."""

@@ -1,0 +1,1 @@
+"""What a person sees of a session, and types into it."""
