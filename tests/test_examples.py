@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 FOLDER = Path(__file__).parents[1] / "examples"
 README = FOLDER.parent / "README.md"
@@ -36,10 +39,11 @@ SAYS = {
         r"the record is of this answer: True",
         r"computed again, it is the same: True",
     ],
-    "callers.py": [r"'The capital of France is' -> ' Paris\.' in \d pieces"],
+    "callers.py": [r"'The capital of France is': ' Paris", r"'The capital of France is' -> ' Paris\.', ended by stop"],
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_examples_do_what_they_say(demo_model):
     # At once, as most of their time is Python's and torch's start.
     running = {
@@ -61,11 +65,14 @@ def test_the_examples_do_what_they_say(demo_model):
                 assert any(re.match(expected, line) for line in lines), (name, expected, said)
     finally:
         for process in running.values():
-            process.kill()
+            if process.poll() is None:
+                # As Ctrl-C: what it has of shared memory goes with it.
+                process.send_signal(signal.SIGINT)
+                process.wait()
 
 
 def test_every_example_is_run_and_the_readme_names_it():
     files = {file.name for file in FOLDER.glob("*.py")}
     assert files == SAYS.keys()
     assert files <= set(re.findall(r"examples/(\w+\.py)", README.read_text()))
-    assert all(15 <= len((FOLDER / name).read_text().splitlines()) <= 50 for name in files)
+    assert all(15 <= len((FOLDER / name).read_text().splitlines()) <= 45 for name in files)

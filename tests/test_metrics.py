@@ -175,7 +175,13 @@ def test_what_crosses_is_counted_as_in_the_statistics(fast):
         assert value(llm, "pad_stock_capacity_rows") == pads["capacity_rows"]
         assert 0 < value(llm, "pads_used") == pads["used"] <= value(llm, "pads_made") - value(llm, "pads_burned")
         assert value(llm, "products_computed_in_tee") == pads["tee_products"]
-        names = {each.name for each in llm.get_metrics()}
+        before = llm.get_metrics()
+    counters = [each for each in before if not isinstance(each, Gauge)]
+    # The last doorbell is the one that ends the GPU process.
+    after = [each for each in llm.get_metrics() if not isinstance(each, Gauge)]
+    assert [each.name for each in after] == [each.name for each in counters]
+    assert value(llm, "request_success", finished_reason="length") == 2
+    names = {each.name for each in before}
     rows = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("| `tsqp:")]
     assert names == {name for row in rows for name in re.findall(r"`(tsqp:\w+)`", row)}
 

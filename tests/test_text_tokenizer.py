@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 from demo_tokenizers import ours, theirs
+from small_tokenizers import byte_level
 from tokenizer_habits import habits
 
-from tsqp_shm.errors import RequestError
+from tsqp_shm.errors import ModelFileError, RequestError
+from tsqp_shm.model.added_tokens import TokenizerConfig
+from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.text_tokenizer import TextTokenizer
 
 pytestmark = pytest.mark.usefixtures("demo_tokenizers")
@@ -115,7 +118,33 @@ def test_what_there_is_not_is_said_to_be_so(tokenizer):
         tokenizer.save_pretrained("x")
     with pytest.raises(AttributeError, match="no 'labels'; there are input_ids, attention_mask"):
         tokenizer("a").labels()
+    for name in ("pad_token", "chat_template", "padding_side"):
+        with pytest.raises(AttributeError, match=f"{name} of a session's tokenizer cannot be set"):
+            setattr(tokenizer, name, "<|im_end|>")
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="belongs to its process"):
+            copied(tokenizer)
     assert repr(tokenizer).endswith("smollm2-135m-instruct', 49,152 tokens)")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"model_input_names": 5}, "model_input_names is 5, not a list of names"),
+        ({"model_input_names": ["input_ids", 5]}, "model_input_names is .*, not a list of names"),
+        ({"model_max_length": "long"}, "model_max_length is 'long', not a number"),
+    ],
+)
+def test_a_malformed_field_is_one_error_that_names_its_file(tmp_path, content, said):
+    malformed = Tokenizer(byte_level(), tmp_path, TokenizerConfig(content))
+    with pytest.raises(ModelFileError, match=rf"tokenizer_config\.json: {said}"):
+        TextTokenizer(malformed, str(tmp_path))
+
+
+def test_the_inputs_that_a_folder_names_are_given(tmp_path):
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    named = TextTokenizer(Tokenizer(byte_level(), tmp_path, TokenizerConfig({"model_input_names": names})), "x")
+    assert named("ab") == {"input_ids": [64, 65], "token_type_ids": [0, 0], "attention_mask": [1, 1]}
 
 
 def test_what_it_gives_is_a_value(tokenizer):

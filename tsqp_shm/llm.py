@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from tsqp_shm.arguments import refuse_unknown, require_writable
+from tsqp_shm.arguments import refuse_unknown
+from tsqp_shm.assembly import Records, assembled
 from tsqp_shm.callers import harmless, while_held
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.conversation import Conversation
@@ -24,29 +23,20 @@ from tsqp_shm.model.files import ModelFiles
 from tsqp_shm.model.network import Network
 from tsqp_shm.model.spec import ModelSpec
 from tsqp_shm.model.tokenizer import TOKENIZER_FILE, Tokenizer
-from tsqp_shm.model.weights import Checkpoint
 from tsqp_shm.model_folder import find_model_folder
 from tsqp_shm.modes import MODES
 from tsqp_shm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from tsqp_shm.prompt_progress import Bar
 from tsqp_shm.prompts import Form, as_prompt, as_prompts
 from tsqp_shm.requests import Requests
-from tsqp_shm.roles.process import RoleProcess
 from tsqp_shm.roles.resources import require_resources
-from tsqp_shm.scalars import path
-from tsqp_shm.shm.transport import Hold, Register, Transport
+from tsqp_shm.shm.transport import Transport
 from tsqp_shm.tee.completion import Completion
-from tsqp_shm.tee.evidence import Evidence
 from tsqp_shm.tee.gpu_connection import StartGpu
-from tsqp_shm.tee.receipts import nonces_path
 from tsqp_shm.tee.runtime import Runtime
 from tsqp_shm.tee.sampling_params import SamplingParams
 from tsqp_shm.tee.statistics import Statistics
-from tsqp_shm.tee.transcript import Transcript
-from tsqp_shm.tee.witness import Witness
 from tsqp_shm.text_tokenizer import TextTokenizer
-from tsqp_shm.trace.file import TraceFile
-from tsqp_shm.trace.recorder import recording
 
 __all__ = ["LLM", "CompletionOutput", "Conversation", "Logprob", "RequestMetrics", "RequestOutput", "SamplingParams"]
 
@@ -123,22 +113,12 @@ class LLM:
             raise ConfigError("start_gpu", start_gpu, "True, False, or what starts it", is_mistyped=True)
         if transport is not None and not hasattr(transport, "begin"):
             raise ConfigError("transport", transport, "a Transport, or None", is_mistyped=True)
-        trace_file = _file("trace", trace)
-        self.evidence, transcript_file = _file("evidence", evidence), _file("transcript", transcript)
         self.config = EngineConfig.chosen(config, settings, _NAMES_OF_PARAMS)
         mode = MODES[self.config.mode]
-        has_gpu = mode.has_gpu_process
-        for argument, file, reason in (
-            ("evidence", self.evidence, "nothing holds its answers" if mode.arithmetic is None else None),
-            ("transcript", transcript_file, "no product of it is checked" if not mode.num_vectors else None),
-        ):
-            if file is not None and reason is not None:
-                raise ConfigError(argument, str(file), f"none, as mode {mode.name} is one where {reason}")
-            require_writable(argument, None if file is None else str(file))
-        if self.evidence is not None and transcript_file is not None:
-            _require_apart(self.evidence, transcript_file)
+        records = Records.chosen(mode, trace, evidence, transcript)
+        self.evidence = records.evidence
         for argument, value, default in (("start_gpu", start_gpu, True), ("transport", transport, None)):
-            if not has_gpu and value is not default:
+            if not mode.has_gpu_process and value is not default:
                 raise ConfigError(argument, value, f"none, as mode {mode.name} has no GPU process")
         require_resources(self.config.threads().tee)
         self.model = find_model_folder(model, revision, report)
@@ -151,33 +131,11 @@ class LLM:
         self.spec = ModelSpec.from_folder(files)
         limits = self.config.limits(self.spec.max_positions, Network.of(self.spec).layer_parameters)
         self.max_model_len = limits.max_model_len
-        self._tokenizer = Tokenizer.from_folder(files) if files.has(TOKENIZER_FILE) else None
-        with ExitStack() as stack:
-            if self._tokenizer is not None:
-                # Its process ends with the session, or with what keeps that from coming up.
-                stack.callback(self._tokenizer.close)
-            # Where somebody else starts the GPU process, the trace of both is theirs to make.
-            roles = ("tee", "gpu") if has_gpu else ("tee",)
-            starts_all = start_gpu is True
-            whole = stack.enter_context(TraceFile(trace_file, roles, report)) if trace_file and starts_all else None
-            recorder = stack.enter_context(recording(whole.recording("tee") if whole else trace_file, "tee"))
-            if not has_gpu:
-                start_gpu = False
-            witness = Witness(
-                None if self.evidence is None else Evidence(self.evidence),
-                None if transcript_file is None else Transcript(transcript_file),
-            )
-            stack.callback(witness.close)
-            if start_gpu is True:
-                traced = (whole.arguments("gpu"), [whole.descriptor("gpu")]) if whole else ([], [])
-                # Nothing of this object's: what the runtime holds must not hold the LLM.
-                start_gpu = partial(_start_gpu, self.model, self.config, *traced, report)
-            with Checkpoint.open(self.model) as checkpoint:
-                self._runtime = Runtime(
-                    self.spec, checkpoint, self.config, transport or _posix(self.config), start_gpu or None, report,
-                    recorder, before=stack, files=files, witness=witness,
-                )  # fmt: skip
-        self._requests = Requests(self._runtime, self.spec, files, self._tokenizer, self.max_model_len, witness)
+        tokenizer = Tokenizer.from_folder(files) if files.has(TOKENIZER_FILE) else None
+        self._runtime, witness = assembled(
+            self.model, files, self.spec, tokenizer, self.config, records, transport, start_gpu, report
+        )
+        self._requests = Requests(self._runtime, self.spec, files, tokenizer, self.max_model_len, witness)
         weakref.finalize(self, self._runtime.leave).atexit = False
         self._runtime.start()
 
@@ -483,42 +441,3 @@ class LLM:
             ['peak_rss_bytes', 'pid']
         """
         return {**self._runtime.facts(), "model": str(self.model)}
-
-
-def _file(argument: str, value: object) -> Path | None:
-    found = None if value is None else path(value)
-    if value is not None and found is None:
-        raise ConfigError(argument, value, "a file", is_mistyped=True)
-    return found
-
-
-def _require_apart(evidence: Path, transcript: Path) -> None:
-    """Raises:
-    ConfigError: one would be written over the other, or over what opens its records.
-    """
-    for other, what in ((evidence, "the evidence"), (nonces_path(evidence), "the evidence's nonces")):
-        if transcript.resolve() == other.resolve():
-            raise ConfigError("transcript", str(transcript), f"a file of its own, as this one is of {what}")
-
-
-def _posix(config: EngineConfig) -> Transport | Register:
-    if not MODES[config.mode].has_gpu_process:
-        from tsqp_shm.shm.posix.register import PosixRegister
-
-        return PosixRegister(config.session)
-    # Not at the top: it loads ZeroMQ, which is for waking another process.
-    from tsqp_shm.shm.posix.transport import PosixTransport
-
-    return PosixTransport(config.session, config.endpoint)
-
-
-def _start_gpu(
-    model: Path,
-    config: EngineConfig,
-    traced: list[str],
-    descriptors: list[int],
-    report: Callable[[str], None],
-    session: Hold,
-) -> RoleProcess:
-    arguments = [str(model), *session.gpu_flags, *config.gpu_arguments(), *traced]
-    return RoleProcess.start("gpu", arguments, descriptors=descriptors, listen=report)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from tsqp_shm.conversations import as_conversations, render
-from tsqp_shm.errors import RequestError
-from tsqp_shm.model.added_tokens import NAMED
+from tsqp_shm.errors import ModelFileError, RequestError
+from tsqp_shm.model.added_tokens import CONFIG_FILE, NAMED
+from tsqp_shm.model.json_fields import brief
 from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.scalars import is_several, text, whole
 from tsqp_shm.tokenizer_arguments import require_neutral
 
-# What transformers takes for a tokenizer that says no limit.
+# What transformers takes where a tokenizer does not say.
 _NO_LIMIT = int(1e30)
+_INPUT_NAMES = ["input_ids", "attention_mask"]
+_OWN = ("_tokenizer", "name_or_path", "model_input_names", "model_max_length")
 
 
 class Encoded(dict[str, Any]):
@@ -43,11 +47,28 @@ class TextTokenizer:
     is_fast = True
 
     def __init__(self, tokenizer: Tokenizer, name_or_path: str) -> None:
+        """Raises:
+        ModelFileError: a field of tokenizer_config.json that is asked for here is malformed.
+        """
         self._tokenizer, self.name_or_path = tokenizer, name_or_path
-        content = tokenizer.config.content
-        # transformers' defaults.
-        self.model_input_names = list(content.get("model_input_names") or ("input_ids", "attention_mask"))  # type: ignore[call-overload]
-        self.model_max_length: int = content.get("model_max_length") or _NO_LIMIT  # type: ignore[assignment]
+        content, path = tokenizer.config.content, Path(name_or_path) / CONFIG_FILE
+        names, limit = content.get("model_input_names", _INPUT_NAMES), content.get("model_max_length")
+        # UNTRUSTED: whoever made the model says what he likes.
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ModelFileError(path, f"model_input_names is {brief(names)!r}, not a list of names")
+        if limit is not None and type(limit) not in (int, float):
+            raise ModelFileError(path, f"model_max_length is {brief(limit)!r}, not a number")
+        self.model_input_names, self.model_max_length = list(names), limit or _NO_LIMIT
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in _OWN:
+            raise AttributeError(
+                f"{name} of a session's tokenizer cannot be set: what follows from it is not done here"
+            )
+        super().__setattr__(name, value)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a session's tokenizer belongs to its process and cannot be copied or pickled")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name_or_path!r}, {len(self):,} tokens)"
