@@ -138,7 +138,7 @@ class Chat:
             self.notices.insist(f"the conversation has outgrown the {most:,} tokens of a sequence: {turns} left out")
         self.begin(completion)
         try:
-            with self.notices.held(), interrupts.welcome():
+            with self.notices.held(), self.typed.unechoed(), interrupts.welcome():
                 show(self.llm, completion)
         except KeyboardInterrupt:
             self._await_end(completion)

@@ -6,11 +6,13 @@ import json
 import os
 import signal
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType, ModuleType
+from typing import Any
 
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.files import open_own
@@ -80,6 +82,24 @@ class Typed:
             with _kept(self._history_file), os.fdopen(self._open(os.O_WRONLY | os.O_APPEND), "wb") as file:
                 file.write(json.dumps(line).encode() + b"\n")
         return line
+
+    @contextmanager
+    def unechoed(self) -> Iterator[None]:
+        """What is typed for the next turn meanwhile is not shown in the middle of an answer, but where it is asked."""
+        if self._editor is None:
+            yield
+            return
+        before = termios.tcgetattr(sys.stdin)
+        self._set_echo([*before[:3], before[3] & ~termios.ECHO, *before[4:]])
+        try:
+            yield
+        finally:
+            self._set_echo(before)
+
+    def _set_echo(self, attributes: list[Any]) -> None:
+        # A terminal that is gone shows nothing.
+        with suppress(termios.error):
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, attributes)
 
     @property
     def whereabouts(self) -> str:
