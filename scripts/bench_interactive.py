@@ -2,8 +2,8 @@
 """What people wait for who talk to one session: a stream's next token while somebody else's prompt is computed, and the
 first token of a conversation's next turn.
 
-    scripts/bench_interactive.py streams    # four, and a prompt of 2,000 tokens
-    scripts/bench_interactive.py streams --budgets 0,128 --modes plain,tee-only
+    scripts/bench_interactive.py streams                                  # four streams, and a prompt of 2,000 tokens
+    scripts/bench_interactive.py streams --budgets 0,128,256 --modes plain,tee-only
     scripts/bench_interactive.py turns --modes plain,verified,blinded,tee-only
 
 streams: each mode and prefill budget is a process of its own, asleep (SIGSTOP) but in its turn. In a turn so many
@@ -195,7 +195,7 @@ def main() -> int:
     parser.add_argument("--streams", type=positive, default=4, metavar="N", help="that decode (4)")
     parser.add_argument("--tokens", type=positive, default=2000, metavar="N", help="of the prompt (2000)")
     parser.add_argument("--before", type=positive, default=40, metavar="N", help="tokens of each stream before it (40)")
-    parser.add_argument("--new-tokens", type=positive, default=48, metavar="N", help="of an answer at most (48)")
+    parser.add_argument("--new-tokens", type=positive, default=48, metavar="N", help="most of an answer of a turn (48)")
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="turns of each that count (5)")
     parser.add_argument("--json", metavar="FILE", help="what was found, as JSON too")
     parser.add_argument("--play", nargs=2, help=argparse.SUPPRESS)

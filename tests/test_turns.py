@@ -76,7 +76,7 @@ def lengths(completions: Sequence[Completion]) -> list[int]:
     return [len(each.token_ids) for each in completions]
 
 
-@pytest.mark.parametrize("mode", ["plain", "verified", "blinded", "tee-only"])
+@pytest.mark.parametrize("mode", ["plain", "blinded", "tee-only", pytest.param("verified", marks=pytest.mark.long)])
 def test_while_a_prompt_is_computed_every_step_gives_every_stream_its_token(fast, model, mode):
     with stepped(fast, model, mode) as session:
         streams = session.streams(4)
@@ -151,7 +151,7 @@ SCORED = SamplingParams(max_tokens=12, ignore_eos=True, temperature=1.0, seed=1,
 PROMPTS = [list(random_token_ids(length, seed=length)) for length in (2, 3, 90, 5, 60, 17, 40, 1)]
 
 
-@pytest.mark.parametrize("mode", ["verified", "tee-only"])
+@pytest.mark.parametrize("mode", ["tee-only", pytest.param("verified", marks=pytest.mark.long)])
 def test_tokens_and_scores_do_not_depend_on_the_budget(fast, model, mode):
     said = []
     for budget in (0, 1, 13):
