@@ -10,6 +10,7 @@ from tsqp_shm.wrapping import beside
 
 def print_rows(rows: Sequence[tuple[str, str]], out: TextIO) -> None:
     width = max(len(label) for label, _ in rows)
-    for label, text in rows:
-        print(beside(f"{label:>{width}}  ", text, out), file=out)
+    lines = [beside(f"{label:>{width}}  ", text, out) + "\n" for label, text in rows]
+    # At once: another process may write to the same terminal.
+    out.write("".join(lines))
     out.flush()

@@ -46,7 +46,7 @@ class RoleProcess:
         self._process = process
         self._lifeline = lifeline
         self._lifeline.setblocking(False)
-        self._sending = threading.Lock()
+        self._hearing, self._sending = threading.Lock(), threading.Lock()
         self._unsent = b""
         self._said = Lines()
         self._is_ready = False
@@ -164,7 +164,7 @@ class RoleProcess:
     def _hear(self) -> None:
         """Takes in what the child has said on the lifeline meanwhile."""
         heard_bytes = 0
-        with contextlib.suppress(OSError):
+        with self._hearing, contextlib.suppress(OSError):
             while heard_bytes < MAX_HEARD_BYTES and (data := self._lifeline.recv(4096)):
                 heard_bytes += len(data)
                 for line in self._said.push(data):
@@ -199,7 +199,7 @@ class RoleProcess:
         Returns:
             Whether it does; False: it is not ready, or still has an earlier one to take.
         """
-        return self._is_ready and self._send(b"") and (self._send(said_line(text)) or bool(self._unsent))
+        return self.is_ready and self._send(b"") and (self._send(said_line(text)) or bool(self._unsent))
 
     def _send(self, line: bytes) -> bool:
         """Says a line without waiting; the rest of one that was not taken whole goes before the next.
