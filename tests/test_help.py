@@ -12,7 +12,7 @@ from tsqp_shm.cli.parser import Parser
 from tsqp_shm.cli.verbs import build_parser
 
 VERBS = ["launch", "tee", "gpu", "top", "trace", "doctor", "inspect", "replay", "env", "ps", "clean", "bench"]
-CASES = ["modes", "prefill", "decode", "batch", "launch", "quality", "idle", "latency", "waits", "kernels"]
+CASES = ["modes", "prefill", "decode", "batch", "serve", "launch", "quality", "idle", "latency", "waits", "kernels"]
 COMMANDS = [[verb] for verb in VERBS] + [["bench", case] for case in CASES]
 # As many flags are read at a glance.
 FEW = 16

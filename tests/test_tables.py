@@ -18,6 +18,10 @@ from tsqp_shm.bench.latency import run as latency
 from tsqp_shm.bench.latency import waits
 from tsqp_shm.bench.modes import table as modes
 from tsqp_shm.bench.quality import table as quality
+from tsqp_shm.bench.serve import table as serve
+from tsqp_shm.bench.serve.asked import Asked
+from tsqp_shm.bench.serve.load import Loaded
+from tsqp_shm.bench.serve.rows import Case, Round, make_rows
 from tsqp_shm.bench.tables import WIDTH, print_columns, say
 from tsqp_shm.modes import MODES
 
@@ -34,7 +38,17 @@ def printed(print_document: Any, document: dict[str, Any]) -> str:
     return out.getvalue()
 
 
+def of_serve() -> dict[str, Any]:
+    answers = [Asked("", 1 << 20, 1 << 20, 86_400.0, (86_400.0, 1e-6)), Asked("a reason of many words " * 9)]
+    rounds = [Round(Loaded(1e-3, 1e-3, tuple(answers)), 99_999.0, 1 << 43)]
+    cases = [Case(clients, temperature) for clients in (1, 1024) for temperature in (0.0, 0.123456)]
+    rows = make_rows({case: dict.fromkeys(NAMES, rounds) for case in cases}, dict.fromkeys(NAMES))
+    numbers = dict.fromkeys(("tokens", "new_tokens", "requests", "threads", "sequences", "runs"), 1 << 20)
+    return {"environment": FACTS, "settings": {"model": MODEL, "dtype": "bfloat16", **numbers}, "rows": rows}
+
+
 DOCUMENTS = {
+    "serve": (serve.print_tables, of_serve()),
     "prefill": (report.print_table, whole()),
     "modes": (modes.print_tables, of_modes()),
     "quality": (quality.print_table, of_quality()),

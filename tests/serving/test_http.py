@@ -13,6 +13,9 @@ from process_table import children, is_alive
 from prometheus_client.parser import text_string_to_metric_families
 from servers import Server, demo_server
 
+from tsqp_shm.bench.serve.asked import Request
+from tsqp_shm.bench.serve.load import ask
+from tsqp_shm.bench.serve.peers import Setup, our_servers
 from tsqp_shm.shm.posix.folder import sweep_dead_sessions
 
 COMPLETIONS = "/v1/completions"
@@ -94,6 +97,23 @@ def test_metrics_are_read_by_prometheus_and_count_what_was_asked(server):
     assert families["tsqp:generation_tokens"].samples[0].value == before + 3
     for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "time_to_first_token_seconds"):
         assert f"tsqp:{name}" in families
+
+
+def test_the_load_of_the_benchmark_gets_every_token_and_counts_as_the_server_does(server, demo_model):
+    setup = Setup(demo_model, 1, 4, 24, 6, "bfloat16", "cpu", None)
+    (ours,) = our_servers(["tsqp-shm-tee-only"])
+    asked = [Request(number, f"{number} small stones in", 6, float(number % 2)) for number in range(7)]
+    before = server.metric("tsqp:generation_tokens_total")
+
+    def body(request):
+        return {**ours.body(setup, request), "model": demo_model.name}
+
+    loaded = ask(server.port, asked, 3, body, 60)
+    assert [(each.failure, each.tokens) for each in loaded.answers] == [("", 6)] * 7
+    assert server.metric("tsqp:generation_tokens_total") - before == 42
+    assert all(each.first_s > 0 and 1 <= len(each.gaps_s) <= 5 for each in loaded.answers)
+    (wrong,) = ask(server.port, asked[:1], 1, lambda request: {**body(request), "model": "another"}, 60).answers
+    assert wrong.failure.startswith("status 404")
 
 
 def test_a_client_that_goes_away_ends_its_request(server):

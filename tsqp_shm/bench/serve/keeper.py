@@ -35,8 +35,12 @@ def keep(connection: socket.socket, command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    code = keep(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
-    if code:
-        print(f"exit code {code}", file=sys.stderr, flush=True)
-    # It leads the session, so this ends it as well.
-    kill_session(os.getpid())
+    try:
+        code = keep(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
+        # Nobody may be there to read it.
+        with suppress(OSError):
+            if code:
+                print(f"exit code {code}", file=sys.stderr, flush=True)
+    finally:
+        # It leads the session, so this ends it as well.
+        kill_session(os.getpid())

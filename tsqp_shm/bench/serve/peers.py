@@ -128,7 +128,12 @@ def _transformers(name: str, python: str) -> Server:
     def command(setup: Setup, port: int) -> list[str]:
         words = ["-m", "transformers.cli.transformers", "serve", str(setup.folder), "--host", HOST, "--port", str(port)]
         words += ["--device", setup.device, "--dtype", setup.dtype]
-        return [*_of_venv(python), *words, *(["--continuous-batching"] if name.endswith("-batching") else [])]
+        if name.endswith("-batching"):
+            # Without a number it takes most of the machine's memory.
+            blocks = 2 * setup.sequences * setup.positions // _ROUNDED
+            words += ["--continuous-batching", "--cb-block-size", str(_ROUNDED), "--cb-num-blocks", str(blocks)]
+            words += ["--cb-max-batch-tokens", "1024"]
+        return [*_of_venv(python), *words]
 
     def body(setup: Setup, request: Request) -> dict[str, Any]:
         # It refuses fields that it does not know, and takes what else there is to say in one of its own.

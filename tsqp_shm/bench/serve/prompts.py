@@ -20,34 +20,31 @@ _WORDS = [
 MIN_TOKENS = 16
 
 
-class Prompts:
-    """Of one model's tokenizer; close it."""
+def tokenizer_of(folder: Path) -> Tokenizer:
+    """Raises:
+    ConfigError: the model has none.
+    """
+    if not (folder / TOKENIZER_FILE).is_file():
+        raise ConfigError("model", folder, "a model with a tokenizer, as servers are asked in text")
+    return Tokenizer.from_folder(folder)
 
-    def __init__(self, folder: Path) -> None:
-        """Raises:
-        ConfigError: the model has no tokenizer.
-        """
-        if not (folder / TOKENIZER_FILE).is_file():
-            raise ConfigError("model", folder, "a model with a tokenizer, as servers are asked in text")
-        self._tokenizer = Tokenizer.from_folder(folder)
 
-    def close(self) -> None:
-        self._tokenizer.close()
+def make_requests(
+    tokenizer: Tokenizer, run: int, numbers: range, tokens: int, new_tokens: int, temperature: float
+) -> list[Request]:
+    """The same for the same arguments.
 
-    def requests(self, run: int, first: int, count: int, tokens: int, new: int, temperature: float) -> list[Request]:
-        """The same for the same arguments.
-
-        Args:
-            run, first: what no other prompt of the same benchmark has both of.
-            tokens: of each prompt.
-        """
-        numbers = range(first, first + count)
-        return [Request(number, self._prompt(run, number, tokens), new, temperature) for number in numbers]
-
-    def _prompt(self, run: int, number: int, tokens: int) -> str:
+    Args:
+        run, numbers: no other request of the same benchmark has both.
+        tokens: of each prompt.
+    """
+    special = len(tokenizer.encode(""))
+    requests = []
+    for number in numbers:
         drawn = random.Random(f"{run} {number}")
-        # Words of one token are the rule, so this is enough.
+        # A word has one token at least.
         words = f"{number} {run}: " + " ".join(drawn.choice(_WORDS) for _ in range(tokens))
-        special = len(self._tokenizer.encode(""))
-        ids = self._tokenizer.encode(words, add_special_tokens=False)
-        return self._tokenizer.decode(ids[: max(1, tokens - special)])
+        ids = tokenizer.encode(words, add_special_tokens=False)
+        prompt = tokenizer.decode(ids[: max(1, tokens - special)])
+        requests.append(Request(number, prompt, new_tokens, temperature))
+    return requests

@@ -15,13 +15,14 @@ from tsqp_shm.bench.plot import require_plot
 from tsqp_shm.bench.report import environment, put_out
 from tsqp_shm.bench.serve.peers import Server, Setup, our_servers, parse_peers
 from tsqp_shm.bench.serve.picture import draw
-from tsqp_shm.bench.serve.prompts import MIN_TOKENS, Prompts
+from tsqp_shm.bench.serve.prompts import MIN_TOKENS, make_requests, tokenizer_of
 from tsqp_shm.bench.serve.rows import Case, Round, make_rows
 from tsqp_shm.bench.serve.running import RunningServer
 from tsqp_shm.bench.serve.table import print_tables
 from tsqp_shm.config import DTYPES, EngineConfig, require_choice, require_range
 from tsqp_shm.errors import ConfigError
 from tsqp_shm.model.spec import ModelSpec
+from tsqp_shm.model.tokenizer import Tokenizer
 from tsqp_shm.progress import Progress
 from tsqp_shm.shm.posix.folder import swept_afterwards
 
@@ -75,7 +76,7 @@ def run_serve(options: ServeOptions, demo_model: Callable[[], Path]) -> int:
         stack.enter_context(swept_afterwards())
         folder = (demo_model() if options.model is None else Path(options.model)).absolute()
         setup = _setup(options, folder)
-        prompts = stack.enter_context(closing(Prompts(folder)))
+        tokenizer = stack.enter_context(closing(tokenizer_of(folder)))
         facts = environment()
         with Progress(options.quiet) as progress:
             running = []
@@ -85,7 +86,7 @@ def run_serve(options: ServeOptions, demo_model: Callable[[], Path]) -> int:
                 running.append(RunningServer.start(server, setup))
                 stack.callback(running[-1].stop)
                 running[-1].wait_ready(options.timeout_s)
-            rounds = _rounds(options, running, prompts, progress)
+            rounds = _rounds(options, running, tokenizer, progress)
     settings = {
         "model": folder.name,
         "gguf": options.gguf,
@@ -105,7 +106,7 @@ def run_serve(options: ServeOptions, demo_model: Callable[[], Path]) -> int:
 
 
 def _rounds(
-    options: ServeOptions, running: list[RunningServer], prompts: Prompts, progress: Progress
+    options: ServeOptions, running: list[RunningServer], tokenizer: Tokenizer, progress: Progress
 ) -> dict[Case, dict[str, list[Round]]]:
     """A B A B, each case after the other; the first round of each is a warm-up."""
     cases = [Case(clients, temperature) for temperature in options.temperatures for clients in options.clients]
@@ -113,9 +114,9 @@ def _rounds(
     for number in range(options.runs + 1):
         first = 0
         for case in cases:
-            count = case.clients * options.requests
-            requests = prompts.requests(number, first, count, options.tokens, options.new_tokens, case.temperature)
-            first += count
+            numbers = range(first, first + case.clients * options.requests)
+            first = numbers.stop
+            requests = make_requests(tokenizer, number, numbers, options.tokens, options.new_tokens, case.temperature)
             for server in running:
                 progress.show(f"{f'round {number}/{options.runs}' if number else 'warm-up'} {case} {server.name}")
                 # Of a warm-up each client's first request is enough.
