@@ -233,7 +233,7 @@ def test_one_that_cheats_only_in_the_last_pass_has_nothing_of_it_come_out(model,
         facts = llm.stats()
         assert {row["operation"]: row["calls"] for row in facts["operations"]}["SAMPLE"] == LAST - 1
         statistics = llm.statistics
-    assert said == []
+    assert [line for line in said if not line.startswith("waiting: ")] == []
     # What others see of it, the one who cheats among them: no step more than those before.
     assert (statistics.steps, statistics.generated) == (LAST - 1, LAST - 1)
     seen = [each.progress for each in gpu.gpu.asked if each.step == LAST] + [gpu.left]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 
 from tsqp_shm.llm import LLM
@@ -19,9 +20,13 @@ def show(llm: LLM, completion: Completion, *, is_shown: bool = True) -> None:
             for piece in pieces:
                 if is_shown:
                     print(piece, end="", flush=True)
-    finally:
-        if is_shown:
+    except BaseException:
+        # What is said of it next begins a line; elsewhere than on a terminal there is nothing but the text.
+        if is_shown and sys.stdout.isatty():
             print(flush=True)
+        raise
+    if is_shown:
+        print(flush=True)
 
 
 def why_cut(llm: LLM, completion: Completion) -> str | None:
