@@ -85,7 +85,7 @@ class RunningServer:
         """Its answers, and the processor time of all its processes meanwhile.
 
         Raises:
-            ContenderFailed: it has ended.
+            ContenderFailed: it has ended, or answers nothing.
         """
         wake(self._pid)
         pids = [self._pid, *descendants(self._pid)]
@@ -96,6 +96,8 @@ class RunningServer:
         self.peak_bytes = sum(_peak(pid) for pid in pids)
         if self._keeper.poll() is not None or select.select([self._connection], [], [], 0)[0]:
             raise ContenderFailed(self.name, self._with_log("it has ended in its turn"))
+        if all(answer.failure for answer in loaded.answers):
+            raise ContenderFailed(self.name, self._with_log(f"no request was answered: {loaded.answers[0].failure}"))
         put_to_sleep(self._pid)
         return loaded, cpu_s
 
