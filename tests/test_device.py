@@ -229,7 +229,7 @@ def test_too_little_memory_is_said_with_the_figures(needed, remedy):
 def test_copies_are_compared_with_the_bus():
     plan = Plan.of_slots([("copied", "bfloat16", 1, 1 << 16)])
     with new_arena(plan) as arena:
-        devices = {"staged": LateDevice(arena, looks=2000), "bus": LateDevice(arena, looks=0)}
+        devices = {"staged": LateDevice(arena, looks=20_000), "bus": LateDevice(arena, looks=0)}
         rows = compare_copies(devices, plan.slots[0], runs=3)
         for device in devices.values():
             device.close()

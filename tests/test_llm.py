@@ -544,7 +544,7 @@ def test_stats_have_everything_the_command_prints(llm):
 
 def test_bytes_in_slots_are_counted_as_the_shapes_say(fast, small_model):
     rows, columns, dtype_bytes = 10, 64, 2
-    with fast.llm(small_model, max_model_len=32) as llm:
+    with fast.llm(small_model, max_model_len=32, float32_rows=0) as llm:
         llm.generate([1] * rows, SamplingParams(max_tokens=1, temperature=0))
         moved = llm.stats()["bytes"]
     hidden, feed_forward, vocab = (GEOMETRY[name] for name in ("hidden_size", "intermediate_size", "vocab_size"))

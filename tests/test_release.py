@@ -16,7 +16,7 @@ from tsqp_shm import __version__
 
 ROOT = Path(__file__).parent.parent
 # What --dry-run reads.
-FILES = ("pyproject.toml", "scripts/release", "tsqp_shm/_version.py")
+FILES = ("pyproject.toml", "scripts/release", "scripts/script_flags.py", "tsqp_shm/_version.py")
 DESCRIBED = f"# Changelog\n\n## [Unreleased]\n\n## [{__version__}] - 2026-01-31\n\n- The first.\n"
 
 
@@ -98,7 +98,8 @@ def test_a_wheel_has_the_modules_and_stubs_that_are_there_and_nothing_that_was(t
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
     found = {path.relative_to(built) for path in built.rglob("*") if path.is_file()}
     package = {path.relative_to(ROOT) for path in (ROOT / "tsqp_shm").rglob("*") if path.suffix in (".py", ".pyi")}
-    assert found == package | {Path("tsqp_shm", "py.typed")}
+    page = {path.relative_to(ROOT) for path in (ROOT / "tsqp_shm" / "serve" / "static").iterdir()}
+    assert found == package | page | {Path("tsqp_shm", "py.typed")}
 
 
 @pytest.mark.long

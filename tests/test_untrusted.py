@@ -40,7 +40,9 @@ BORDER_SOURCES = BORDER_HEADERS | {
     "field/check.cpp",
     "field/check_impl.h",
 }
-GPU_SOURCES = {f"products/{name}" for name in ("bind_cpu_device.cpp", "cpu_products.cpp", "cpu_products.h")}
+GPU_SOURCES = {
+    f"products/{name}" for name in ("bind_cpu_device.cpp", "cpu_products.cpp", "cpu_products.h", "elements.h")
+}
 # They take slots too, but of private memory, which a TEE without a GPU process has in the arena's place.
 PRIVATE_SOURCES = {"field/held_linear.h", "attention/bind_attention.cpp"}
 KERNELS = {

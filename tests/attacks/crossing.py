@@ -86,14 +86,16 @@ class PlainWatcher(Watching, HostileGpu):
             self._embedding = checkpoint.tensor(of.weight, (of.rows, of.size)).data.copy()
 
     def input_of(self, record: Record) -> np.ndarray:
-        x = slot_array(self.arena, self.plan.slots[record.in_slot])
-        return bfloat16_to_float32(x[record.first_row : record.first_row + record.rows])
+        x = slot_array(self.arena, self.plan.slots[record.in_slot])[record.first_row : record.first_row + record.rows]
+        return bfloat16_to_float32(x) if x.dtype == np.uint16 else x.astype(np.float32)
 
     def fill(self, record: Record) -> None:
         if record.opcode != Opcode.EMBED:
             return super().fill(record)
         tokens = slot_array(self.arena, self.plan.slot("tokens"))[: record.rows, 0]
-        slot_array(self.arena, self.plan.slot("hidden"))[: record.rows] = self._embedding[tokens]
+        out = slot_array(self.arena, self.plan.slots[record.out_slot])
+        rows = self._embedding[tokens]
+        out[: record.rows] = rows if out.dtype == np.uint16 else bfloat16_to_float32(rows)
         return None
 
 

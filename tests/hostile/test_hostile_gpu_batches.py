@@ -59,8 +59,9 @@ def ask_for_all(llm: LLM) -> tuple[list[list[Update]], int]:
     """What each caller is told until its last update, and how many tokens there were before the fault's step."""
     told: list[SimpleQueue[Update]] = [SimpleQueue() for _ in PROMPTS]
     completions = [llm.start(prompt, PARAMS) for prompt in PROMPTS]
-    for completion, queue in zip(completions, told, strict=True):
-        llm.runtime.add([completion], queue.put)
+    queue_of = dict(zip(completions, told, strict=True))
+    # All from the same step on.
+    llm.runtime.add(completions, lambda update: queue_of[update.completion].put(update))
     updates = [told_of(llm, completion, queue) for completion, queue in zip(completions, told, strict=True)]
     assert all(queue.empty() for queue in told)
     assert [completion.token_ids for completion in completions] == [

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from models import RandomModel, with_bytes_as_tokens
 from process_table import children
-from servers import demo_server
+from servers import Server, demo_server
 
 from tsqp_shm import LLM, SamplingParams
 
@@ -57,16 +57,20 @@ def asked(prompt: str) -> dict[str, object]:
     return {"prompt": prompt, "temperature": 0, "max_tokens": 200, "ignore_eos": True}
 
 
+def kill_gpu_process(server: Server) -> None:
+    (gpu,) = [
+        pid for pid in children(server.process.pid) if b"gpu" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    ]
+    os.kill(gpu, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("mode", ["verified", "blinded"])
 def test_streams_go_on_where_another_gpu_process_takes_over_and_nothing_comes_twice(model, answers, mode):
     with demo_server(model, "--mode", mode, "--device", "cpu", "--restart-gpu", 1) as server:
         with ExitStack() as stack:
             streams = [stack.enter_context(server.streaming(COMPLETIONS, asked(prompt))) for prompt in PROMPTS]
             texts = [next(stream)["choices"][0]["text"] for stream in streams]
-            for pid in children(server.process.pid):
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if b"gpu" in command:
-                    os.kill(pid, signal.SIGKILL)
+            kill_gpu_process(server)
             for index, stream in enumerate(streams):
                 texts[index] += "".join(event["choices"][0]["text"] for event in stream)
         assert texts == answers
@@ -100,9 +104,8 @@ def test_a_false_result_ends_every_request_with_one_code_and_the_process_with_4(
 
 def test_a_session_that_is_over_is_503_until_somebody_ends_the_server(model):
     with demo_server(model, "--mode", "plain", "--device", "cpu") as server:
-        for pid in children(server.process.pid):
-            os.kill(pid, signal.SIGKILL)
+        kill_gpu_process(server)
         status, answer = server.post(COMPLETIONS, asked("a"))
-        assert (status, answer["error"]["code"]) == (503, "PeerDied")
+        assert (status, answer["error"]["code"]) == (503, "PeerDied"), answer
         assert server.get("/health")[0] == 503 and server.get("/live")[0] == 200
         assert server.stop() == 0
