@@ -21,11 +21,10 @@ from tsqp_shm import LLM
 pytestmark = pytest.mark.serving
 
 QUESTIONS = [
-    ("The capital of France is", [" Paris", " London", " Rome"], 0),
-    ("Two plus two equals", [" four", " seven", " a hundred and one"], 0),
-    ("The sun rises in the", [" west", " east"], 1),
-    ("Water freezes at zero degrees", [" Celsius", " Fahrenheit, as everybody knows"], 0),
-    ("", [" A", " B"], 0),
+    ("The capital of France is", ["Paris", "London", "Rome"], 0),
+    ("Two plus two equals", ["four", "seven", "a hundred and one"], 0),
+    ("The sun rises in the", ["west", "east"], 1),
+    ("Water freezes at zero degrees", ["Celsius", "Fahrenheit, as everybody knows"], 0),
 ]
 TASK = """
 task: local_questions
@@ -83,9 +82,7 @@ def run(*command: object, folder: Path) -> str:
 
 def test_lm_eval_finds_the_log_likelihoods_of_a_session_in_process(server, tools, demo_model, tmp_path):
     data = tmp_path / "questions.jsonl"
-    data.write_text(
-        "".join(json.dumps({"question": q, "choices": c, "answer": a}) + "\n" for q, c, a in QUESTIONS if q)
-    )
+    data.write_text("".join(json.dumps({"question": q, "choices": c, "answer": a}) + "\n" for q, c, a in QUESTIONS))
     (tmp_path / "task.yaml").write_text(TASK.format(data=data))
     where = f"model={demo_model.name},base_url={server.url}/v1/completions,tokenizer_backend=remote,num_concurrent=4"
     out = tmp_path / "out"
@@ -100,10 +97,9 @@ def test_lm_eval_finds_the_log_likelihoods_of_a_session_in_process(server, tools
     scores = {sample["doc"]["question"]: [float(each[0][0]) for each in sample["resps"]] for sample in found}
     with LLM(demo_model, mode="tee-only") as llm:
         for question, choices, _ in QUESTIONS:
-            if question:
-                assert scores[question] == pytest.approx(
-                    [scored(llm, question, choice) for choice in choices], abs=2e-3
-                )
+            # lm-eval has a space between the two.
+            expected = [scored(llm, question, f" {choice}") for choice in choices]
+            assert scores[question] == pytest.approx(expected, abs=2e-3)
 
 
 def scored(llm: LLM, question: str, choice: str) -> float:
