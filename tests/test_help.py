@@ -76,4 +76,4 @@ def test_a_wrong_flag_is_one_line(capsys):
     with pytest.raises(SystemExit) as ended:
         build_parser().parse_args(["launch", "--helpless"])
     assert ended.value.code == 2
-    assert capsys.readouterr().err == ("tsqp-shm: unrecognized arguments: --helpless; see tsqp-shm --help\n")
+    assert capsys.readouterr().err == ("tsqp-shm: unrecognized arguments: --helpless; see tsqp-shm launch --help\n")

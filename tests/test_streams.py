@@ -200,7 +200,7 @@ def test_a_line_of_a_conversation_that_is_no_text_is_refused_and_the_next_is_ask
     )  # fmt: skip
     assert said.returncode == 0
     assert said.stderr.count(b"this line is no UTF-8 text") == 1
-    assert said.stderr.count(b"ended by length") == 2
+    assert said.stderr.count(b"cut at 2 tokens") == 2
     # Two bytes, and the mark before them was none of the prompt.
     assert b"prefill 2 tokens" in said.stderr
 

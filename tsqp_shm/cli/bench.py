@@ -90,7 +90,7 @@ def add_cases(verb: Parser) -> None:
     ):
         case = cases.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=parents)
         case.put_first(FIRST_FLAGS)
-        case.set_defaults(run=run, case=name)
+        case.set_defaults(run=run, case=name, prog=case.prog)
         if name == "modes":
             case.description = MODES_DESCRIPTION
             case.epilog = f"examples:\n{textwrap.indent(MODES_EXAMPLES, '  ')}"

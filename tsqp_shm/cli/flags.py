@@ -22,6 +22,7 @@ from tsqp_shm.config import (
 from tsqp_shm.modes import MODES
 
 DEFAULT_PROMPT = "The capital of Italy is"
+DEFAULT_QUESTION = "What is the capital of France?"
 
 
 _FIRST_OF_PROMPT = ("--prompt", "--prompt-file", "--chat", "--interactive", "--system")
@@ -129,7 +130,10 @@ def add_trust(parser: Parser) -> argparse._ArgumentGroup:
 def prompt_flags() -> Parser:
     parser = Parser(add_help=False)
     prompt = parser.add_argument_group("prompt")
-    prompt.add_argument("--prompt", metavar="TEXT", help=f"what to complete ({DEFAULT_PROMPT!r})")
+    prompt.add_argument(
+        "--prompt", metavar="TEXT",
+        help=f"what to complete ({DEFAULT_PROMPT!r}), or with --chat to answer ({DEFAULT_QUESTION!r})",
+    )  # fmt: skip
     prompt.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a file, or from - (stdin)")
     prompt.add_argument("--chat", action="store_true", help="apply the model's chat template to the prompt")
     prompt.add_argument(

@@ -26,6 +26,15 @@ class Parser(argparse.ArgumentParser):
         """A wrong flag gets one line; the usage of all the others would bury it."""
         self.exit(ConfigError.exit_code, f"{ERROR_PREFIX}{message}; see {self.prog} --help\n")
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; what is unknown is told by the verb that was asked for, whose help has the right names."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            prog = getattr(parsed, "prog", self.prog)
+            words = " ".join(unknown)
+            self.exit(ConfigError.exit_code, f"{ERROR_PREFIX}unrecognized arguments: {words}; see {prog} --help\n")
+        return parsed
+
     def put_first(self, names: Sequence[str]) -> None:
         """Has help begin with these flags, in this order; those that the parser does not have are passed over."""
         self._first = names

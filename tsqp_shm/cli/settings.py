@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tsqp_shm.cli.flags import DEFAULT_PROMPT
+from tsqp_shm.cli.flags import DEFAULT_PROMPT, DEFAULT_QUESTION
 from tsqp_shm.cli.parser import Parser
 from tsqp_shm.config import EngineConfig
 from tsqp_shm.errors import ConfigError
@@ -57,7 +57,8 @@ def prompt_text(arguments: argparse.Namespace) -> str:
     """
     path = arguments.prompt_file
     if path is None:
-        return DEFAULT_PROMPT if arguments.prompt is None else str(arguments.prompt)
+        default = DEFAULT_QUESTION if arguments.chat else DEFAULT_PROMPT
+        return default if arguments.prompt is None else str(arguments.prompt)
     try:
         with contextlib.ExitStack() as stack:
             file = sys.stdin.buffer if path == "-" else stack.enter_context(Path(path).open("rb"))

@@ -107,7 +107,7 @@ def build_parser() -> Parser:
         )
         if name in FIRST_FLAGS:
             verb.put_first(FIRST_FLAGS[name])
-        verb.set_defaults(run=run)
+        verb.set_defaults(run=run, prog=verb.prog)
     text = "measure it beside others, in turns"
     add_cases(verbs.add_parser("bench", help=text, description=text[0].upper() + text[1:] + "."))
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from tsqp_shm.tee.sampling_params import SamplingParams
 
 LEAVING = "/exit"
 CLEARING = "/clear"
+# A word that nobody asks a model.
+_COMMAND = re.compile(r"/[a-z]+")
 HOW_TO_LEAVE = f"Ctrl-D or {LEAVING} ends the chat"
 # Of the model's length, what an answer needs to be asked for at all, and what is kept of a conversation that left less.
 _ROOM = 1 / 8
@@ -122,6 +125,11 @@ class Chat:
             self._num_used = 0
             self.notices.insist("another conversation begins")
             return False
+        command = content.strip()
+        if self.typed.is_terminal and command != LEAVING and _COMMAND.fullmatch(command):
+            unknown = "" if command == "/help" else f"there is no {command}; "
+            self.notices.insist(f"{unknown}{CLEARING} begins another conversation, {HOW_TO_LEAVE}")
+            return False
         return True
 
     def _answered(self, conversation: Conversation, content: str, interrupts: Interrupts) -> Completion | None:
@@ -130,7 +138,7 @@ class Chat:
             asked = self._fitting([*self._messages, {"role": "user", "content": content}])
             completion = conversation.start([*self._beginning, *asked], self.params)
         except RequestError as error:
-            self.notices.insist(f"this was not asked: {error}")
+            self.notices.insist(f"not asked, and not part of the conversation: {error}")
             return None
         if left_out := len(self._messages) + 1 - len(asked):
             turns = "its oldest turn is" if left_out == 2 else f"its {left_out // 2} oldest turns are"

@@ -33,14 +33,13 @@ def summary(completion: Completion) -> dict[str, Any]:
 
 
 def print_line(completion: Completion, out: TextIO) -> None:
-    """One line of a completion that has ended."""
+    """One line of a completion that has ended; why, where it was cut, `why_cut` says."""
     facts = summary(completion)
     prompt, cached = facts["prompt_tokens"], facts["cached_tokens"]
     tokens = f"{prompt:,} tokens" if not cached else f"{prompt - cached:,} of {prompt:,} tokens"
     print(
         f"prefill {tokens} in {facts['prefill_s']:.3g} s{_rate(facts['prefill_tokens_per_s'])}, "
-        f"decode {max(0, facts['completion_tokens'] - 1):,} in {facts['decode_s']:.3g} s"
-        f"{_rate(facts['decode_tokens_per_s'])}, ended by {facts['finish_reason']}",
+        f"decode {facts['completion_tokens']:,} in {facts['decode_s']:.3g} s{_rate(facts['decode_tokens_per_s'])}",
         file=out,
         flush=True,
     )
