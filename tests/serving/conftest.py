@@ -10,7 +10,7 @@ from servers import Server, demo_server
 
 pytest.importorskip("uvicorn", reason="pip install '.[serve]'")
 
-KEYS = ("first key", "second key")
+KEYS = ("first-key", "second-key")
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,8 @@ def test_each_answer_has_an_id_and_the_mode(server):
         ({"prompt": "x", "max_tokens": 10**30}, 400, "max_tokens"),
         ({"prompt": "\ud800"}, 400, "prompt"),
         ({"prompt": "x", "logprobs": 21}, 400, "logprobs"),
+        ({"prompt": "x", "stop": ["x"] * 17}, 400, "stop"),
+        ({"prompt": "x", "bad_words": ["word " * 50]}, 400, "bad_words"),
     ],
     ids=str,
 )
@@ -162,16 +164,16 @@ def test_whoever_dawdles_with_a_head_or_a_body_is_cut_off_and_disturbs_nobody(de
 
 def test_a_record_of_evidence_is_for_the_key_that_asked(locked, tmp_path):
     status, headers, _ = locked.ask(
-        "POST", COMPLETIONS, {"prompt": "a", "max_tokens": 2, "temperature": 0}, Authorization="Bearer first key"
+        "POST", COMPLETIONS, {"prompt": "a", "max_tokens": 2, "temperature": 0}, Authorization="Bearer first-key"
     )
     request_id, nonce = headers["x-tsqp-evidence"], headers["x-tsqp-nonce"]
     assert status == 200 and len(bytes.fromhex(nonce)) == 32
     path = f"/v1/evidence/{request_id}"
-    status, record = locked.get(path, Authorization="Bearer first key")
+    status, record = locked.get(path, Authorization="Bearer first-key")
     assert (status, record["schema"], len(record["requests"])) == (200, "tsqp-shm evidence 1", 1)
-    assert locked.get(path, Authorization="Bearer second key")[0] == 404
+    assert locked.get(path, Authorization="Bearer second-key")[0] == 404
     assert locked.get(path)[0] == 401
-    assert locked.get("/v1/evidence/cmpl-none", Authorization="Bearer first key")[0] == 404
+    assert locked.get("/v1/evidence/cmpl-none", Authorization="Bearer first-key")[0] == 404
 
 
 def test_a_unix_socket_is_its_user_s_alone_and_leaves_nothing(demo_model, tmp_path):
@@ -192,6 +194,14 @@ def test_flags_come_from_a_file_too_and_a_wrong_one_is_one_line(demo_model, tmp_
     )
     with demo_server(demo_model, "--config", config) as server:
         assert server.get("/v1/models", Authorization="Bearer secret")[1]["data"][0]["id"] == "mine"
+    for words, said in (
+        ("api-key:\n", "a string, or strings"),
+        ("port: [1]\n", "one value"),
+        ("api-key: 5\n", "quote"),
+    ):
+        config.write_text(words)
+        with pytest.raises(AssertionError, match=said):
+            Server(demo_model, "--config", config)
     config.write_text("colour: red\n")
     with pytest.raises(AssertionError, match="colour: got 'red', expected a flag of this command"):
         Server(demo_model, "--config", config)

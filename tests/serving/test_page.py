@@ -139,12 +139,12 @@ def test_reading_on_is_not_disturbed_while_an_answer_grows(server, open_page):
 
 
 def test_an_error_says_what_to_do(demo_model, open_page):
-    with demo_server(demo_model, "--mode", "tee-only", "--max-model-len", 64, "--api-key", "open sesame") as server:
+    with demo_server(demo_model, "--mode", "tee-only", "--max-model-len", 64, "--api-key", "open-sesame") as server:
         page = open_page(server.url)
         page.until(lambda: page.find("key-form").is_displayed())
         page.type("wrong", Keys.ENTER)
         page.until(lambda: page.find("key-form").is_displayed())
-        page.type("open sesame", Keys.ENTER)
+        page.type("open-sesame", Keys.ENTER)
         page.until(lambda: "tee-only" in page.find("protects").text)
         page.type("word " * 100, Keys.ENTER)
         page.until(lambda: page.find("trouble").is_displayed())

@@ -12,6 +12,8 @@ from tsqp_shm.errors import ConfigError
 
 _LINE = re.compile(r"([A-Za-z][A-Za-z0-9_-]*)\s*:(?:\s+(.*))?")
 _ITEM = re.compile(r"\s*-\s+(.*)")
+# Of flags that may be repeated.
+_LISTS = ("api_keys", "allowed_origins")
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "null": None, "~": None}
 
 
@@ -30,9 +32,26 @@ def apply_config(path: Path, arguments: argparse.Namespace) -> None:
         field = _field(name, arguments)
         if field is None:
             raise ConfigError(f"{path}: {name}", value, "a flag of this command, without its dashes")
-        # A flag that takes several is None or a list where it is not given, one that takes none False.
-        if getattr(arguments, field) in (None, False):
+        value = _as_flag(f"{path}: {name}", value, is_list=field in _LISTS)
+        # Not by equality: 0 is given.
+        if getattr(arguments, field) is None or getattr(arguments, field) is False:
             setattr(arguments, field, value)
+
+
+def _as_flag(name: str, value: Any, *, is_list: bool) -> Any:
+    """A value as the flag's own parser would give it.
+
+    Raises:
+        ConfigError: it is none: of keys above all, a wrong one must not be taken for others, or for none.
+    """
+    if not is_list:
+        if isinstance(value, list) or value is None:
+            raise ConfigError(name, value, "one value")
+        return value
+    listed = value if isinstance(value, list) else [value]
+    if not listed or not all(isinstance(each, str) and each for each in listed):
+        raise ConfigError(name, "a list" if isinstance(value, list) else value, "a string, or strings; quote numbers")
+    return listed
 
 
 def _field(name: str, arguments: argparse.Namespace) -> str | None:

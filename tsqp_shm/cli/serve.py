@@ -76,6 +76,10 @@ def serve_model(arguments: argparse.Namespace, lifeline: Lifeline) -> int:
         from tsqp_shm.serve.settings import ServeSettings
 
     settings = ServeSettings(**_settings(arguments, [field.name for field in fields(ServeSettings)]))
+    for name in ("ssl_certfile", "ssl_keyfile"):
+        file = getattr(settings, name)
+        if file is not None and not os.access(file, os.R_OK):
+            raise ConfigError(name.replace("_", "-"), file, "a file that can be read")
     # A connection is a file descriptor.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, settings.max_connections + 512)), hard))

@@ -26,11 +26,12 @@ def guarded(settings: ServeSettings) -> type[asyncio.Protocol]:
 
     class Guarded(H11Protocol):
         _head_deadline: asyncio.TimerHandle | None = None
+        _write_deadline: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             if len(self.connections) > settings.max_connections:
-                transport.close()
+                transport.abort()
                 return
             self._expect_head()
 
@@ -41,8 +42,18 @@ def guarded(settings: ServeSettings) -> type[asyncio.Protocol]:
             elif self._head_deadline is None:
                 self._expect_head()
 
+        def pause_writing(self) -> None:
+            """What is to be sent piles up, as the client takes none of it: it has so long to begin."""
+            super().pause_writing()
+            self._write_deadline = self.loop.call_later(settings.receive_s, self._abort)
+
+        def resume_writing(self) -> None:
+            self._forget_write()
+            super().resume_writing()
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._forget_head()
+            self._forget_write()
             super().connection_lost(exc)
 
         def on_response_complete(self) -> None:
@@ -58,10 +69,19 @@ def guarded(settings: ServeSettings) -> type[asyncio.Protocol]:
                 self._head_deadline.cancel()
                 self._head_deadline = None
 
+        def _forget_write(self) -> None:
+            if self._write_deadline is not None:
+                self._write_deadline.cancel()
+                self._write_deadline = None
+
         def _end_slow(self) -> None:
             self._head_deadline = None
-            if self.transport is not None and not self.transport.is_closing():
-                self.transport.close()
+            self._abort()
+
+        def _abort(self) -> None:
+            # To close would be to wait until the client takes what is to be sent.
+            if self.transport is not None:
+                self.transport.abort()
 
     return Guarded
 

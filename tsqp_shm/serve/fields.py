@@ -18,6 +18,11 @@ _SHARED = (
     "allowed_token_ids", "include_stop_str_in_output", "skip_special_tokens",
 )  # fmt: skip
 MOST_COMPLETIONS = 128
+# Lists, of so many entries of so many characters: each is looked at for each token, or encoded for each completion.
+_BOUNDED = (
+    ("stop", 16, 200), ("bad_words", 64, 200), ("stop_token_ids", 1024, 20), ("logit_bias", 1024, 20),
+    ("allowed_token_ids", 1 << 16, 20),
+)  # fmt: skip
 # What would be another answer without it; each value but these is refused.
 _NOT_HERE: Mapping[str, tuple[object, ...]] = {
     "tools": ([],),
@@ -93,6 +98,8 @@ class Fields:
         """
         given = {name: self._content[name] for name in _SHARED if name in self._content}
         given |= {field: self._content[name] for field, name in names.items() if name in self._content}
+        for name, most, longest in _BOUNDED:
+            _require_bounded(name, given.get(name), most, longest)
         if given.get("top_k") == -1:
             given["top_k"] = 0
         count = self.whole("n", 1, MOST_COMPLETIONS) or 1
@@ -110,3 +117,14 @@ class Fields:
             raise wrong("stream_options", options, "an object")
         chosen = Fields(options)
         return chosen.flag("include_usage"), chosen.flag("continuous_usage_stats")
+
+
+def _require_bounded(name: str, value: object, most: int, longest: int) -> None:
+    """Raises:
+    Refusal: there are more entries, or one is longer.
+    """
+    listed = [value] if isinstance(value, str) else value if isinstance(value, (list, dict)) else []
+    if len(listed) > most:
+        raise wrong(name, value, f"at most {most} entries")
+    if any(isinstance(each, str) and len(each) > longest for each in listed):
+        raise wrong(name, value, f"entries of at most {longest} characters")

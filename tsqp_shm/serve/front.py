@@ -51,6 +51,8 @@ class Front:
         self.defaults = UNASKED
         self._llm: LLM | None = None
         self._threads = ThreadPoolExecutor(_THREADS, "tsqp-shm front")
+        # Of its own: texts that take long must not keep from being seen how the server is.
+        self._looking = ThreadPoolExecutor(1, "tsqp-shm look")
         # By request id: whose it is, and what its answers' evidence is found by.
         self._receipts: OrderedDict[str, tuple[bytes | None, list[int]]] = OrderedDict()
 
@@ -63,7 +65,8 @@ class Front:
         self._llm = llm
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._looking):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def fault(self) -> TsqpError | None:
@@ -102,14 +105,21 @@ class Front:
             raise unready or Refusal(503, "no session", kind="server_error")
         return self._llm
 
+    async def look(self, function: Callable[[], T]) -> T:
+        """As `aside`, of what says how the session is."""
+        return await self._in(self._looking, function)
+
     async def aside(self, function: Callable[..., T], *arguments: Any) -> T:
         """Has a thread do what would keep the loop from others.
 
         Raises:
             Refusal: for each error of the session's or the request's.
         """
+        return await self._in(self._threads, lambda: function(*arguments))
+
+    async def _in(self, threads: ThreadPoolExecutor, function: Callable[[], T]) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*arguments))
+            return await asyncio.get_running_loop().run_in_executor(threads, function)
         except TsqpError as error:
             raise Refusal.of(error) from None
 

@@ -42,7 +42,7 @@ async def session(request: Request) -> Response:
     front: Front = request.app.state.front
     front.principal(request)
     mode = MODES[front.mode]
-    facts = await front.aside(front.facts)
+    facts = await front.look(front.facts)
     return JSONResponse({"mode": mode.name, "protects": mode.protects, "model": front.model_name, **facts})
 
 

@@ -20,7 +20,7 @@ async def metrics(request: Request) -> Response:
     """Without a key, as whoever scrapes has none: nothing of a request is in it but counts, lengths and times."""
     front: Front = request.app.state.front
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Session(await front.aside(front.metrics)))
+    registry.register(_Session(await front.look(front.metrics)))
     return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

@@ -17,6 +17,7 @@ from tsqp_shm.errors import (
     RequestError,
     TsqpError,
 )
+from tsqp_shm.model.confined import ConfinedError
 
 _COUNT = re.compile(r"(more than )?[0-9,]+ (tokens|characters)")
 _SHOWN = (bool, int, float, type(None))
@@ -68,6 +69,9 @@ class Refusal(Exception):
             return cls(429, str(error), kind="server_error", code="pads_exhausted", headers={"Retry-After": "5"})
         if isinstance(error, NumericsError):
             return cls(422, str(error), code="numerics_error")
+        if isinstance(error, RequestError) and isinstance(error.__cause__, ConfinedError):
+            # What the model's own programs say of a text may be that text.
+            return cls(400, "the model's tokenizer or chat template refuses this", param=_param(error.field, names))
         if isinstance(error, ConfigError):
             message = f"{_param(error.field, names)}: expected {error.expected}, got {_given(error.value)}"
             is_long = isinstance(error, RequestError) and error.expected.startswith("at most") and "token" in message

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 
 from tsqp_shm.config import require_choice, require_range
 from tsqp_shm.errors import ConfigError
 
+_KEY = re.compile(r"[\x21-\x7e]+")
 ON_INTEGRITY = ("exit", "lock")
 
 
@@ -59,8 +61,9 @@ class ServeSettings:
                 raise ConfigError(name.removesuffix("_s"), getattr(self, name), "seconds, more than 0, at most 86400")
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise ConfigError("ssl_keyfile", self.ssl_keyfile, "both --ssl-certfile and --ssl-keyfile, or neither")
-        if not all(self.api_keys):
-            raise ConfigError("api_key", "an empty one", "one character at least")
+        if not all(_KEY.fullmatch(key) for key in self.api_keys):
+            # No header could carry it, so it would lock everybody out.
+            raise ConfigError("api_key", "one that cannot be sent", "printable ASCII without spaces, one at least")
         if "\n" in (self.uds or ""):
             raise ConfigError("uds", self.uds, "a path on one line")
 
