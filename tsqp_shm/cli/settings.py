@@ -26,15 +26,21 @@ MAX_PROMPT_BYTES = 1 << 26
 
 @contextmanager
 def blocked_interrupts() -> Iterator[None]:
-    """Lets Ctrl-C wait while modules load: numpy would take it for a broken installation.
+    """Lets Ctrl-C, and what ends this process, wait while modules load: numpy would take it for a broken installation.
 
-    A launch starts the TEE process with it blocked, for the time before this.
+    A launch starts the TEE process with Ctrl-C blocked, for the time before this.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # By a handler, as any thread may get it, and the handler runs in this one.
+    came: list[int] = []
+    handler = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
     try:
         yield
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        if came:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def reporter(arguments: argparse.Namespace) -> Callable[[str], None]:
